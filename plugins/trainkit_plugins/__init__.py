@@ -1,0 +1,1 @@
+"""The techniques: one room each, usable with trainkit or without it."""
