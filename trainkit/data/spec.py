@@ -1,0 +1,90 @@
+"""The `data:` section of a recipe. Imports neither torch nor timm: recipes are checked before those load."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+STRICT = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class AugmentSpec(BaseModel):
+    """Random transforms of training images, by timm's `create_transform`; the defaults are timm's."""
+
+    model_config = STRICT
+
+    scale: tuple[float, float] = Field((0.08, 1.0), description="area of the random crop, as fractions")
+    ratio: tuple[float, float] = Field((0.75, 4 / 3), description="aspect ratio of the random crop")
+    hflip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    vflip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip")
+    color_jitter: float = Field(0.4, ge=0, description="strength of colour jitter; 0 for none (grey images)")
+    auto_augment: str | None = Field(None, description="timm's policy string, such as rand-m9-mstd0.5")
+    re_prob: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
+    interpolation: str = Field("random", description="timm's name: random, bilinear, bicubic …")
+
+
+class DataSpec(BaseModel):
+    """What every data source understands."""
+
+    model_config = STRICT
+
+    image_size: int | None = Field(None, ge=1, description="side in pixels; default: the model's own")
+    batch_size: int = Field(64, ge=1, description="examples per micro-batch and rank")
+    eval_batch_size: int | None = Field(
+        None, ge=1, description="examples per validation batch; default: batch_size"
+    )
+    workers: int = Field(
+        0, ge=0, description="processes that read data; the data are the same for any number"
+    )
+    drop_last: bool = Field(False, description="leave out the last, short training batch of an epoch")
+    augment: AugmentSpec | None = Field(
+        None, description="random transforms of training images; none: no change"
+    )
+    mean: tuple[float, ...] | None = Field(
+        None, description="per channel, subtracted; default: the source's own"
+    )
+    std: tuple[float, ...] | None = Field(
+        None, description="per channel, divided by; default: the source's own"
+    )
+
+
+class DigitsSpec(DataSpec):
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, in 10 classes; always there, nothing to download."""
+
+    name: Literal["digits"]
+    val_fraction: float = Field(
+        0.2, gt=0, lt=1, description="share held out, stratified; the same for every seed"
+    )
+
+
+class TimmSpec(DataSpec):
+    """Any data set of `timm.data.create_dataset`: `folder`, `tar`, `torch/cifar10`, `hfds/…`, `wds/…`, …"""
+
+    name: str = Field(min_length=1, description="timm's name of the data set")
+    root: str = Field(description="folder (or archive) that holds the files")
+    train_split: str = Field("train", description="timm's name of the training split")
+    val_split: str = Field("validation", description="timm's name of the validation split")
+    download: bool = Field(False, description="let timm download the files, where the source can")
+    class_map: str = Field("", description="file that maps class names to indices")
+    num_classes: int | None = Field(None, ge=2, description="needed only where the source does not say")
+    workers: int = Field(
+        4, ge=0, description="processes that read data; the data are the same for any number"
+    )
+    augment: AugmentSpec | None = Field(
+        AugmentSpec(scale=(0.08, 1.0)), description="random transforms of training images; null: no change"
+    )
+
+
+BUILT_IN = {"digits": "digits"}
+"""Names that do not go to timm. A new embedded source adds its spec here, below, and in `data/sources.py`."""
+
+
+def _tag(value: Any) -> str:
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    return BUILT_IN.get(name, "timm") if isinstance(name, str) else "timm"
+
+
+AnyDataSpec = Annotated[
+    Annotated[DigitsSpec, Tag("digits")] | Annotated[TimmSpec, Tag("timm")], Discriminator(_tag)
+]

@@ -1,0 +1,203 @@
+"""What a run measures: one value per name and step, kept on its device until it is written.
+
+Recording a tensor costs no device synchronisation. Values reach the host together, every few steps, and go to
+`metrics.jsonl` (one JSON object per line) and to the `on_log` hook.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainkit.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Value = float | list[float]
+
+
+@dataclass(frozen=True)
+class Record:
+    """The values of one optimizer step, or of one validation (names under `val/`), on the host."""
+
+    step: int
+    epoch: int
+    values: dict[str, Value]
+
+    def to_json(self) -> str:
+        """Return one line of `metrics.jsonl`. JSON knows no NaN: values that are not finite become null."""
+        return json.dumps({"step": self.step, "epoch": self.epoch, **_finite(self.values)})
+
+
+def _finite(values: dict[str, Value]) -> dict[str, Any]:
+    def clean(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    return {
+        name: [clean(v) for v in value] if isinstance(value, list) else clean(value)
+        for name, value in values.items()
+    }
+
+
+class Log:
+    """Collects values during a run.
+
+    Args:
+        path: `metrics.jsonl`, or None to keep nothing on disk (ranks other than 0).
+        average: mean over ranks of the losses of the pending steps.
+    """
+
+    def __init__(
+        self, path: Path | None = None, average: Callable[[list[float]], list[float]] | None = None
+    ) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        self._average = average
+        self._current: dict[str, Tensor | float] = {}
+        self._pending: list[tuple[int, int, dict[str, Tensor | float]]] = []
+
+    def record(self, name: str, value: Tensor | float) -> None:
+        """Keep `value` (a number, a scalar tensor, or a vector) under `name` for the current step."""
+        self._current[name] = value
+
+    def note(self, text: str) -> None:
+        """Say something once that the user should know; it is shown, and kept in the summary and report."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def commit(self, step: int, epoch: int) -> None:
+        """Close the current step: what has been recorded since the last call belongs to it."""
+        if self._current:
+            self._pending.append((step, epoch, self._current))
+            self._current = {}
+
+    @property
+    def pending(self) -> int:
+        """How many steps wait to be flushed."""
+        return len(self._pending)
+
+    def flush(self) -> list[Record]:
+        """Bring the pending values to the host, write them, and return them."""
+        pending, self._pending = self._pending, []
+        host = iter(_to_host([value for *_, values in pending for value in values.values()]))
+        records = [
+            Record(step, epoch, {name: next(host) for name in values}) for step, epoch, values in pending
+        ]
+        if self._average is not None:
+            trained = [r for r in records if "loss" in r.values]
+            for record, loss in zip(
+                trained,
+                self._average([float(r.values["loss"]) for r in trained]),
+                strict=True,  # type: ignore[arg-type]
+            ):
+                record.values["loss"] = loss
+        if self.path is not None and records:
+            with self.path.open("a") as file:
+                file.writelines(record.to_json() + "\n" for record in records)
+        return records
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far `metrics.jsonl` had been written, having made sure that it is on disk."""
+        if self.path is None or not self.path.exists():
+            return {"bytes": 0, "notes": list(self.notes)}
+        with self.path.open("a") as file:
+            os.fsync(file.fileno())
+            return {"bytes": file.tell(), "notes": list(self.notes)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Cut `metrics.jsonl` back to where it was, so that steps taken again are not counted twice."""
+        self.notes = list(state["notes"])
+        if self.path is None:
+            return
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size < state["bytes"]:
+            raise UserError(
+                f"{self.path}: has {size} bytes but the checkpoint was written after {state['bytes']}; "
+                "the file was changed since: restore it, or start a new run"
+            )
+        if size:
+            os.truncate(self.path, state["bytes"])
+
+
+def _to_host(values: Sequence[Tensor | float]) -> Iterator[Value]:
+    """Yield each value as a number or a list of numbers, with one transfer per device."""
+    import torch
+
+    tensors = [(i, v.detach()) for i, v in enumerate(values) if isinstance(v, torch.Tensor)]
+    found: dict[int, Value] = {}
+    for device in dict.fromkeys(t.device for _, t in tensors):
+        here = [(i, t) for i, t in tensors if t.device == device]
+        # float64 holds every float32 and every count exactly; Apple's GPUs do not have it.
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        flat = torch.cat([t.reshape(-1).to(wide) for _, t in here]).tolist()
+        start = 0
+        for i, t in here:
+            found[i] = flat[start] if t.ndim == 0 else flat[start : start + t.numel()]
+            start += t.numel()
+    for i, value in enumerate(values):
+        yield found[i] if i in found else float(value)
+
+
+class History:
+    """What a run logged, read back from `metrics.jsonl`.
+
+    Args:
+        records: the run's records in order.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = tuple(records)
+
+    @classmethod
+    def read(cls, path: Path) -> History:
+        """Read `metrics.jsonl`; nulls become NaN. A last line cut short by a crash is left out."""
+        records = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            step, epoch = row.pop("step"), row.pop("epoch")
+            records.append(Record(step, epoch, {name: _from_json(value) for name, value in row.items()}))
+        return cls(records)
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that was logged, in order of first appearance."""
+        return list(dict.fromkeys(name for record in self.records for name in record.values))
+
+    def series(self, name: str) -> tuple[list[int], list[Any]]:
+        """Return the steps at which `name` was logged and its values there."""
+        rows = [(r.step, r.values[name]) for r in self.records if name in r.values]
+        return [step for step, _ in rows], [value for _, value in rows]
+
+    def together(self, *names: str) -> tuple[list[int], list[tuple[Any, ...]]]:
+        """Return the steps at which all of `names` were logged, and their values side by side."""
+        rows = [r for r in self.records if all(name in r.values for name in names)]
+        return [r.step for r in rows], [tuple(r.values[name] for name in names) for r in rows]
+
+    def write_csv(self, path: Path) -> None:
+        """Write every scalar as one table with a column per name; empty where nothing was logged."""
+        columns = [
+            n for n in self.names if any(not isinstance(r.values.get(n, []), list) for r in self.records)
+        ]
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["step", "epoch", *columns])
+            for record in self.records:
+                writer.writerow(
+                    [record.step, record.epoch, *(record.values.get(name, "") for name in columns)]
+                )
+
+
+def _from_json(value: Any) -> Value:
+    if isinstance(value, list):
+        return [math.nan if v is None else float(v) for v in value]
+    return math.nan if value is None else float(value)

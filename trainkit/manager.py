@@ -1,0 +1,218 @@
+"""The plugins of one run: made from the recipe, put in order, checked, and registered with pluggy.
+
+A fresh manager per run; no globals. Order is the recipe's, changed only where plugins declare `before` or `after`.
+Everything that could go wrong with a plugin's shape is refused here, all of it at once, with the recipe's line.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pluggy
+
+from trainkit.discovery import load_class
+from trainkit.errors import Mark, PluginError, Problem, UserError, suggest
+from trainkit.hooks import PROJECT, Hooks
+from trainkit.plugin import Plugin
+from trainkit.source import Source, validate
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One plugin of a recipe: its name, itself, where it was named, and why it has its place in the order."""
+
+    name: str
+    plugin: Plugin
+    mark: Mark
+    reason: str = "recipe order"
+
+
+def instantiate(source: Source) -> tuple[list[Entry], list[Problem]]:
+    """Make the plugins that a recipe names; return them in recipe order, and every mistake found."""
+    entries: dict[str, Entry] = {}
+    problems: list[Problem] = []
+    section = source.data.get("plugins", {})
+    if not isinstance(section, dict):
+        return [], []  # core's own check of the recipe reports this
+    seed = source.data.get("seed", 0)
+    for key, options in section.items():
+        mark = source.nearest("plugins", key)
+        if not isinstance(options, dict):
+            continue
+        try:
+            name, cls = load_class(key, Path(source.file).parent)
+        except UserError as error:
+            problems.append(Problem(mark, f"plugins.{key}", str(error)))
+            continue
+        plugin, found = validate(cls, options, source, ("plugins", key))
+        problems += found
+        if name in entries:
+            problems.append(
+                Problem(mark, f"plugins.{key}", f"a plugin called {name} is already on; keep one")
+            )
+        elif plugin is not None:
+            plugin.bind(name, seed if isinstance(seed, int) else 0)
+            entries[name] = Entry(name, plugin, mark)
+    return list(entries.values()), problems
+
+
+def arrange(entries: Sequence[Entry]) -> tuple[list[Entry], list[Problem]]:
+    """Sort plugins: recipe order, as far as `before` and `after` allow; refuse conflicts, gaps and cycles."""
+    problems = []
+    names = [entry.name for entry in entries]
+    for entry in entries:
+        for other, reason in entry.plugin.conflicts.items():
+            if other in names:
+                message = f"cannot be on together with {other}: {reason}; drop one of the two"
+                problems.append(Problem(entry.mark, f"plugins.{entry.name}", message))
+        for other in entry.plugin.requires:
+            if other not in names:
+                message = f"needs the plugin {other}; add `{other}: {{}}` to `plugins:`"
+                problems.append(Problem(entry.mark, f"plugins.{entry.name}", message))
+    earlier = _earlier(entries)
+    ordered: list[Entry] = []
+    waiting = list(entries)
+    while waiting:
+        done = {entry.name for entry in ordered}
+        ready = next((e for e in waiting if earlier[e.name].keys() <= done), None)
+        if ready is None:
+            circle = ", ".join(entry.name for entry in waiting)
+            message = f"{circle} each want to come before the other; drop one of them"
+            return list(entries), [*problems, Problem(waiting[0].mark, f"plugins.{waiting[0].name}", message)]
+        waiting.remove(ready)
+        ordered.append(Entry(ready.name, ready.plugin, ready.mark, _reason(earlier[ready.name])))
+    return ordered, problems
+
+
+def _earlier(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
+    """Return for each plugin which others must come before it, and who says so."""
+    earlier: dict[str, dict[str, str]] = {entry.name: {} for entry in entries}
+    for entry in entries:
+        for other in entry.plugin.after:
+            if other in earlier:
+                earlier[entry.name][other] = f"{entry.name} declares `after {other}`"
+        for other in entry.plugin.before:
+            if other in earlier:
+                earlier[other][entry.name] = f"{entry.name} declares `before {other}`"
+    return earlier
+
+
+def _reason(constraints: Mapping[str, str]) -> str:
+    return "; ".join(["recipe order", *constraints.values()])
+
+
+def make_manager(entries: Sequence[Entry], defaults: object) -> tuple[pluggy.PluginManager, list[Problem]]:
+    """Register the plugins, first in order called first and outermost; return the manager and every mistake.
+
+    Args:
+        entries: the plugins in order.
+        defaults: core's own answers, whose implementations are all marked `trylast`.
+    """
+    manager = _Manager(PROJECT)
+    manager.add_hookspecs(Hooks)
+    for entry in entries:
+        if entry.plugin.hookspecs is not None:
+            manager.add_hookspecs(entry.plugin.hookspecs)
+    problems = [problem for entry in entries for problem in _check_shape(entry, manager)]
+    if problems:
+        return manager, problems
+    manager.register(defaults, "core")
+    for entry in reversed(entries):  # pluggy calls the last registered first
+        manager.register(entry.plugin, entry.name)
+    for name in vars(manager.hook):
+        caller = getattr(manager.hook, name)
+        if caller.spec and caller.spec.opts.get("firstresult"):
+            problems += _check_providers(caller, entries)
+            for implementation in caller.get_hookimpls():
+                implementation.function = _answering(implementation, name)
+    return manager, problems
+
+
+class _Manager(pluggy.PluginManager):
+    """pluggy's manager, made to look only at functions: reading a pydantic object's properties has effects."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        if not inspect.isfunction(inspect.getattr_static(plugin, name, None)):
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
+
+
+def implementations(plugin: object) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """Return the hook implementations of a plugin by name, each with the options of its marker."""
+    found = {}
+    for name in dir(type(plugin)):
+        function = inspect.getattr_static(type(plugin), name)
+        if inspect.isfunction(function) and hasattr(function, f"{PROJECT}_impl"):
+            found[name] = (function, cast(dict[str, Any], getattr(function, f"{PROJECT}_impl")))
+    return found
+
+
+def _check_shape(entry: Entry, manager: pluggy.PluginManager) -> list[Problem]:
+    """Return what is wrong with a plugin's hook implementations as such."""
+    wrong: list[str] = []
+    hooks = {name: caller for name, caller in vars(manager.hook).items() if getattr(caller, "spec", None)}
+    marked = implementations(entry.plugin)
+    for name in sorted(hooks.keys() & (vars(type(entry.plugin)).keys() - marked.keys())):
+        wrong.append(f"its method {name} has the name of a hook but not the mark @hookimpl; add it")
+    for name, (function, options) in marked.items():
+        if name not in hooks:
+            wrong.append(f"there is no hook {name!r}{suggest(name, list(hooks))}")
+            continue
+        known = hooks[name].spec.argnames
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        for parameter in parameters:
+            if parameter.name not in known:
+                near = suggest(parameter.name, list(known))
+                wrong.append(
+                    f"hook {name} has no argument {parameter.name!r}{near} (it has: {', '.join(known)})"
+                )
+            if (
+                parameter.default is not parameter.empty
+                or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD
+            ):
+                wrong.append(
+                    f"argument {parameter.name!r} of {name} must be plain: no default, not keyword-only"
+                )
+        wraps = options["wrapper"] or options["hookwrapper"]
+        if wraps and not hooks[name].spec.opts.get("firstresult"):
+            wrong.append(f"{name} is a moment: it has no value to wrap; use plain @hookimpl")
+        if wraps and not inspect.isgeneratorfunction(function):
+            wrong.append(f"the wrapper {name} must be a generator that yields once")
+    return [Problem(entry.mark, f"plugins.{entry.name}", message) for message in wrong]
+
+
+def _check_providers(caller: Any, entries: Sequence[Entry]) -> list[Problem]:
+    providers = [
+        i.plugin_name for i in caller.get_hookimpls() if not (i.wrapper or i.hookwrapper or i.trylast)
+    ]
+    if len(providers) < 2:
+        return []
+    ordered = [entry for entry in entries if entry.name in providers]
+    names = " and ".join(entry.name for entry in ordered)
+    message = f"{names} both provide {caller.name}, and a run has one; drop one of them"
+    return [Problem(ordered[-1].mark, f"plugins.{ordered[-1].name}", message)]
+
+
+def _answering(implementation: Any, hook: str) -> Callable[..., Any]:
+    """Wrap a value hook's implementation so that an answer of None is an error that names its plugin."""
+    function, plugin = implementation.function, implementation.plugin_name
+
+    def provider(*args: Any) -> Any:
+        answer = function(*args)
+        if answer is None:
+            raise PluginError(f"plugin {plugin}: {hook} returned None; it must return the value it provides")
+        return answer
+
+    def wrapper(*args: Any) -> Generator[None, Any, Any]:
+        answer = yield from function(*args)
+        if answer is None:
+            raise PluginError(
+                f"plugin {plugin}: {hook} returned None; a wrapper must return what it makes of `yield`"
+            )
+        return answer
+
+    return wrapper if implementation.wrapper or implementation.hookwrapper else provider

@@ -1,0 +1,100 @@
+"""The base class of every plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+from trainkit.seeds import derive_seed
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainkit.log import History
+    from trainkit.report import Section
+    from trainkit.run import Run
+
+
+class Plugin(BaseModel):
+    """A training technique: options as pydantic fields, behaviour as hook implementations.
+
+    Subclass it, declare options as annotated fields (that is the only place: command-line help, JSON schema and
+    docs are derived from them) and mark methods named as in `trainkit.hooks.Hooks` with `@hookimpl`. Keep state in
+    private attributes (`_name: T = PrivateAttr(...)`) and return it from `state_dict`, or it is lost on resume.
+
+    Plugins are compared by identity: two with equal options are two plugins.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+    )
+
+    citation: ClassVar[str] = ""
+    """BibTeX of the paper, printed by `trainkit cite`."""
+    neutral: ClassVar[Mapping[str, Any] | None] = None
+    """Options under which a run equals one without the plugin, bit for bit (`{}` for a monitor)."""
+    before: ClassVar[tuple[str, ...]] = ()
+    """Plugins that must come later than this one, whatever the recipe's order."""
+    after: ClassVar[tuple[str, ...]] = ()
+    """Plugins that must come earlier than this one."""
+    conflicts: ClassVar[Mapping[str, str]] = {}
+    """Plugins that cannot be on at the same time, each with the reason."""
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Plugins that must be on for this one to work."""
+    hookspecs: ClassVar[type | None] = None
+    """A class of hook specifications that this plugin publishes for others."""
+    known_failures: ClassVar[Mapping[str, str]] = {}
+    """Conformance checks that are known to fail, each with the reason (`trainkit.testing`)."""
+
+    _name: str = PrivateAttr(default="")
+    _seed: int = PrivateAttr(default=0)
+    _generators: dict[str, torch.Generator] = PrivateAttr(default_factory=dict)
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def bind(self, name: str, seed: int) -> None:
+        """Tell the plugin its name in the recipe and the recipe's seed; the manager does this once."""
+        self._name = name
+        self._seed = seed
+
+    @property
+    def name(self) -> str:
+        """The plugin's name in the recipe."""
+        return self._name
+
+    def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
+        """Return this plugin's own random stream on `device`.
+
+        It is seeded from (recipe seed, plugin name), the same on every rank, and is saved and restored with the
+        run, so drawing from it never changes what anything else draws.
+        """
+        import torch
+
+        key = str(device)
+        if key not in self._generators:
+            self._generators[key] = torch.Generator(device).manual_seed(
+                derive_seed(self._seed, "plugin", self._name)
+            )
+        return self._generators[key]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain containers and tensors. Default: nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned. Default: there is nothing to put back."""
+
+    def explain(self, run: Run) -> list[str]:
+        """Return lines for `trainkit plan`: what this plugin chose in this run, and why. Default: none."""
+        return []
+
+    def report(self, history: History) -> list[Section]:
+        """Return sections for `report.html`, made from what the run logged. Default: none."""
+        return []

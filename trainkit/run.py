@@ -1,0 +1,94 @@
+"""What outlives a training step, and the types that hooks exchange. Nothing trains in here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from trainkit.data.types import Data
+    from trainkit.device import Device
+    from trainkit.hooks import Hooks
+    from trainkit.log import Log
+    from trainkit.plugin import Plugin
+    from trainkit.recipe import Recipe
+
+ParamGroups = list[dict[str, Any]]
+"""Optimizer groups as torch takes them. Core adds `name` (the group's label) and `rule` (why it is so)."""
+
+
+class Batch(NamedTuple):
+    """Images (or features) [N, C, H, W] and their classes [N], or class probabilities [N, K]."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+class Predictions(NamedTuple):
+    """What validation measures: logits [N, K] in float32 and classes [N]."""
+
+    logits: Tensor
+    targets: Tensor
+
+
+class Scheduler(Protocol):
+    """A learning-rate schedule as timm has them."""
+
+    def step_update(self, num_updates: int, metric: float | None = None) -> None:
+        """Set the learning rate for the step after `num_updates` steps."""
+
+    def step(self, epoch: int, metric: float | None = None) -> None:
+        """Tell the schedule that an epoch has ended, with the watched metric."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resuming needs."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put it back."""
+
+
+class Metrics(Protocol):
+    """A collection of metrics as torchmetrics has them; `compute` is right across ranks."""
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Count one batch."""
+
+    def compute(self) -> Mapping[str, Any]:
+        """Return the value of each metric over everything counted since `reset`, on all ranks together."""
+
+    def reset(self) -> None:
+        """Forget everything counted."""
+
+
+@dataclass
+class Run:
+    """One training run: what hooks may read, and the two things they may set (`stop`, `log`).
+
+    The parts are filled in one direction, each from those before it: data, model, optimizer, scheduler, metrics.
+    A run is never pickled; checkpoints hold the states of its parts.
+    """
+
+    recipe: Recipe
+    hook: Hooks
+    plugins: Mapping[str, Plugin]
+    device: Device
+    log: Log
+    data: Data = field(init=False)
+    model: nn.Module = field(init=False)
+    optimizer: Optimizer = field(init=False)
+    scheduler: Scheduler = field(init=False)
+    metrics: Metrics = field(init=False)
+    epoch: int = 0
+    """The epoch under way, from 0."""
+    step: int = 0
+    """Optimizer steps taken since the start of training."""
+    stop_reason: str = ""
+    """Why training ends before its last epoch; empty while it does not."""
+
+    def stop(self, reason: str) -> None:
+        """Ask for the end of training after the current epoch. The first reason given is the one reported."""
+        self.stop_reason = self.stop_reason or reason

@@ -1,0 +1,168 @@
+"""The text of a recipe before it is typed: files that extend one another, overrides, and where each value stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from trainkit.errors import Mark, Problem, RecipeError, suggest
+from trainkit.marks import KeyPath, Marks, load_marked, parse_scalar
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Plain data of a recipe, and the mark of every value in it."""
+
+    file: str = "recipe"
+    data: dict[str, Any] = field(default_factory=dict)
+    marks: Marks = field(default_factory=dict)
+
+    def nearest(self, *keys: str | int) -> Mark:
+        """Return where the value under `keys`, or the innermost written section around it, stands."""
+        for end in range(len(keys), 0, -1):
+            if keys[:end] in self.marks:
+                return self.marks[keys[:end]]
+        return self.marks.get((), Mark(self.file, 1))
+
+
+def read_source(path: Path, overrides: Sequence[str] = ()) -> Source:
+    """Read `path`, what it extends, and the overrides (`a.b=value` sets a key, `~a.b` removes one).
+
+    Raises:
+        UserError: a file cannot be read, is not YAML, or an override is not of the right form.
+    """
+    data, marks = _load_extended(path, ())
+    for text in overrides:
+        _override(data, marks, text)
+    # `ema:` with nothing behind it switches a plugin on with its defaults.
+    plugins = data.get("plugins", {})
+    if plugins is None:
+        del data["plugins"]
+    elif isinstance(plugins, dict):
+        data["plugins"] = {name: {} if options is None else options for name, options in plugins.items()}
+    return Source(str(path), data, marks)
+
+
+def _load_extended(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Marks]:
+    data, marks = load_marked(path)
+    base = data.pop("extends", None)
+    if base is None:
+        return data, marks
+    mark = marks[("extends",)]
+    if not isinstance(base, str):
+        raise RecipeError([Problem(mark, "extends", "give the path of one recipe, relative to this file")])
+    target = (path.parent / base).resolve()
+    if target in seen or target == path.resolve():
+        raise RecipeError(
+            [Problem(mark, "extends", f"{base} extends this file in turn; one of them must not")]
+        )
+    if not target.is_file():
+        raise RecipeError([Problem(mark, "extends", f"there is no file {target}")])
+    under, under_marks = _load_extended(target, (*seen, path.resolve()))
+    return _merge(under, data), {**under_marks, **marks}
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _override(data: dict[str, Any], marks: Marks, text: str) -> None:
+    mark = Mark(f"command line `{text}`")
+    remove = text.startswith("~")
+    name, separator, value = text.removeprefix("~").partition("=")
+    keys = name.split(".")
+    if remove == bool(separator) or not all(keys):
+        form = "`~a.b` removes a key" if remove else "an override is `a.b=value`; `~a.b` removes a key"
+        raise RecipeError([Problem(mark, "", form)])
+    section = data
+    for i, key in enumerate(keys[:-1]):
+        if not remove and section.get(key) is None:
+            section[key] = {}
+            marks[tuple(keys[: i + 1])] = mark
+        if not isinstance(section.get(key), dict):
+            raise RecipeError([Problem(mark, ".".join(keys[: i + 1]), "has no keys below it")])
+        section = section[key]
+    if remove:
+        if keys[-1] not in section:
+            known = suggest(keys[-1], list(section))
+            raise RecipeError([Problem(mark, name, f"there is nothing of that name to remove{known}")])
+        del section[keys[-1]]
+        return
+    try:
+        section[keys[-1]] = parse_scalar(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            [Problem(mark, name, f"{value!r} is not a value: {str(error).splitlines()[0]}")]
+        ) from None
+    marks[tuple(keys)] = mark
+
+
+def validate(model: type[M], data: Any, source: Source, prefix: KeyPath) -> tuple[M | None, list[Problem]]:
+    """Make a `model` of `data`, the part of `source` under `prefix`, or say with file and line why not."""
+    try:
+        # JSON mode is strict about types (no "1" for 1) and still reads a list as a tuple, which YAML needs.
+        return model.model_validate_json(json.dumps(data), strict=True), []
+    except ValidationError as error:
+        return None, [_problem(item, model, source, prefix) for item in error.errors()]
+
+
+def _problem(item: Any, model: type[BaseModel], source: Source, prefix: KeyPath) -> Problem:
+    path = _real_path(source.data, (*prefix, *item["loc"]))
+    if item["type"] == "extra_forbidden":
+        known = _siblings(model, item["loc"])
+        message = (
+            f"there is no such option{suggest(str(path[-1]), known)} (known: {', '.join(known) or 'none'})"
+        )
+    elif item["type"] == "missing":
+        message = "is required and not given"
+    else:
+        shown = "" if isinstance(item["input"], dict) else f"; got {json.dumps(item['input'])}"
+        message = _sentence(item["msg"]) + shown
+    return Problem(source.nearest(*path), ".".join(map(str, path)), message)
+
+
+def _sentence(message: str) -> str:
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    return message[0].lower() + message[1:] if not message[:2].isupper() else message
+
+
+def _real_path(data: Any, loc: KeyPath) -> KeyPath:
+    """Leave out of pydantic's location the tags that it adds for unions: they are no keys of the recipe."""
+    path: list[str | int] = []
+    for i, key in enumerate(loc):
+        last = i == len(loc) - 1
+        inside = isinstance(data, dict) and key in data
+        inside = inside or (isinstance(data, list) and isinstance(key, int) and key < len(data))
+        if inside:
+            data = data[key]
+        elif not last:
+            continue
+        path.append(key)
+    return tuple(path)
+
+
+def _siblings(model: type[BaseModel], loc: KeyPath) -> list[str]:
+    """Return the options that the section at `loc` knows, by walking the models along it."""
+    from trainkit.data import spec
+
+    known: Any = model
+    for key in loc[:-1]:
+        if isinstance(known, type) and issubclass(known, BaseModel) and key in known.model_fields:
+            known = known.model_fields[str(key)].annotation
+            if known is not None and not isinstance(known, type):
+                known = next((a for a in getattr(known, "__args__", ()) if isinstance(a, type)), known)
+        elif key in ("digits", "timm"):
+            known = {"digits": spec.DigitsSpec, "timm": spec.TimmSpec}[str(key)]
+    return list(known.model_fields) if isinstance(known, type) and issubclass(known, BaseModel) else []
