@@ -41,8 +41,7 @@ def _finite(values: dict[str, Value]) -> dict[str, Any]:
         return value if math.isfinite(value) else None
 
     return {
-        name: [clean(v) for v in value] if isinstance(value, list) else clean(value)
-        for name, value in values.items()
+        name: [clean(v) for v in value] if isinstance(value, list) else clean(value) for name, value in values.items()
     }
 
 
@@ -54,9 +53,7 @@ class Log:
         average: mean over ranks of the losses of the pending steps.
     """
 
-    def __init__(
-        self, path: Path | None = None, average: Callable[[list[float]], list[float]] | None = None
-    ) -> None:
+    def __init__(self, path: Path | None = None, average: Callable[[list[float]], list[float]] | None = None) -> None:
         self.path = path
         self.notes: list[str] = []
         self._average = average
@@ -87,9 +84,7 @@ class Log:
         """Bring the pending values to the host, write them, and return them."""
         pending, self._pending = self._pending, []
         host = iter(_to_host([value for *_, values in pending for value in values.values()]))
-        records = [
-            Record(step, epoch, {name: next(host) for name in values}) for step, epoch, values in pending
-        ]
+        records = [Record(step, epoch, {name: next(host) for name in values}) for step, epoch, values in pending]
         if self._average is not None:
             trained = [r for r in records if "loss" in r.values]
             for record, loss in zip(
@@ -185,16 +180,12 @@ class History:
 
     def write_csv(self, path: Path) -> None:
         """Write every scalar as one table with a column per name; empty where nothing was logged."""
-        columns = [
-            n for n in self.names if any(not isinstance(r.values.get(n, []), list) for r in self.records)
-        ]
+        columns = [n for n in self.names if any(not isinstance(r.values.get(n, []), list) for r in self.records)]
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["step", "epoch", *columns])
             for record in self.records:
-                writer.writerow(
-                    [record.step, record.epoch, *(record.values.get(name, "") for name in columns)]
-                )
+                writer.writerow([record.step, record.epoch, *(record.values.get(name, "") for name in columns)])
 
 
 def _from_json(value: Any) -> Value:

@@ -51,9 +51,7 @@ def instantiate(source: Source) -> tuple[list[Entry], list[Problem]]:
         plugin, found = validate(cls, options, source, ("plugins", key))
         problems += found
         if name in entries:
-            problems.append(
-                Problem(mark, f"plugins.{key}", f"a plugin called {name} is already on; keep one")
-            )
+            problems.append(Problem(mark, f"plugins.{key}", f"a plugin called {name} is already on; keep one"))
         elif plugin is not None:
             plugin.bind(name, seed if isinstance(seed, int) else 0)
             entries[name] = Entry(name, plugin, mark)
@@ -167,16 +165,9 @@ def _check_shape(entry: Entry, manager: pluggy.PluginManager) -> list[Problem]:
         for parameter in parameters:
             if parameter.name not in known:
                 near = suggest(parameter.name, list(known))
-                wrong.append(
-                    f"hook {name} has no argument {parameter.name!r}{near} (it has: {', '.join(known)})"
-                )
-            if (
-                parameter.default is not parameter.empty
-                or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD
-            ):
-                wrong.append(
-                    f"argument {parameter.name!r} of {name} must be plain: no default, not keyword-only"
-                )
+                wrong.append(f"hook {name} has no argument {parameter.name!r}{near} (it has: {', '.join(known)})")
+            if parameter.default is not parameter.empty or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+                wrong.append(f"argument {parameter.name!r} of {name} must be plain: no default, not keyword-only")
         wraps = options["wrapper"] or options["hookwrapper"]
         if wraps and not hooks[name].spec.opts.get("firstresult"):
             wrong.append(f"{name} is a moment: it has no value to wrap; use plain @hookimpl")
@@ -186,9 +177,7 @@ def _check_shape(entry: Entry, manager: pluggy.PluginManager) -> list[Problem]:
 
 
 def _check_providers(caller: Any, entries: Sequence[Entry]) -> list[Problem]:
-    providers = [
-        i.plugin_name for i in caller.get_hookimpls() if not (i.wrapper or i.hookwrapper or i.trylast)
-    ]
+    providers = [i.plugin_name for i in caller.get_hookimpls() if not (i.wrapper or i.hookwrapper or i.trylast)]
     if len(providers) < 2:
         return []
     ordered = [entry for entry in entries if entry.name in providers]
@@ -210,9 +199,7 @@ def _answering(implementation: Any, hook: str) -> Callable[..., Any]:
     def wrapper(*args: Any) -> Generator[None, Any, Any]:
         answer = yield from function(*args)
         if answer is None:
-            raise PluginError(
-                f"plugin {plugin}: {hook} returned None; a wrapper must return what it makes of `yield`"
-            )
+            raise PluginError(f"plugin {plugin}: {hook} returned None; a wrapper must return what it makes of `yield`")
         return answer
 
     return wrapper if implementation.wrapper or implementation.hookwrapper else provider

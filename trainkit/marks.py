@@ -39,9 +39,7 @@ class _Loader(yaml.SafeLoader):
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in _RESOLVERS:
     # An empty scalar is null and has no first character: PyYAML looks it up under "".
-    _Loader.add_implicit_resolver(
-        _tag, re.compile(f"^(?:{_pattern})$"), [c if c != "\0" else "" for c in _first]
-    )
+    _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), [c if c != "\0" else "" for c in _first])
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -55,7 +53,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 def parse_scalar(text: str) -> Any:
     """Return the value that `text` has in a recipe (used for `key=value` on the command line)."""
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    return yaml.load(text, Loader=_Loader)
 
 
 def load_marked(path: Path) -> tuple[dict[str, Any], Marks]:
@@ -71,13 +69,9 @@ def load_marked(path: Path) -> tuple[dict[str, Any], Marks]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; `trainkit recipes` lists the ones that come with trainkit"
-        ) from None
+        raise UserError(f"{path}: no such file; `trainkit recipes` lists the ones that come with trainkit") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
-        ) from None
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -94,9 +88,7 @@ def load_marked(path: Path) -> tuple[dict[str, Any], Marks]:
     finally:
         loader.dispose()
     if not isinstance(data, dict):
-        reader.problems.append(
-            Problem(Mark(str(path), 1), "", "a recipe is a mapping of sections such as `model:`")
-        )
+        reader.problems.append(Problem(Mark(str(path), 1), "", "a recipe is a mapping of sections such as `model:`"))
     if reader.problems:
         raise RecipeError(reader.problems)
     return data, reader.marks
@@ -129,9 +121,7 @@ class _Reader:
             if key in data:
                 first = self.marks[(*path, key)].line
                 dotted = ".".join(map(str, (*path, key)))
-                self.problems.append(
-                    Problem(mark, dotted, f"this key is already on line {first}; remove one of them")
-                )
+                self.problems.append(Problem(mark, dotted, f"this key is already on line {first}; remove one of them"))
                 continue
             data[key] = self.read(value_node, (*path, key))
             self.marks[(*path, key)] = mark  # point at the key: a nested value may start a line later

@@ -79,10 +79,17 @@ class Plugin(BaseModel):
 
         key = str(device)
         if key not in self._generators:
-            self._generators[key] = torch.Generator(device).manual_seed(
-                derive_seed(self._seed, "plugin", self._name)
-            )
+            self._generators[key] = torch.Generator(device).manual_seed(derive_seed(self._seed, "plugin", self._name))
         return self._generators[key]
+
+    def generator_states(self) -> dict[str, torch.Tensor]:
+        """Return the state of each random stream that has been used."""
+        return {key: generator.get_state() for key, generator in self._generators.items()}
+
+    def load_generator_states(self, states: dict[str, torch.Tensor]) -> None:
+        """Put the random streams back."""
+        for key, state in states.items():
+            self.generator(key).set_state(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain containers and tensors. Default: nothing."""

@@ -27,9 +27,7 @@ class ModelSpec(BaseModel):
     checkpoint: str | None = Field(None, description="start from this file (.safetensors or .pth)")
     num_classes: int | None = Field(None, ge=0, description="outputs; default: the classes of the data")
     in_chans: int = Field(3, ge=1, description="channels of the input")
-    args: dict[str, Any] = Field(
-        {}, description="further arguments of timm.create_model, such as drop_path_rate"
-    )
+    args: dict[str, Any] = Field({}, description="further arguments of timm.create_model, such as drop_path_rate")
 
 
 class LossSpec(BaseModel):
@@ -48,24 +46,16 @@ class TrainSpec(BaseModel):
 
     model_config = STRICT
     epochs: int = Field(10, ge=1, description="passes over the training data")
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="autocast type; fp16 scales the loss"
-    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; fp16 scales the loss")
     accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
     loss: LossSpec = Field(LossSpec(name="cross_entropy"), description="what is minimised")
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N, mps"
-    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N, mps")
     compile: bool = Field(False, description="compile the model with torch.compile")
     channels_last: bool = Field(False, description="keep images and weights in channels-last memory format")
-    grad_checkpointing: bool = Field(
-        False, description="recompute activations to save memory, where timm offers it"
-    )
+    grad_checkpointing: bool = Field(False, description="recompute activations to save memory, where timm offers it")
     sync_batchnorm: bool = Field(False, description="batch statistics over all ranks (CUDA only)")
     deterministic: bool = Field(True, description="use only algorithms that give the same bits every time")
-    evaluate_every: int = Field(
-        1, ge=1, description="epochs between validations; the last epoch always has one"
-    )
+    evaluate_every: int = Field(1, ge=1, description="epochs between validations; the last epoch always has one")
     log_every: int = Field(20, ge=1, description="steps between transfers of logged values from the device")
 
 
@@ -75,13 +65,9 @@ class OptimizerSpec(BaseModel):
     model_config = STRICT
     name: str = Field("adamw", description="timm's name of the optimizer")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(
-        0.05, ge=0, description="for weight matrices and kernels; biases and norms have none"
-    )
+    weight_decay: float = Field(0.05, ge=0, description="for weight matrices and kernels; biases and norms have none")
     momentum: float = Field(0.9, ge=0, lt=1, description="for optimizers that have it")
-    layer_decay: float | None = Field(
-        None, gt=0, le=1, description="lr factor from each layer to the one below"
-    )
+    layer_decay: float | None = Field(None, gt=0, le=1, description="lr factor from each layer to the one below")
     args: dict[str, Any] = Field({}, description="further arguments of the optimizer, such as betas")
 
 
@@ -89,15 +75,13 @@ class SchedulerSpec(BaseModel):
     """The `scheduler:` section: one of timm's schedules, updated every step."""
 
     model_config = STRICT
-    name: Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "plateau", "constant"] = (
-        Field("cosine", description="timm's name of the schedule")
+    name: Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "plateau", "constant"] = Field(
+        "cosine", description="timm's name of the schedule"
     )
     warmup_epochs: float = Field(0, ge=0, description="epochs of linear warm-up")
     warmup_lr: float = Field(1e-6, ge=0, description="learning rate at the first step of the warm-up")
     min_lr: float = Field(0.0, ge=0, description="lowest learning rate")
-    args: dict[str, Any] = Field(
-        {}, description="further arguments of timm's create_scheduler_v2, such as decay_rate"
-    )
+    args: dict[str, Any] = Field({}, description="further arguments of timm's create_scheduler_v2, such as decay_rate")
 
 
 class CheckpointSpec(BaseModel):
@@ -135,8 +119,13 @@ class Recipe(BaseModel):
         return self._source.marks.get(keys, Mark("default"))
 
     def dump(self) -> str:
-        """Return the resolved recipe as YAML, every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """Return the resolved recipe as YAML: every default written out, local plugins by their absolute path."""
+        data = self.model_dump(mode="json")
+        folder = Path(self._source.file).parent
+        data["plugins"] = {
+            str((folder / key).resolve()) if ".py:" in key else key: options for key, options in self.plugins.items()
+        }
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe | None, Source, list[Problem]]:

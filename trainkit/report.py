@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from trainkit.plugin import Plugin
 
 
 @dataclass(frozen=True)
@@ -25,3 +28,8 @@ class Section:
     text: str = ""
     figures: Sequence[Figure] = field(default_factory=tuple)
     table: Sequence[Sequence[str]] = field(default_factory=tuple)
+
+
+def write_report(folder: Path, plugins: Sequence[Plugin]) -> Path:
+    """Write `report.html` from the files of a run folder."""
+    return folder / "report.html"

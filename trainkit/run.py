@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class Metrics(Protocol):
     def reset(self) -> None:
         """Forget everything counted."""
 
+    def keys(self) -> Iterable[str]:
+        """Return the names of the metrics."""
+
 
 @dataclass
 class Run:
@@ -77,6 +81,8 @@ class Run:
     plugins: Mapping[str, Plugin]
     device: Device
     log: Log
+    folder: Path | None = None
+    """The run folder, on the rank that writes; None elsewhere."""
     data: Data = field(init=False)
     model: nn.Module = field(init=False)
     optimizer: Optimizer = field(init=False)

@@ -61,9 +61,7 @@ def _load_extended(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], 
         raise RecipeError([Problem(mark, "extends", "give the path of one recipe, relative to this file")])
     target = (path.parent / base).resolve()
     if target in seen or target == path.resolve():
-        raise RecipeError(
-            [Problem(mark, "extends", f"{base} extends this file in turn; one of them must not")]
-        )
+        raise RecipeError([Problem(mark, "extends", f"{base} extends this file in turn; one of them must not")])
     if not target.is_file():
         raise RecipeError([Problem(mark, "extends", f"there is no file {target}")])
     under, under_marks = _load_extended(target, (*seen, path.resolve()))
@@ -103,9 +101,7 @@ def _override(data: dict[str, Any], marks: Marks, text: str) -> None:
     try:
         section[keys[-1]] = parse_scalar(value)
     except yaml.YAMLError as error:
-        raise RecipeError(
-            [Problem(mark, name, f"{value!r} is not a value: {str(error).splitlines()[0]}")]
-        ) from None
+        raise RecipeError([Problem(mark, name, f"{value!r} is not a value: {str(error).splitlines()[0]}")]) from None
     marks[tuple(keys)] = mark
 
 
@@ -122,9 +118,7 @@ def _problem(item: Any, model: type[BaseModel], source: Source, prefix: KeyPath)
     path = _real_path(source.data, (*prefix, *item["loc"]))
     if item["type"] == "extra_forbidden":
         known = _siblings(model, item["loc"])
-        message = (
-            f"there is no such option{suggest(str(path[-1]), known)} (known: {', '.join(known) or 'none'})"
-        )
+        message = f"there is no such option{suggest(str(path[-1]), known)} (known: {', '.join(known) or 'none'})"
     elif item["type"] == "missing":
         message = "is required and not given"
     else:

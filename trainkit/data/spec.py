@@ -31,31 +31,19 @@ class DataSpec(BaseModel):
 
     image_size: int | None = Field(None, ge=1, description="side in pixels; default: the model's own")
     batch_size: int = Field(64, ge=1, description="examples per micro-batch and rank")
-    eval_batch_size: int | None = Field(
-        None, ge=1, description="examples per validation batch; default: batch_size"
-    )
-    workers: int = Field(
-        0, ge=0, description="processes that read data; the data are the same for any number"
-    )
+    eval_batch_size: int | None = Field(None, ge=1, description="examples per validation batch; default: batch_size")
+    workers: int = Field(0, ge=0, description="processes that read data; the data are the same for any number")
     drop_last: bool = Field(False, description="leave out the last, short training batch of an epoch")
-    augment: AugmentSpec | None = Field(
-        None, description="random transforms of training images; none: no change"
-    )
-    mean: tuple[float, ...] | None = Field(
-        None, description="per channel, subtracted; default: the source's own"
-    )
-    std: tuple[float, ...] | None = Field(
-        None, description="per channel, divided by; default: the source's own"
-    )
+    augment: AugmentSpec | None = Field(None, description="random transforms of training images; none: no change")
+    mean: tuple[float, ...] | None = Field(None, description="per channel, subtracted; default: the source's own")
+    std: tuple[float, ...] | None = Field(None, description="per channel, divided by; default: the source's own")
 
 
 class DigitsSpec(DataSpec):
     """scikit-learn's 1,797 handwritten digits of 8x8 pixels, in 10 classes; always there, nothing to download."""
 
     name: Literal["digits"]
-    val_fraction: float = Field(
-        0.2, gt=0, lt=1, description="share held out, stratified; the same for every seed"
-    )
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="share held out, stratified; the same for every seed")
 
 
 class TimmSpec(DataSpec):
@@ -68,9 +56,7 @@ class TimmSpec(DataSpec):
     download: bool = Field(False, description="let timm download the files, where the source can")
     class_map: str = Field("", description="file that maps class names to indices")
     num_classes: int | None = Field(None, ge=2, description="needed only where the source does not say")
-    workers: int = Field(
-        4, ge=0, description="processes that read data; the data are the same for any number"
-    )
+    workers: int = Field(4, ge=0, description="processes that read data; the data are the same for any number")
     augment: AugmentSpec | None = Field(
         AugmentSpec(scale=(0.08, 1.0)), description="random transforms of training images; null: no change"
     )
@@ -85,6 +71,4 @@ def _tag(value: Any) -> str:
     return BUILT_IN.get(name, "timm") if isinstance(name, str) else "timm"
 
 
-AnyDataSpec = Annotated[
-    Annotated[DigitsSpec, Tag("digits")] | Annotated[TimmSpec, Tag("timm")], Discriminator(_tag)
-]
+AnyDataSpec = Annotated[Annotated[DigitsSpec, Tag("digits")] | Annotated[TimmSpec, Tag("timm")], Discriminator(_tag)]

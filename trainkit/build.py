@@ -1,0 +1,132 @@
+"""From a recipe to a run that is ready to train. Each part is made from the ones before it, never repaired later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import timm
+from torch import nn
+
+from trainkit.defaults import Defaults, check_names
+from trainkit.device import Device
+from trainkit.errors import PluginError, Problem, RecipeError, UserError
+from trainkit.hooks import Hooks
+from trainkit.log import Log
+from trainkit.manager import Entry, arrange, instantiate, make_manager
+from trainkit.recipe import Recipe, read_recipe
+from trainkit.run import ParamGroups, Run
+from trainkit.seeds import derive_seed, seed_everything
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A recipe that has been checked as far as it can be without making anything, and its plugins in order."""
+
+    recipe: Recipe
+    entries: Sequence[Entry]
+
+
+def compose(path: Path, overrides: Sequence[str] = ()) -> Setup:
+    """Read a recipe and make its plugins.
+
+    Raises:
+        RecipeError: everything that is wrong, at once.
+        UserError: a file cannot be read.
+    """
+    recipe, source, problems = read_recipe(path, overrides)
+    entries, found = instantiate(source)
+    problems += found
+    entries, found = arrange(entries)
+    problems += found
+    if recipe is not None:
+        problems += check_names(recipe)
+    if recipe is None or problems:
+        raise RecipeError(problems)
+    return Setup(recipe, entries)
+
+
+def build(setup: Setup, folder: Path | None = None, observers: Sequence[object] = ()) -> Run:
+    """Make every part of a run.
+
+    Args:
+        setup: the checked recipe and its plugins.
+        folder: where rank 0 writes; None to write nothing.
+        observers: further objects with moment hooks (a progress display), called after the plugins.
+
+    Raises:
+        UserError: something in the recipe cannot be made.
+        PluginError: a plugin broke the rules of a hook.
+    """
+    recipe = setup.recipe
+    device = Device(recipe.train)
+    manager, problems = make_manager(setup.entries, Defaults(recipe.train.loss))
+    if problems:
+        raise RecipeError(problems)
+    for observer in observers:
+        manager.register(observer)
+    writes = folder is not None and device.is_main
+    log = Log(folder / "metrics.jsonl" if writes and folder is not None else None, device.average)
+    plugins = {entry.name: entry.plugin for entry in setup.entries}
+    run = Run(recipe, cast(Hooks, manager.hook), plugins, device, log, folder if writes else None)
+    seed_everything(derive_seed(recipe.seed, "model"))
+    run.data = run.hook.build_data(recipe=recipe, run=run)
+    run.model = _prepare(run.hook.build_model(recipe=recipe, run=run), run)
+    groups = run.hook.build_param_groups(model=run.model, run=run)
+    _check_coverage(run.model, groups)
+    run.optimizer = run.hook.build_optimizer(param_groups=groups, run=run)
+    run.scheduler = run.hook.build_scheduler(optimizer=run.optimizer, run=run)
+    run.metrics = run.hook.build_metrics(run=run)
+    _check_metric(run)
+    if recipe.train.compile:
+        run.model.compile()
+    # What plugins drew while building must not shift the stream of dropout; each rank has a stream of its own.
+    seed_everything(derive_seed(recipe.seed, "fit", device.rank))
+    return run
+
+
+def _prepare(model: nn.Module, run: Run) -> nn.Module:
+    """Apply the recipe's `train:` switches to the finished model and put it on the device."""
+    spec, where = run.recipe.train, run.recipe.source.nearest
+    if spec.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AttributeError, AssertionError):
+            name = run.recipe.model.name
+            mark = where("train", "grad_checkpointing")
+            raise UserError(f"{mark}: train.grad_checkpointing: timm's {name} does not offer it; set false") from None
+    if spec.sync_batchnorm:
+        model = timm.layers.convert_sync_batchnorm(model)
+    model = model.to(run.device.torch)
+    if spec.channels_last:
+        import torch
+
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def _check_coverage(model: nn.Module, groups: ParamGroups) -> None:
+    """Refuse groups that leave a trainable parameter out, or have one twice."""
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    seen: set[int] = set()
+    for group in groups:
+        for parameter in group["params"]:
+            if id(parameter) in seen:
+                name = names.get(id(parameter), "one that the model does not have")
+                raise PluginError(f"build_param_groups: parameter {name} is in two groups")
+            seen.add(id(parameter))
+    missing = [name for key, name in names.items() if key not in seen]
+    if missing:
+        shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        raise PluginError(f"build_param_groups: {len(missing)} trainable parameter(s) are in no group: {shown}")
+
+
+def _check_metric(run: Run) -> None:
+    known = list(run.metrics.keys())
+    metric = run.recipe.checkpoint.metric
+    if metric not in known:
+        mark = run.recipe.source.nearest("checkpoint", "metric")
+        message = f"this run does not measure {metric!r} (it measures: {', '.join(known)})"
+        raise RecipeError([Problem(mark, "checkpoint.metric", message)])

@@ -1,0 +1,191 @@
+"""The exact state of a run, saved so that going on from it equals never having stopped.
+
+A file is written under another name, forced to disk and then renamed: there is always a whole one. Files are read
+with `weights_only=True`: nothing in a checkpoint can run code.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from trainkit.errors import UserError
+from trainkit.run import Run
+from trainkit.seeds import rng_state, set_rng_state
+
+FORMAT = 1
+
+
+def run_state(run: Run) -> dict[str, Any]:
+    """Return everything that the next step depends on, as plain containers and tensors."""
+    device = run.device.torch
+    own = {
+        "global": rng_state(device),
+        "plugins": {name: plugin.generator_states() for name, plugin in run.plugins.items()},
+    }
+    return {
+        "format": FORMAT,
+        "recipe": run.recipe.dump(),
+        "epoch": run.epoch,
+        "step": run.step,
+        "stop_reason": run.stop_reason,
+        "threads": torch.get_num_threads(),
+        "model": run.model.state_dict(),
+        # Which modules were in evaluation mode (a frozen norm, say): train() at the next epoch is too late.
+        "frozen": [name for name, module in run.model.named_modules() if not module.training],
+        "optimizer": run.optimizer.state_dict(),
+        "scheduler": run.scheduler.state_dict(),
+        "scaler": run.device.scaler.state_dict(),
+        "random": run.device.gather(own),
+        "plugins": {name: plugin.state_dict() for name, plugin in run.plugins.items()},
+    }
+
+
+def restore_run(run: Run, state: dict[str, Any]) -> None:
+    """Put `run` where it was when `run_state` returned `state`.
+
+    Raises:
+        UserError: the state is of a run with another number of ranks.
+    """
+    if len(state["random"]) != run.device.world:
+        raise UserError(
+            f"the checkpoint is of a run on {len(state['random'])} rank(s), this is one on {run.device.world}; "
+            "an exact resume needs the same number"
+        )
+    run.epoch, run.step, run.stop_reason = state["epoch"], state["step"], state["stop_reason"]
+    torch.set_num_threads(state["threads"])
+    run.model.load_state_dict(state["model"])
+    run.model.train()
+    for name in state["frozen"]:
+        run.model.get_submodule(name).training = False
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scheduler.load_state_dict(state["scheduler"])
+    run.device.scaler.load_state_dict(state["scaler"])
+    for name, plugin in run.plugins.items():
+        plugin.load_state_dict(state["plugins"][name])
+        plugin.load_generator_states(state["random"][run.device.rank]["plugins"][name])
+    set_rng_state(state["random"][run.device.rank]["global"], run.device.torch)
+
+
+def atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make the file `path` so that a crash leaves the old one or the new one, never half of one."""
+    part = path.with_name(f".{path.name}.part")
+    write(part)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name too must reach the disk
+    finally:
+        os.close(folder)
+
+
+def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a model's state under timm's keys, so that plain timm loads it."""
+    # Tied tensors share memory, which safetensors refuses; a contiguous copy of each does not.
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
+    atomically(path, lambda part: save_file(state, part, metadata={"format": "pt", **metadata}))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of `run_state`.
+
+    Raises:
+        UserError: it is not there, not whole, or not one of ours.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: there is no checkpoint here; start the run anew, or name another folder")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: damaged, or not a checkpoint of trainkit ({reason[:160]})") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path}: not a checkpoint that this version of trainkit can read")
+    return state
+
+
+class Keeper:
+    """Writes the files that a run leaves: `last.pt`, the best weights, `weights.safetensors`.
+
+    Args:
+        folder: the run folder; None writes nothing (ranks other than 0 still take part).
+        run: the run whose checkpoints these are.
+    """
+
+    def __init__(self, folder: Path | None, run: Run) -> None:
+        self.folder = folder
+        self.spec = run.recipe.checkpoint
+        self.best: list[dict[str, Any]] = []
+        self.final: dict[str, float] = {}
+        self.last_good = "none yet"
+        self.seconds_before = 0.0
+        self._started = time.monotonic()
+        if folder is not None:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+
+    def ran(self, run: Run) -> bool:
+        """Return whether anything has happened that is worth a summary."""
+        return run.step > 0
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far, over all its sessions."""
+        return self.seconds_before + time.monotonic() - self._started
+
+    def is_due(self, step: int) -> bool:
+        """Return whether the recipe wants a checkpoint after this step."""
+        return self.spec.every_steps is not None and step % self.spec.every_steps == 0
+
+    def save(self, run: Run) -> None:
+        """Write `last.pt`. Every rank must call this: each contributes its random state."""
+        state = run_state(run) | {"log": run.log.state_dict(), "best": self.best, "final": self.final}
+        state["seconds"] = self.seconds
+        if self.folder is None:
+            return
+        path = self.folder / "checkpoints" / "last.pt"
+        atomically(path, lambda part: torch.save(state, part))
+        self.last_good = f"{path} (step {run.step})"
+        kept = {entry["file"] for entry in self.best}
+        for old in path.parent.glob("best-*.safetensors"):
+            if old.name not in kept:
+                old.unlink()
+
+    def restore(self, run: Run, state: dict[str, Any]) -> None:
+        """Put `run`, its log and the list of best weights where `state` says."""
+        restore_run(run, state)
+        run.log.load_state_dict(state["log"])
+        self.best, self.final = list(state["best"]), dict(state["final"])
+        self.seconds_before = state["seconds"]
+        if self.folder is not None:
+            self.last_good = f"{self.folder / 'checkpoints' / 'last.pt'} (step {run.step})"
+
+    def consider(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """Keep the weights as they are being validated if their metric is among the best."""
+        self.final = dict(metrics)
+        value = metrics[self.spec.metric]
+        entry = {
+            "epoch": run.epoch,
+            "value": value,
+            "metrics": dict(metrics),
+            "file": f"best-{run.epoch:04d}.safetensors",
+        }
+        sign = 1 if self.spec.mode == "max" else -1
+        # A tie keeps the earlier weights; NaN never ranks above a number.
+        ranked = sorted([*self.best, entry], key=lambda e: (e["value"] != e["value"], -sign * e["value"], e["epoch"]))
+        self.best = ranked[: self.spec.keep_best]
+        if entry not in self.best or self.folder is None:
+            return
+        metadata = {"model": run.recipe.model.name, "epoch": str(run.epoch), self.spec.metric: repr(value)}
+        save_weights(run.model, self.folder / "checkpoints" / entry["file"], metadata)
+        if self.best[0] is entry:
+            save_weights(run.model, self.folder / "weights.safetensors", metadata)

@@ -1,0 +1,214 @@
+"""Reading data in an order, and with augmentation, that are pure functions of the seed.
+
+The order of an epoch depends on (seed, epoch) alone, and an image's random transform on (seed, epoch, index): not on
+the number of worker processes, nor on where in the epoch a run was resumed, nor on what else draws random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from trainkit.data.types import Window
+from trainkit.run import Batch
+from trainkit.seeds import derive_seed, isolated
+
+Key = tuple[int, int]
+"""Epoch and index: what one example, augmented, is a function of."""
+
+
+class Examples(Protocol):
+    """A source of single examples: an image (PIL or array) and its class."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """Return one example."""
+
+
+class Images(Dataset[Batch]):
+    """Examples turned into batches of tensors.
+
+    Args:
+        examples: where they come from.
+        transform: from an image to a tensor [C, H, W].
+        seed: seed of the random transforms; None says that the transform draws nothing.
+        cache: keep all transformed images in memory (only where nothing is random).
+    """
+
+    def __init__(self, examples: Examples, transform: Any, seed: int | None, cache: bool) -> None:
+        self.examples = examples
+        self.transform = transform
+        self.seed = seed
+        self._cached = self._read([(0, i) for i in range(len(examples))]) if cache and seed is None else None
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """Return the batch of the examples with these keys; torch's loader asks for whole batches by this name."""
+        if self._cached is None:
+            return self._read(keys)
+        index = torch.tensor([index for _, index in keys])
+        return Batch(self._cached.inputs[index], self._cached.targets[index])
+
+    def _read(self, keys: Sequence[Key]) -> Batch:
+        images, targets = [], []
+        for epoch, index in keys:
+            seed = None if self.seed is None else derive_seed(self.seed, epoch, index)
+            with nullcontext() if seed is None else isolated(seed, torch.device("cpu")):
+                image, target = self.examples[index]
+                images.append(self.transform(image))
+            targets.append(int(target))
+        return Batch(torch.stack(images), torch.tensor(targets))
+
+
+class _Keys(Sampler[list[Key]]):
+    """The batches that the loader asks for next; set before each pass."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[list[Key]] = ()
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def _identity(batch: Batch) -> Batch:
+    return batch
+
+
+def _loader(images: Images, keys: _Keys, workers: int, pin: bool) -> DataLoader[Batch]:
+    return DataLoader(
+        images,
+        batch_sampler=keys,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=_identity,
+        pin_memory=pin,
+        # Without a generator of its own the loader would draw from torch's global stream at every pass.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+class ShuffledStream:
+    """Training data, shuffled anew each epoch and dealt to ranks and micro-batches.
+
+    An epoch is cut into windows of `batch_size * accumulate * world` examples, a window into chunks of
+    `batch_size * world`, a chunk evenly among the ranks. The last chunk may be short. One too short to give every
+    rank two examples is left out (batch normalisation cannot train on one), as is any short one with `drop_last`.
+
+    Args:
+        images: the examples.
+        seed: of the order.
+        batch_size: examples per micro-batch and rank.
+        accumulate: micro-batches per window.
+        rank, world: which share of each chunk is read here.
+        drop_last: leave out a short last chunk.
+        workers: processes that read.
+        pin: put batches into pinned memory for a CUDA device.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        *,
+        seed: int,
+        batch_size: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = False,
+        workers: int = 0,
+        pin: bool = False,
+    ) -> None:
+        self._seed = seed
+        self._rank, self._world = rank, world
+        self._chunk = batch_size * world
+        self.examples_per_step = self._chunk * accumulate
+        full, short = divmod(len(images), self._chunk)
+        self._used = full * self._chunk + (0 if drop_last or short < 2 * world else short)
+        if self._used == 0:
+            raise ValueError(
+                f"{len(images)} training examples do not fill one batch of {batch_size} on each of {world} rank(s)"
+            )
+        self.steps_per_epoch = -(-self._used // self.examples_per_step)
+        self._keys = _Keys()
+        self._loader = _loader(images, self._keys, workers, pin)
+        self._order: tuple[int, torch.Tensor] | None = None
+
+    def _permutation(self, epoch: int) -> torch.Tensor:
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
+            total = len(self._loader.dataset)  # type: ignore[arg-type]
+            self._order = epoch, torch.randperm(total, generator=generator)[: self._used]
+        return self._order[1]
+
+    def _shares(self, position: int) -> list[tuple[slice, int]]:
+        """Return each micro-batch of a window as this rank's slice of the epoch's order, and its size."""
+        start = position * self.examples_per_step
+        end = min(start + self.examples_per_step, self._used)
+        shares = []
+        for chunk in range(start, end, self._chunk):
+            size = min(self._chunk, end - chunk)
+            first = chunk + self._rank * size // self._world
+            last = chunk + (self._rank + 1) * size // self._world
+            shares.append((slice(first, last), last - first))
+        return shares
+
+    def window(self, epoch: int, position: int) -> Window:
+        """Return the shape of the window at `position`."""
+        start = position * self.examples_per_step
+        examples = min(self.examples_per_step, self._used - start)
+        return Window(tuple(size * self._world / examples for _, size in self._shares(position)), examples)
+
+    def batches(self, epoch: int, position: int) -> Iterator[Batch]:
+        """Yield this rank's micro-batches from the window at `position` on."""
+        order = self._permutation(epoch).tolist()
+        self._keys.batches = [
+            [(epoch, index) for index in order[share]]
+            for at in range(position, self.steps_per_epoch)
+            for share, _ in self._shares(at)
+        ]
+        return iter(self._loader)
+
+    def describe(self, epoch: int, position: int) -> str:
+        """Name the examples of a window by their index in the training split."""
+        order = self._permutation(epoch)
+        shown = [int(i) for share, _ in self._shares(position) for i in order[share]]
+        return f"training examples {', '.join(map(str, shown[:8]))}{' …' if len(shown) > 8 else ''}"
+
+
+class OrderedStream:
+    """Validation data in its own order; rank r of w reads examples r, r + w, r + 2w …: each exactly once.
+
+    Args:
+        images: the examples.
+        batch_size: examples per batch.
+        rank, world: which share is read here.
+        workers: processes that read.
+        pin: put batches into pinned memory for a CUDA device.
+    """
+
+    def __init__(
+        self, images: Images, *, batch_size: int, rank: int = 0, world: int = 1, workers: int = 0, pin: bool = False
+    ) -> None:
+        if len(images) < world:
+            raise ValueError(f"{len(images)} validation example(s) cannot be shared among {world} ranks")
+        mine = [(0, index) for index in range(rank, len(images), world)]
+        keys = _Keys()
+        keys.batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+        self._loader = _loader(images, keys, workers, pin)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        return len(self._loader)

@@ -1,0 +1,187 @@
+"""From the `data:` section of a recipe to streams of batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import timm.data
+from PIL import Image
+
+from trainkit.data.loader import Examples, Images, OrderedStream, ShuffledStream
+from trainkit.data.spec import DataSpec, DigitsSpec, TimmSpec
+from trainkit.data.types import Data
+from trainkit.device import Device
+from trainkit.errors import UserError
+from trainkit.recipe import Recipe
+from trainkit.seeds import derive_seed
+
+
+class Splits:
+    """What a source gives: two sets of examples, and how to normalise them."""
+
+    def __init__(
+        self,
+        train: Examples,
+        val: Examples,
+        num_classes: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        fits: bool,
+    ) -> None:
+        self.train, self.val, self.num_classes = train, val, num_classes
+        self.mean, self.std = mean, std
+        self.fits_in_memory = fits
+
+
+def build(recipe: Recipe, device: Device) -> Data:
+    """Return the data that a recipe names, for this rank.
+
+    Raises:
+        UserError: the files are not there, or do not fit the recipe.
+    """
+    spec, channels = recipe.data, recipe.model.in_chans
+    splits = _digits(spec) if isinstance(spec, DigitsSpec) else _timm(spec, recipe)
+    size = spec.image_size or _model_size(recipe)
+    mean, std = (_channels(values, channels) for values in (spec.mean or splits.mean, spec.std or splits.std))
+    common = {"input_size": (channels, size, size), "mean": mean, "std": std}
+    plain = _as_mode(timm.data.create_transform(**common, interpolation="bicubic", crop_pct=1.0), channels)
+    augmented = plain
+    if spec.augment is not None:
+        # color_jitter is a strength for timm, or None: it reads 0 as the default.
+        options = spec.augment.model_dump() | {"color_jitter": spec.augment.color_jitter or None}
+        augmented = _as_mode(timm.data.create_transform(**common, is_training=True, **options), channels)
+    train = Images(
+        splits.train,
+        augmented,
+        None if spec.augment is None else derive_seed(recipe.seed, "augment"),
+        cache=splits.fits_in_memory,
+    )
+    val = Images(splits.val, plain, None, cache=splits.fits_in_memory)
+    shared: dict[str, Any] = {
+        "rank": device.rank,
+        "world": device.world,
+        "workers": spec.workers,
+        "pin": device.torch.type == "cuda",
+    }
+    try:
+        return Data(
+            ShuffledStream(
+                train,
+                seed=derive_seed(recipe.seed, "data"),
+                batch_size=spec.batch_size,
+                accumulate=recipe.train.accumulate,
+                drop_last=spec.drop_last,
+                **shared,
+            ),
+            OrderedStream(val, batch_size=spec.eval_batch_size or spec.batch_size, **shared),
+            splits.num_classes,
+            (channels, size, size),
+            f"{spec.name}: {len(train):,} training and {len(val):,} validation images, {splits.num_classes} classes",
+        )
+    except ValueError as error:
+        raise UserError(f"{recipe.source.nearest('data')}: data: {error}") from None
+
+
+class _Arrays:
+    """Grey images held as an array of bytes [N, H, W]."""
+
+    def __init__(self, images: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]) -> None:
+        self.images, self.targets = images, targets
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.images[index]), int(self.targets[index])
+
+
+def _digits(spec: DigitsSpec) -> Splits:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    # The split has a seed of its own: every recipe seed is validated on the same images.
+    train_x, val_x, train_y, val_y = train_test_split(
+        images, bunch.target, test_size=spec.val_fraction, stratify=bunch.target, random_state=0
+    )
+    mean, std = float(train_x.mean()) / 255, float(train_x.std()) / 255
+    return Splits(_Arrays(train_x, train_y), _Arrays(val_x, val_y), 10, (mean,), (std,), fits=True)
+
+
+_LAYOUTS = {
+    "folder": "images in {root}/{train}/<class>/ and {root}/{val}/<class>/",
+    "tar": "archives {root}/{train}.tar and {root}/{val}.tar with a folder per class",
+    "torch/cifar10": "the extracted folder cifar-10-batches-py in {root}, or set data.download=true",
+    "torch/cifar100": "the extracted folder cifar-100-python in {root}, or set data.download=true",
+    "torch/image_folder": "images in {root}/{train}/<class>/ and {root}/{val}/<class>/",
+}
+
+
+def _timm(spec: TimmSpec, recipe: Recipe) -> Splits:
+    mark = recipe.source.nearest("data", "name")
+    mode = "L" if recipe.model.in_chans == 1 else "RGB"
+    found = []
+    for split, training in ((spec.train_split, True), (spec.val_split, False)):
+        try:
+            dataset = timm.data.create_dataset(
+                spec.name,
+                root=spec.root,
+                split=split,
+                is_training=training,
+                download=spec.download,
+                class_map=spec.class_map,
+                input_img_mode=mode,
+            )
+            empty = len(dataset) == 0
+        except (AssertionError, OSError, RuntimeError, ValueError, KeyError, ImportError, TypeError) as error:
+            layout = _LAYOUTS.get(spec.name or "folder", "the files as timm's documentation of this data set says")
+            expected = layout.format(root=spec.root, train=spec.train_split, val=spec.val_split)
+            said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"{mark}: data: cannot open split {split!r} of {spec.name!r} ({said}); expected {expected}"
+            ) from None
+        if empty:
+            raise UserError(f"{mark}: data: split {split!r} under {spec.root} has no images")
+        found.append(dataset)
+    cfg = _pretrained_cfg(recipe)
+    return Splits(found[0], found[1], _num_classes(found[0], spec, recipe), cfg.mean, cfg.std, fits=False)
+
+
+def _num_classes(dataset: Any, spec: TimmSpec, recipe: Recipe) -> int:
+    names = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or getattr(dataset, "classes", None)
+    count = spec.num_classes or (len(names) if names else None) or recipe.model.num_classes
+    if count is None:
+        mark = recipe.source.nearest("data")
+        raise UserError(f"{mark}: data: the source does not say how many classes it has; set data.num_classes")
+    return int(count)
+
+
+def _pretrained_cfg(recipe: Recipe) -> Any:
+    return timm.models.get_pretrained_cfg(recipe.model.name) or timm.models.PretrainedCfg()
+
+
+def _model_size(recipe: Recipe) -> int:
+    return int(_pretrained_cfg(recipe).input_size[-1])
+
+
+def _channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Return one value per channel: as given, or their mean for each where the numbers differ."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+class _as_mode:
+    """Convert an image to as many channels as the model takes, then transform it."""
+
+    def __init__(self, transform: Any, channels: int) -> None:
+        self.transform = transform
+        self.mode = "L" if channels == 1 else "RGB"
+
+    def __call__(self, image: Image.Image) -> Any:
+        return self.transform(image if image.mode == self.mode else image.convert(self.mode))
+
+
+def check_channels(spec: DataSpec, channels: int) -> str | None:
+    """Return what is wrong with a model of `channels` inputs on image data, or None."""
+    return None if channels in (1, 3) else f"images have 1 (grey) or 3 (colour) channels, the model takes {channels}"

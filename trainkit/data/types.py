@@ -1,0 +1,67 @@
+"""The shape of data as the loop sees it. A plugin that provides `build_data` returns these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Window:
+    """One optimizer step's share of an epoch: its micro-batches on this rank.
+
+    Attributes:
+        weights: what each micro-batch's mean loss counts, so that averaging over ranks gives the mean over all of
+            the window's examples, however short its last micro-batch.
+        examples: how many examples the window has on all ranks together.
+    """
+
+    weights: tuple[float, ...]
+    examples: int
+
+
+class TrainStream(Protocol):
+    """Training data whose order is a pure function of (seed, epoch, position)."""
+
+    steps_per_epoch: int
+    examples_per_step: int
+    """Examples in a full window, on all ranks together: the effective batch size."""
+
+    def window(self, epoch: int, position: int) -> Window:
+        """Return the shape of the window at `position` in [0, steps_per_epoch)."""
+
+    def batches(self, epoch: int, position: int) -> Iterator[Any]:
+        """Yield this rank's micro-batches in order, from the window at `position` to the end of the epoch."""
+
+    def describe(self, epoch: int, position: int) -> str:
+        """Name the examples of a window, for error messages."""
+
+
+class EvalStream(Protocol):
+    """Validation data: this rank's share, each example on exactly one rank."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield batches, in the same order every time."""
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains and validates on.
+
+    Attributes:
+        train: the training data.
+        val: the validation data.
+        num_classes: how many classes the targets have.
+        input_size: channels, height and width of one input.
+        summary: one line that says what this is and how many examples it has.
+    """
+
+    train: TrainStream
+    val: EvalStream
+    num_classes: int
+    input_size: tuple[int, int, int]
+    summary: str

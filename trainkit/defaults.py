@@ -1,0 +1,223 @@
+"""Core's own answers to the value hooks, as an ordinary plugin object that is asked last."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, cast
+
+import timm
+import timm.loss
+import timm.optim
+import timm.scheduler
+import torch
+import torchmetrics
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import classification
+
+from trainkit.data import sources
+from trainkit.data.types import Data
+from trainkit.errors import Problem, UserError, suggest
+from trainkit.hooks import hookimpl
+from trainkit.recipe import LossSpec, Recipe
+from trainkit.run import Batch, Metrics, ParamGroups, Predictions, Run, Scheduler
+
+
+def check_names(recipe: Recipe) -> list[Problem]:
+    """Return the mistakes that only timm can tell: names of models and optimizers that it does not have."""
+    problems = []
+    model, optimizer = recipe.model.name, recipe.optimizer.name
+    if ":" not in model and not timm.is_model(model.split(".")[0]):
+        near = suggest(model, timm.list_models())
+        message = f"timm {timm.__version__} has no model {model!r}{near} (see timm.list_models())"
+        problems.append(Problem(recipe.source.nearest("model", "name"), "model.name", message))
+    known = timm.optim.list_optimizers()
+    if optimizer not in known:
+        message = f"timm {timm.__version__} has no optimizer {optimizer!r}{suggest(optimizer, known)}"
+        problems.append(Problem(recipe.source.nearest("optimizer", "name"), "optimizer.name", message))
+    if wrong := sources.check_channels(recipe.data, recipe.model.in_chans):
+        problems.append(Problem(recipe.source.nearest("model", "in_chans"), "model.in_chans", wrong))
+    return problems
+
+
+class Defaults:
+    """What a run does where no plugin provides something else.
+
+    Args:
+        loss: what the default `compute_loss` minimises.
+    """
+
+    def __init__(self, loss: LossSpec) -> None:
+        self.criterion = criterion(loss)
+
+    @hookimpl(trylast=True)
+    def build_data(self, recipe: Recipe, run: Run) -> Data:
+        """The source that `data:` names."""
+        return sources.build(recipe, run.device)
+
+    @hookimpl(trylast=True)
+    def build_model(self, recipe: Recipe, run: Run) -> nn.Module:
+        """The timm model, with as many outputs as the data have classes."""
+        spec = recipe.model
+        mark = recipe.source.nearest("model")
+        classes = run.data.num_classes if spec.num_classes is None else spec.num_classes
+        arguments: dict[str, Any] = {"num_classes": classes, "in_chans": spec.in_chans, **spec.args}
+        try:
+            try:
+                # Models with position embeddings must know the size of the image; the others refuse to be told.
+                return cast(nn.Module, _create(recipe, arguments | {"img_size": run.data.input_size[-1]}))
+            except TypeError as error:
+                if "img_size" not in str(error):
+                    raise
+                return cast(nn.Module, _create(recipe, arguments))
+        except (TypeError, ValueError, RuntimeError, OSError, AssertionError) as error:
+            raise UserError(f"{mark}: model: timm cannot make {spec.name}: {error}") from None
+
+    @hookimpl(trylast=True)
+    def build_param_groups(self, model: nn.Module, run: Run) -> ParamGroups:
+        """Weight decay for matrices and kernels, none for vectors and what the model exempts; timm's layer decay."""
+        spec = run.recipe.optimizer
+        exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+        if spec.layer_decay is not None:
+            return _layer_groups(model, spec.weight_decay, exempt, spec.layer_decay)
+        return decay_groups(model, spec.weight_decay, exempt)
+
+    @hookimpl(trylast=True)
+    def build_optimizer(self, param_groups: ParamGroups, run: Run) -> Optimizer:
+        """The optimizer of timm's factory."""
+        spec = run.recipe.optimizer
+        arguments: dict[str, Any] = dict(spec.args)
+        if timm.optim.get_optimizer_info(spec.name).has_momentum:
+            arguments.setdefault("momentum", spec.momentum)
+        try:
+            return cast(
+                Optimizer,
+                timm.optim.create_optimizer_v2(
+                    param_groups, opt=spec.name, lr=spec.lr, weight_decay=spec.weight_decay, **arguments
+                ),
+            )
+        except (TypeError, ValueError) as error:
+            mark = run.recipe.source.nearest("optimizer", "args")
+            raise UserError(f"{mark}: optimizer: {spec.name} does not take these arguments: {error}") from None
+
+    @hookimpl(trylast=True)
+    def build_scheduler(self, optimizer: Optimizer, run: Run) -> Scheduler:
+        """The schedule of timm's factory, updated at every step."""
+        spec, epochs = run.recipe.scheduler, run.recipe.train.epochs
+        mark = run.recipe.source.nearest("scheduler")
+        steps = run.data.train.steps_per_epoch
+        if spec.warmup_epochs >= epochs and spec.name != "constant":
+            raise UserError(f"{mark}: scheduler.warmup_epochs: {spec.warmup_epochs} leaves none of {epochs} epochs")
+        known = inspect.signature(timm.scheduler.create_scheduler_v2).parameters
+        for name in spec.args:
+            if name not in known:
+                raise UserError(f"{mark}: scheduler.args: timm has no {name!r}{suggest(name, list(known))}")
+        scheduler, _ = timm.scheduler.create_scheduler_v2(
+            optimizer,
+            sched=spec.name,
+            num_epochs=epochs,
+            warmup_epochs=spec.warmup_epochs,
+            warmup_lr=spec.warmup_lr,
+            min_lr=spec.min_lr,
+            step_on_epochs=spec.name == "plateau",
+            updates_per_epoch=steps,
+            **({"plateau_mode": run.recipe.checkpoint.mode} | spec.args),
+        )
+        return cast(Scheduler, scheduler)
+
+    @hookimpl(trylast=True)
+    def build_metrics(self, run: Run) -> Metrics:
+        """Accuracy, top-5 accuracy where there are more than five classes, negative log likelihood, calibration."""
+        return cast(Metrics, classification_metrics(run.data.num_classes).to(run.device.torch))
+
+    @hookimpl(trylast=True)
+    def prepare_batch(self, batch: Any, run: Run) -> Any:
+        """The batch on the device, in the recipe's memory format."""
+        batch = run.device.move(batch)
+        if run.recipe.train.channels_last and isinstance(batch, Batch) and batch.inputs.ndim == 4:
+            batch = batch._replace(inputs=batch.inputs.contiguous(memory_format=torch.channels_last))
+        return batch
+
+    @hookimpl(trylast=True)
+    def compute_loss(self, model: nn.Module, batch: Batch, run: Run) -> Tensor:
+        """The criterion on the model's output, under autocast."""
+        with run.device.autocast():
+            return cast(Tensor, self.criterion(model(batch.inputs), batch.targets))
+
+    @hookimpl(trylast=True)
+    def evaluate_batch(self, model: nn.Module, batch: Batch, run: Run) -> Predictions:
+        """The model's logits in float32."""
+        batch = cast(Batch, self.prepare_batch(batch, run))
+        with torch.no_grad(), run.device.autocast():
+            return Predictions(model(batch.inputs).float(), batch.targets)
+
+
+def _create(recipe: Recipe, arguments: dict[str, Any]) -> Any:
+    spec = recipe.model
+    return timm.create_model(spec.name, pretrained=spec.pretrained, checkpoint_path=spec.checkpoint or "", **arguments)
+
+
+def criterion(spec: LossSpec) -> nn.Module:
+    """Return the loss that `train.loss:` names: from logits [N, K] and classes [N] or probabilities [N, K]."""
+    if spec.name == "bce":
+        return cast(nn.Module, timm.loss.BinaryCrossEntropy(spec.smoothing, spec.target_threshold))
+    if spec.name == "asymmetric":
+        return cast(nn.Module, timm.loss.AsymmetricLossSingleLabel(eps=spec.smoothing))
+    return nn.CrossEntropyLoss(label_smoothing=spec.smoothing)
+
+
+def decay_groups(model: nn.Module, weight_decay: float, exempt: set[str]) -> ParamGroups:
+    """Split trainable parameters into those that decay and those that do not.
+
+    As in timm, vectors, scalars, biases and the names in `exempt` do not.
+    """
+    decay: list[nn.Parameter] = []
+    keep: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            free = parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
+            (keep if free else decay).append(parameter)
+    groups: ParamGroups = [
+        {"params": decay, "weight_decay": weight_decay, "name": "decay", "rule": "matrices and kernels"},
+        {
+            "params": keep,
+            "weight_decay": 0.0,
+            "name": "no_decay",
+            "rule": "vectors, biases, the model's own exceptions",
+        },
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _layer_groups(model: nn.Module, weight_decay: float, exempt: set[str], layer_decay: float) -> ParamGroups:
+    groups: ParamGroups = []
+    for group in timm.optim.param_groups_layer_decay(
+        model, weight_decay=weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay
+    ):
+        kind = "decay" if group["weight_decay"] else "no_decay"
+        scale = group["lr_scale"]
+        rule = f"layer decay: lr times {scale:.4g}, weight decay {group['weight_decay']:g}"
+        keep = {"params": list(group["params"]), "weight_decay": group["weight_decay"], "lr_scale": scale}
+        groups.append(keep | {"name": f"{kind}_{len(groups)}", "rule": rule})
+    return groups
+
+
+class NegativeLogLikelihood(torchmetrics.MeanMetric):
+    """Mean of -log p(target) over all examples, from logits [N, K] and classes [N]."""
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:  # type: ignore[override]
+        """Count one batch."""
+        super().update(nn.functional.cross_entropy(logits, targets, reduction="none"))
+
+
+def classification_metrics(num_classes: int) -> torchmetrics.MetricCollection:
+    """Return what is measured by default; every value is over examples, however batches and ranks divide them."""
+    options: dict[str, Any] = {"num_classes": num_classes, "validate_args": False}
+    metrics: dict[str, torchmetrics.Metric] = {
+        "accuracy": classification.MulticlassAccuracy(average="micro", **options),
+        "nll": NegativeLogLikelihood(nan_strategy="disable"),
+        "calibration_error": classification.MulticlassCalibrationError(n_bins=15, **options),
+    }
+    if num_classes > 5:
+        metrics["top5"] = classification.MulticlassAccuracy(average="micro", top_k=5, **options)
+    return torchmetrics.MetricCollection(metrics, compute_groups=False)

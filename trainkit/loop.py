@@ -1,0 +1,166 @@
+"""The training loop.
+
+::
+
+    on_fit_start
+    for epoch:
+        on_epoch_start
+        for window of `accumulate` micro-batches:
+            for batch in window:
+                prepare_batch
+                compute_loss                 loss weighted by its share of the window's examples, then backward
+            unscale, averaged over ranks
+            before_optimizer_step            gradients final, parameters untouched
+            optimizer.step, scheduler.step
+            after_optimizer_step             parameters have moved
+            on_log                           every few steps, for each of them
+        on_evaluate_start
+        for batch in validation:
+            evaluate_batch
+        on_evaluate_end
+        on_epoch_end                         then the checkpoint
+    on_fit_end
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from trainkit.checkpoint import Keeper
+from trainkit.errors import Interrupted, TrainingError
+from trainkit.run import Run
+from trainkit.seeds import derive_seed, isolated
+
+
+class StepLoss(nn.Module):
+    """The loss of one micro-batch as a module, so that gradients are averaged over ranks however a plugin gets it."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.model = run.model
+        self._run = [run]  # in a list: a run is no submodule
+
+    def forward(self, batch: Any) -> Tensor:
+        """Return the loss of a prepared micro-batch."""
+        return self._run[0].hook.compute_loss(model=self.model, batch=batch, run=self._run[0])
+
+
+def fit(run: Run, keeper: Keeper, *, interrupted: Callable[[], bool] = lambda: False, until: int | None = None) -> None:
+    """Train from where `run` stands to its last epoch.
+
+    Args:
+        run: complete, and restored if it is to go on from a checkpoint.
+        keeper: writes checkpoints.
+        interrupted: asked after every step whether the user wants to stop.
+        until: stop after this many steps in total, as if interrupted there.
+
+    Raises:
+        Interrupted: the run was stopped; its state has been saved.
+        TrainingError: the loss is not finite.
+    """
+    step_loss = run.device.replicate(StepLoss(run))
+    epochs, steps_per_epoch = run.recipe.train.epochs, run.data.train.steps_per_epoch
+    run.hook.on_fit_start(run=run)
+    while run.epoch < epochs and not run.stop_reason:
+        start = run.step - run.epoch * steps_per_epoch
+        if start == 0:
+            run.model.train()
+            run.hook.on_epoch_start(run=run)
+        batches = run.data.train.batches(run.epoch, start)
+        for position in range(start, steps_per_epoch):
+            train_step(run, step_loss, position, batches)
+            stop = run.device.any(interrupted()) or run.step == until
+            if run.log.pending >= run.recipe.train.log_every:
+                publish(run, keeper)
+            if (stop or keeper.is_due(run.step)) and position + 1 < steps_per_epoch:
+                publish(run, keeper)
+                keeper.save(run)
+            if stop and position + 1 < steps_per_epoch:
+                raise Interrupted
+        publish(run, keeper)
+        if (run.epoch + 1) % run.recipe.train.evaluate_every == 0 or run.epoch + 1 == epochs:
+            evaluate(run, keeper)
+        run.hook.on_epoch_end(run=run)
+        run.epoch += 1
+        keeper.save(run)
+        if run.epoch < epochs and (run.device.any(interrupted()) or run.step == until):
+            raise Interrupted
+    run.hook.on_fit_end(run=run)
+
+
+def train_step(run: Run, step_loss: nn.Module, position: int, batches: Iterator[Any]) -> None:
+    """Take one optimizer step on the window at `position` of the current epoch."""
+    window = run.data.train.window(run.epoch, position)
+    scaler, optimizer = run.device.scaler, run.optimizer
+    optimizer.zero_grad(set_to_none=True)
+    total: Tensor | None = None
+    for i, weight in enumerate(window.weights):
+        batch = run.hook.prepare_batch(batch=next(batches), run=run)
+        if run.device.world > 1:
+            # Average over ranks once per window, while its last backward pass runs.
+            cast(nn.parallel.DistributedDataParallel, step_loss).require_backward_grad_sync = i + 1 == len(
+                window.weights
+            )
+        loss = step_loss(batch)
+        share = loss if weight == 1 else loss * weight
+        scaler.scale(share).backward()
+        total = share.detach() if total is None else total + share.detach()
+    assert total is not None  # a window has at least one micro-batch
+    scaler.unscale_(optimizer)
+    run.hook.before_optimizer_step(model=run.model, optimizer=optimizer, run=run)
+    run.log.record("loss", total)
+    run.log.record("lr", max(group["lr"] for group in optimizer.param_groups))
+    scaler.step(optimizer)
+    scaler.update()
+    run.step += 1
+    run.scheduler.step_update(run.step)
+    run.hook.after_optimizer_step(model=run.model, batch=batch, loss=total, run=run)
+    run.log.commit(run.step, run.epoch)
+
+
+def evaluate(run: Run, keeper: Keeper | None = None) -> dict[str, float]:
+    """Measure the model on the validation data, and let `keeper` keep its weights if they are among the best.
+
+    Validation has random streams of its own: how often it happens does not change training.
+    """
+    modes = [(module, module.training) for module in run.model.modules()]
+    run.hook.on_evaluate_start(model=run.model, run=run)
+    run.device.share_buffers(run.model)
+    run.model.eval()
+    run.metrics.reset()
+    with isolated(derive_seed(run.recipe.seed, "evaluate", run.epoch), run.device.torch):
+        for batch in run.data.val:
+            logits, targets = run.hook.evaluate_batch(model=run.model, batch=batch, run=run)
+            run.metrics.update(logits, targets)
+    metrics = {name: float(value) for name, value in run.metrics.compute().items()}
+    if keeper is not None:
+        keeper.consider(run, metrics)
+        run.scheduler.step(run.epoch + 1, metrics.get(run.recipe.checkpoint.metric))
+    for module, training in modes:
+        module.training = training
+    run.hook.on_evaluate_end(model=run.model, metrics=metrics, run=run)
+    for name, value in metrics.items():
+        run.log.record(f"val/{name}", value)
+    run.log.commit(run.step, run.epoch)
+    if keeper is not None:
+        publish(run, keeper)
+    return metrics
+
+
+def publish(run: Run, keeper: Keeper) -> None:
+    """Bring what has been logged to the host, tell the plugins, and stop if a loss is not finite."""
+    for record in run.log.flush():
+        if run.device.is_main:
+            run.hook.on_log(record=record, run=run)
+        loss = record.values.get("loss")
+        if isinstance(loss, float) and not math.isfinite(loss):
+            position = record.step - 1 - record.epoch * run.data.train.steps_per_epoch
+            raise TrainingError(
+                f"the loss is {loss} at step {record.step} (epoch {record.epoch}, batch {position}: "
+                f"{run.data.train.describe(record.epoch, position)}); last good checkpoint: {keeper.last_good}. "
+                "Lower the learning rate, lengthen the warm-up, or clip gradients"
+            )

@@ -1,0 +1,182 @@
+"""A whole run on disk: its folder, training, interruption, resuming, and what is written at the end."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from trainkit.build import Setup, build, compose
+from trainkit.checkpoint import Keeper, atomically, read_state
+from trainkit.environment import facts
+from trainkit.errors import Interrupted, TrainingError, UserError
+from trainkit.log import History
+from trainkit.loop import evaluate, fit
+from trainkit.report import write_report
+from trainkit.run import Run
+
+
+def start(recipe: Path, overrides: Sequence[str], folder: Path | None, observers: Sequence[object]) -> Path:
+    """Train a recipe in a fresh folder; return the folder. Raises what `_train` raises."""
+    setup = compose(recipe, overrides)
+    target = new_folder(folder, recipe.stem)
+    run = build(setup, target, observers)
+    keeper = Keeper(run.folder, run)
+    if run.folder is not None:
+        (run.folder / "recipe.yaml").write_text(setup.recipe.dump())
+        (run.folder / "environment.json").write_text(json.dumps(facts(run.device), indent=2) + "\n")
+    return _train(run, keeper, target)
+
+
+def resume(folder: Path, observers: Sequence[object]) -> Path:
+    """Go on with an interrupted run, exactly; return its folder. Raises what `_train` raises.
+
+    Raises:
+        UserError: there is nothing to resume, or the recipe was changed since.
+    """
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder}: is no run folder (there is no recipe.yaml in it)")
+    state = read_state(folder / "checkpoints" / "last.pt")
+    setup = compose(path)
+    if setup.recipe.dump() != state["recipe"]:
+        raise UserError(f"{path}: was changed since the checkpoint was written; restore it, or start a new run")
+    if state["epoch"] >= setup.recipe.train.epochs or state["stop_reason"]:
+        raise UserError(f"{folder}: this run is finished after {state['step']} steps; there is nothing to resume")
+    run = build(setup, folder, observers)
+    keeper = Keeper(run.folder, run)
+    keeper.restore(run, state)
+    return _train(run, keeper, folder)
+
+
+def measure(folder: Path, weights: str) -> dict[str, float]:
+    """Return the validation metrics of a run folder's weights.
+
+    Args:
+        folder: the run folder.
+        weights: `best` for weights.safetensors, `last` for the last checkpoint, or a path of weights.
+    """
+    from timm.models import load_checkpoint
+
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder}: is no run folder (there is no recipe.yaml in it)")
+    run = build(compose(path))
+    if weights == "last":
+        run.model.load_state_dict(read_state(folder / "checkpoints" / "last.pt")["model"])
+    else:
+        file = folder / "weights.safetensors" if weights == "best" else Path(weights)
+        if not file.is_file():
+            raise UserError(f"{file}: there are no weights here")
+        try:
+            load_checkpoint(run.model, str(file), weights_only=True)
+        except Exception as error:
+            raise UserError(f"{file}: these weights do not fit the model: {str(error).splitlines()[0]}") from None
+    return evaluate(run)
+
+
+def _train(run: Run, keeper: Keeper, folder: Path) -> Path:
+    """Train to the end and write what is left behind, however it ends.
+
+    Raises:
+        Interrupted: the user stopped the run; it can be resumed.
+        TrainingError: the run cannot go on.
+    """
+    status = "finished"
+    try:
+        with interruptible() as interrupted:
+            fit(run, keeper, interrupted=interrupted)
+        if run.stop_reason:
+            status = f"stopped early: {run.stop_reason}"
+    except Interrupted:
+        status = "interrupted"
+        raise
+    except TrainingError as error:
+        status = f"failed: {error}"
+        raise
+    finally:
+        if run.folder is not None and keeper.ran(run):
+            finish(run, keeper, status)
+        run.device.close()
+    return folder
+
+
+def finish(run: Run, keeper: Keeper, status: str) -> None:
+    """Write summary.json, metrics.csv and report.html into the run folder."""
+    folder = run.folder
+    if folder is None:
+        return
+    best = keeper.best[0] if keeper.best else None
+    summary: dict[str, Any] = {
+        "status": status,
+        "model": run.recipe.model.name,
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "data": run.data.summary,
+        "seed": run.recipe.seed,
+        "steps": run.step,
+        "epochs": run.epoch,
+        "effective_batch_size": run.data.train.examples_per_step,
+        "seconds": round(keeper.seconds, 2),
+        "final": keeper.final,
+        "best": best
+        and {"metric": keeper.spec.metric, "value": best["value"], "epoch": best["epoch"], **best["metrics"]},
+        "notes": run.log.notes,
+    }
+    text = json.dumps(summary, indent=2) + "\n"
+    atomically(folder / "summary.json", lambda part: part.write_text(text))
+    History.read(folder / "metrics.jsonl").write_csv(folder / "metrics.csv")
+    write_report(folder, list(run.plugins.values()))
+
+
+def new_folder(wanted: Path | None, name: str) -> Path:
+    """Make the run folder: `wanted`, which must be empty or new, or a fresh one under `runs/`.
+
+    Raises:
+        UserError: it has files in it, or cannot be written.
+    """
+    try:
+        if wanted is not None:
+            wanted.mkdir(parents=True, exist_ok=True)
+            if any(wanted.iterdir()):
+                raise UserError(f"{wanted}: is not empty; name another folder, or go on with `--resume {wanted}`")
+            probe = wanted / ".write"
+            probe.touch()
+            probe.unlink()
+            return wanted
+        stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        for suffix in ("", *(f"-{i}" for i in range(2, 100))):
+            folder = Path("runs") / f"{stem}{suffix}"
+            try:
+                folder.mkdir(parents=True)
+                return folder
+            except FileExistsError:
+                continue
+        raise UserError(f"runs/{stem}: too many runs began in this second")
+    except OSError as error:
+        raise UserError(f"{wanted or 'runs'}: cannot be written: {error.strerror}; choose another --run-dir") from None
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C (or SIGTERM) into a flag that the loop asks for; a second Ctrl-C stops at once."""
+    asked = False
+
+    def ask(signum: int, frame: object) -> None:
+        nonlocal asked
+        if asked and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+__all__ = ["Setup", "finish", "interruptible", "measure", "new_folder", "resume", "start"]
