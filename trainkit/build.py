@@ -101,9 +101,7 @@ def _prepare(model: nn.Module, run: Run) -> nn.Module:
         model = timm.layers.convert_sync_batchnorm(model)
     model = model.to(run.device.torch)
     if spec.channels_last:
-        import torch
-
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     return model
 
 

@@ -173,11 +173,12 @@ class Keeper:
         """Keep the weights as they are being validated if their metric is among the best."""
         self.final = dict(metrics)
         value = metrics[self.spec.metric]
+        file = f"best-{run.epoch:04d}.safetensors"
         entry = {
             "epoch": run.epoch,
             "value": value,
             "metrics": dict(metrics),
-            "file": f"best-{run.epoch:04d}.safetensors",
+            "file": file,
         }
         sign = 1 if self.spec.mode == "max" else -1
         # A tie keeps the earlier weights; NaN never ranks above a number.
@@ -186,6 +187,6 @@ class Keeper:
         if entry not in self.best or self.folder is None:
             return
         metadata = {"model": run.recipe.model.name, "epoch": str(run.epoch), self.spec.metric: repr(value)}
-        save_weights(run.model, self.folder / "checkpoints" / entry["file"], metadata)
+        save_weights(run.model, self.folder / "checkpoints" / file, metadata)
         if self.best[0] is entry:
             save_weights(run.model, self.folder / "weights.safetensors", metadata)

@@ -77,7 +77,7 @@ class Defaults:
     def build_param_groups(self, model: nn.Module, run: Run) -> ParamGroups:
         """Weight decay for matrices and kernels, none for vectors and what the model exempts; timm's layer decay."""
         spec = run.recipe.optimizer
-        exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+        exempt = set(cast(Any, model).no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
         if spec.layer_decay is not None:
             return _layer_groups(model, spec.weight_decay, exempt, spec.layer_decay)
         return decay_groups(model, spec.weight_decay, exempt)
@@ -202,10 +202,10 @@ def _layer_groups(model: nn.Module, weight_decay: float, exempt: set[str], layer
     return groups
 
 
-class NegativeLogLikelihood(torchmetrics.MeanMetric):
+class NegativeLogLikelihood(torchmetrics.MeanMetric):  # type: ignore[misc]  # torchmetrics is half typed
     """Mean of -log p(target) over all examples, from logits [N, K] and classes [N]."""
 
-    def update(self, logits: Tensor, targets: Tensor) -> None:  # type: ignore[override]
+    def update(self, logits: Tensor, targets: Tensor) -> None:
         """Count one batch."""
         super().update(nn.functional.cross_entropy(logits, targets, reduction="none"))
 

@@ -86,13 +86,10 @@ class Log:
         host = iter(_to_host([value for *_, values in pending for value in values.values()]))
         records = [Record(step, epoch, {name: next(host) for name in values}) for step, epoch, values in pending]
         if self._average is not None:
-            trained = [r for r in records if "loss" in r.values]
-            for record, loss in zip(
-                trained,
-                self._average([float(r.values["loss"]) for r in trained]),
-                strict=True,  # type: ignore[arg-type]
-            ):
-                record.values["loss"] = loss
+            losses = [(record, loss) for record in records if isinstance(loss := record.values.get("loss"), float)]
+            means = self._average([loss for _, loss in losses])
+            for (record, _), mean in zip(losses, means, strict=True):
+                record.values["loss"] = mean
         if self.path is not None and records:
             with self.path.open("a") as file:
                 file.writelines(record.to_json() + "\n" for record in records)

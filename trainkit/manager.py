@@ -141,7 +141,7 @@ class _Manager(pluggy.PluginManager):
 
 def implementations(plugin: object) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     """Return the hook implementations of a plugin by name, each with the options of its marker."""
-    found = {}
+    found: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}
     for name in dir(type(plugin)):
         function = inspect.getattr_static(type(plugin), name)
         if inspect.isfunction(function) and hasattr(function, f"{PROJECT}_impl"):

@@ -127,7 +127,7 @@ def finish(run: Run, keeper: Keeper, status: str) -> None:
         "notes": run.log.notes,
     }
     text = json.dumps(summary, indent=2) + "\n"
-    atomically(folder / "summary.json", lambda part: part.write_text(text))
+    atomically(folder / "summary.json", lambda part: None if part.write_text(text) else None)
     History.read(folder / "metrics.jsonl").write_csv(folder / "metrics.csv")
     write_report(folder, list(run.plugins.values()))
 

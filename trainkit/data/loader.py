@@ -81,7 +81,7 @@ class _Keys(Sampler[list[Key]]):
         return len(self.batches)
 
 
-def _identity(batch: Batch) -> Batch:
+def _identity(batch: Any) -> Any:
     return batch
 
 
