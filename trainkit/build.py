@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import pluggy
 import timm
+import torch
 from torch import nn
 
 from trainkit.defaults import Defaults, check_names
@@ -48,13 +50,20 @@ def compose(path: Path, overrides: Sequence[str] = ()) -> Setup:
     return Setup(recipe, entries)
 
 
-def build(setup: Setup, folder: Path | None = None, observers: Sequence[object] = ()) -> Run:
+def build(
+    setup: Setup,
+    folder: Path | None = None,
+    observers: Sequence[object] = (),
+    *,
+    registered: Callable[[pluggy.PluginManager], None] | None = None,
+) -> Run:
     """Make every part of a run.
 
     Args:
         setup: the checked recipe and its plugins.
         folder: where rank 0 writes; None to write nothing.
         observers: further objects with moment hooks (a progress display), called after the plugins.
+        registered: called with the manager before anything is built.
 
     Raises:
         UserError: something in the recipe cannot be made.
@@ -67,6 +76,8 @@ def build(setup: Setup, folder: Path | None = None, observers: Sequence[object] 
         raise RecipeError(problems)
     for observer in observers:
         manager.register(observer)
+    if registered is not None:
+        registered(manager)
     writes = folder is not None and device.is_main
     log = Log(folder / "metrics.jsonl" if writes and folder is not None else None, device.average)
     plugins = {entry.name: entry.plugin for entry in setup.entries}

@@ -75,7 +75,7 @@ def restore_run(run: Run, state: dict[str, Any]) -> None:
     set_rng_state(state["random"][run.device.rank]["global"], run.device.torch)
 
 
-def atomically(path: Path, write: Callable[[Path], None]) -> None:
+def atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make the file `path` so that a crash leaves the old one or the new one, never half of one."""
     part = path.with_name(f".{path.name}.part")
     write(part)

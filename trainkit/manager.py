@@ -15,9 +15,10 @@ from typing import Any, cast
 import pluggy
 
 from trainkit.discovery import load_class
-from trainkit.errors import Mark, PluginError, Problem, UserError, suggest
+from trainkit.errors import Mark, PluginError, Problem, RecipeError, UserError, suggest
 from trainkit.hooks import PROJECT, Hooks
 from trainkit.plugin import Plugin
+from trainkit.recipe import read_recipe
 from trainkit.source import Source, validate
 
 
@@ -56,6 +57,20 @@ def instantiate(source: Source) -> tuple[list[Entry], list[Problem]]:
             plugin.bind(name, seed if isinstance(seed, int) else 0)
             entries[name] = Entry(name, plugin, mark)
     return list(entries.values()), problems
+
+
+def read_entries(path: Path, overrides: Sequence[str] = ()) -> list[Entry]:
+    """Return the plugins of a recipe in order, without looking at anything that timm must check.
+
+    Raises:
+        RecipeError: the recipe or a plugin's options have mistakes.
+    """
+    _, source, problems = read_recipe(path, overrides)
+    entries, found = instantiate(source)
+    entries, misplaced = arrange(entries)
+    if problems or found or misplaced:
+        raise RecipeError([*problems, *found, *misplaced])
+    return entries
 
 
 def arrange(entries: Sequence[Entry]) -> tuple[list[Entry], list[Problem]]:

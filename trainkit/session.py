@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trainkit.build import Setup, build, compose
+from trainkit.build import build, compose
 from trainkit.checkpoint import Keeper, atomically, read_state
 from trainkit.environment import facts
 from trainkit.errors import Interrupted, TrainingError, UserError
@@ -127,7 +127,7 @@ def finish(run: Run, keeper: Keeper, status: str) -> None:
         "notes": run.log.notes,
     }
     text = json.dumps(summary, indent=2) + "\n"
-    atomically(folder / "summary.json", lambda part: None if part.write_text(text) else None)
+    atomically(folder / "summary.json", lambda part: part.write_text(text))
     History.read(folder / "metrics.jsonl").write_csv(folder / "metrics.csv")
     write_report(folder, list(run.plugins.values()))
 
@@ -177,6 +177,3 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-__all__ = ["Setup", "finish", "interruptible", "measure", "new_folder", "resume", "start"]

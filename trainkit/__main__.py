@@ -1,0 +1,5 @@
+"""`python -m trainkit`, as torchrun starts it: `torchrun --nproc-per-node 2 -m trainkit train …`."""
+
+from trainkit.cli import main
+
+main()

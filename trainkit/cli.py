@@ -1,0 +1,268 @@
+"""The command line. It imports torch only in the commands that compute something."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from trainkit.errors import Interrupted, TrainingError, UserError
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="trainkit",
+    help="Training techniques as plugins for timm models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+F = TypeVar("F", bound=Callable[..., Any])
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="a YAML file, or the name of a bundled recipe")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE …]", help="set a key (a.b=1) or remove one (~a.b)")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def _command(function: F) -> F:
+    """Register a command whose failures end in one message and an exit code, not in a traceback."""
+
+    @wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except UserError as error:
+            _end(str(error), BAD_INPUT)
+        except TrainingError as error:
+            _end(str(error), FAILED)
+        except Interrupted:
+            _end("interrupted; the state is saved", INTERRUPTED)
+        except KeyboardInterrupt:
+            _end("interrupted at once; what the last checkpoint holds is safe", INTERRUPTED)
+        except BrokenPipeError:
+            # The reader (`head`, say) has gone; give Python nothing to complain about at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except RuntimeError as error:
+            if "deterministic" not in str(error):
+                raise
+            _end(f"{str(error).splitlines()[0]} (set train.deterministic=false to allow it)", FAILED)
+
+    return app.command()(guarded)  # type: ignore[return-value]
+
+
+def _end(message: str, code: int) -> NoReturn:
+    for line in message.splitlines():
+        err.print(f"[bold red]error[/]: {_plain(line)}" if code != INTERRUPTED else _plain(line))
+    raise typer.Exit(code)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+@_command
+def train(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="a YAML file, or the name of a bundled recipe")
+    ] = None,
+    overrides: Overrides = None,
+    run_dir: Annotated[Path | None, typer.Option(help="folder for the results; default: a fresh one in runs/")] = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder")] = None,
+) -> None:
+    """Train a recipe, or go on with a run that was interrupted."""
+    if (recipe is None) == (resume is None) or (resume and (overrides or run_dir)):
+        raise UserError("give a recipe (and overrides, --run-dir), or only --resume DIR: a resumed run keeps its own")
+    from trainkit import session, shelf
+    from trainkit.progress import Progress, summary_table
+
+    main = os.environ.get("RANK", "0") == "0"
+    progress = Progress(out)
+    observers = [progress] if main else []
+    try:
+        if resume is not None:
+            folder = session.resume(resume, observers)
+        else:
+            assert recipe is not None  # said by the check above
+            folder = session.start(shelf.find(recipe), overrides or [], run_dir, observers)
+    except Interrupted:
+        progress.close()
+        _end(f"interrupted; go on with: trainkit train --resume {progress.folder}", INTERRUPTED)
+    finally:
+        progress.close()
+    if main:
+        out.print(summary_table(json.loads((folder / "summary.json").read_text())))
+        out.print(f"{_plain(str(folder))}/report.html")
+
+
+@_command
+def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show what a recipe will do, before anything trains."""
+    from trainkit import shelf
+    from trainkit.plan import make_plan, show
+
+    made = make_plan(shelf.find(recipe), overrides or [])
+    if as_json:
+        print(json.dumps(made, indent=2))  # noqa: T201 - rich would wrap it
+    else:
+        show(made, out)
+
+
+@_command
+def eval(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="the folder of a run")],
+    weights: Annotated[str, typer.Option(help="best, last, or a file of weights")] = "best",
+    as_json: AsJson = False,
+) -> None:
+    """Measure the weights of a run on its validation data."""
+    from trainkit.session import measure
+
+    metrics = measure(run_dir, weights)
+    if as_json:
+        print(json.dumps(metrics, indent=2))  # noqa: T201 - rich would wrap it
+        return
+    table = Table("metric", "value")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    out.print(table)
+
+
+@_command
+def plugins(
+    name: Annotated[str | None, typer.Argument(help="show one plugin and its options (imports it)")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the installed plugins, or show one."""
+    from trainkit.discovery import describe, installed, load_class
+
+    if name is None:
+        listings = [describe(point) for point in installed().values()]
+        if as_json:
+            print(json.dumps([vars(listing) for listing in listings], indent=2))  # noqa: T201 - rich would wrap it
+            return
+        table = Table("plugin", "what it does", "hooks", "from")
+        for listing in listings:
+            table.add_row(listing.name, listing.summary, "\n".join(listing.hooks), listing.distribution)
+        out.print(table)
+        return
+    from trainkit.schema import plugin_schema
+
+    _, cls = load_class(name, Path())
+    schema = plugin_schema(cls)
+    if as_json:
+        print(json.dumps(schema, indent=2))  # noqa: T201 - rich would wrap it
+        return
+    import inspect
+
+    out.print(_plain(f"{name}\n\n{inspect.getdoc(cls)}\n"))
+    table = Table("option", "type", "default", "meaning")
+    for option, field in cls.model_fields.items():
+        default = "required" if field.is_required() else json.dumps(field.get_default(), default=str)
+        kind = inspect.formatannotation(field.annotation).replace("typing.", "")
+        table.add_row(option, _plain(kind), _plain(default), _plain(field.description or ""))
+    out.print(table)
+    for label, value in (("before", cls.before), ("after", cls.after), ("requires", cls.requires)):
+        if value:
+            out.print(f"{label}: {', '.join(value)}")
+    for other, reason in cls.conflicts.items():
+        out.print(_plain(f"conflicts with {other}: {reason}"))
+
+
+recipes_app = typer.Typer(help="List the recipes that come with trainkit, or copy one.", rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+
+
+@recipes_app.callback(invoke_without_command=True)
+def recipes(context: typer.Context) -> None:
+    """List the recipes that come with trainkit, or copy one."""
+    if context.invoked_subcommand is None:
+        from trainkit import shelf
+
+        table = Table("recipe", "claim")
+        for name in shelf.names():
+            table.add_row(name, _plain(shelf.first_lines(name)))
+        out.print(table)
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(help="the recipe's name")],
+    folder: Annotated[Path, typer.Option("--to", help="folder to copy it to")] = Path(),
+) -> None:
+    """Copy a recipe, to change it."""
+    from trainkit import shelf
+
+    try:
+        out.print(_plain(str(shelf.copy(name, folder))))
+    except UserError as error:
+        _end(str(error), BAD_INPUT)
+
+
+@_command
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from trainkit.schema import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2))  # noqa: T201 - rich would wrap it
+
+
+@_command
+def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="the folder of a run")]) -> None:
+    """Make report.html again from what a run logged."""
+    from trainkit.report import rebuild
+
+    out.print(_plain(str(rebuild(run_dir))))
+
+
+@_command
+def cite(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Print the BibTeX of the papers behind a recipe."""
+    from trainkit import shelf
+    from trainkit.cite import citations
+    from trainkit.manager import read_entries
+
+    print(citations(read_entries(shelf.find(recipe), overrides or [])))  # noqa: T201 - BibTeX, as it is
+
+
+@_command
+def verify_resume(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    at: Annotated[int, typer.Option(help="stop after this step")] = 7,
+    steps: Annotated[int | None, typer.Option(help="compare after this step; default: five steps later")] = None,
+) -> None:
+    """Prove that a recipe resumes exactly: train with and without a stop, and compare every bit."""
+    from trainkit import shelf
+    from trainkit.verify import verify_resume as verify
+
+    verdict = verify(shelf.find(recipe), overrides or [], at, steps)
+    if verdict.difference is not None:
+        raise TrainingError(f"resumed after step {verdict.at}, step {verdict.steps} differs: {verdict.difference}")
+    out.print(f"resumed after step {verdict.at}: everything is the same, bit for bit, after step {verdict.steps}")
+
+
+def main() -> None:
+    """Run the command line, with the commands that installed plugins bring."""
+    # A plugin's command is imported only when it is the one asked for.
+    asked = sys.argv[1] if len(sys.argv) > 1 else ""
+    for point in entry_points(group="trainkit.commands"):
+        if point.name == asked:
+            app.add_typer(point.load(), name=point.name)
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The recipes that come with trainkit: in a wheel inside the package, in a checkout beside it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from trainkit.errors import UserError, suggest
+
+
+def folder() -> Path:
+    """Return the folder of the recipes; an editable install has only the checkout's, so none can be stale."""
+    packaged = Path(__file__).parent / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parents[1] / "recipes"
+
+
+def names() -> list[str]:
+    """Return the name of every recipe, without its ending."""
+    return sorted(path.stem for path in folder().glob("*.yaml"))
+
+
+def first_lines(name: str) -> str:
+    """Return the claim with which a recipe opens: its first comment line."""
+    text = (folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    return text.splitlines()[0].removeprefix("#").strip() if text.startswith("#") else ""
+
+
+def copy(name: str, target: Path) -> Path:
+    """Copy a recipe to the folder `target` and return the new file.
+
+    Raises:
+        UserError: there is no such recipe, or the file is already there.
+    """
+    if name not in names():
+        raise UserError(f"there is no recipe {name!r}{suggest(name, names())} (there are: {', '.join(names())})")
+    destination = target / f"{name}.yaml"
+    if destination.exists():
+        raise UserError(f"{destination}: is already there; remove it or choose another folder")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copyfile(folder() / f"{name}.yaml", destination))
+    except OSError as error:
+        raise UserError(f"{destination}: cannot be written: {error.strerror}") from None
+
+
+def find(path: Path) -> Path:
+    """Return `path`, or the recipe that comes with trainkit where `path` is only its name."""
+    if not path.exists() and path.parent == Path() and path.stem in names():
+        return folder() / f"{path.stem}.yaml"
+    return path
