@@ -261,7 +261,7 @@ def main() -> None:
     for point in entry_points(group="trainkit.commands"):
         if point.name == asked:
             app.add_typer(point.load(), name=point.name)
-    app()
+    app(prog_name="trainkit")
 
 
 if __name__ == "__main__":

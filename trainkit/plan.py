@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pluggy
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -86,7 +87,8 @@ def _observe(manager: pluggy.PluginManager, changes: dict[str, list[str]]) -> No
     """Note what each wrapper of `build_model` makes of the model that it is given."""
     for implementation in manager.hook.build_model.get_hookimpls():
         if implementation.wrapper:
-            implementation.function = _observed(implementation.function, implementation.plugin_name, changes)
+            function = cast(Callable[..., Generator[None, Any, Any]], implementation.function)
+            implementation.function = _observed(function, implementation.plugin_name, changes)
 
 
 def _observed(
@@ -210,45 +212,38 @@ def _timeline(manager: pluggy.PluginManager, setup: Setup) -> list[dict[str, Any
 def show(plan: dict[str, Any], console: Console) -> None:
     """Print a plan for people."""
     data, model = plan["data"], plan["model"]
-    facts = Table("part", "what", "from", title=f"plan of {plan['recipe']}", title_justify="left")
+    facts = _table("part", "what", "from")
     facts.add_row("device", plan["device"]["is"], plan["device"]["from"])
     facts.add_row("data", f"{data['is']}; input {' x '.join(map(str, data['input']))}", data["from"])
-    facts.add_row(
-        "steps",
-        f"{data['epochs']} epochs x {data['steps_per_epoch']} = {data['steps']:,}; "
-        f"{data['effective_batch_size']} examples a step",
-        data["from"],
-    )
+    steps = f"{data['epochs']} epochs x {data['steps_per_epoch']} = {data['steps']:,}"
+    facts.add_row("steps", f"{steps}; {data['effective_batch_size']} examples a step", data["from"])
     facts.add_row("model", f"{model['is']}: {model['parameters']:,} parameters", model["from"])
     for change in model["changes"]:
         facts.add_row(f"  {change['plugin']}", "\n".join(change["changes"]), change["from"])
     facts.add_row("optimizer", plan["optimizer"]["is"], plan["optimizer"]["from"])
     facts.add_row("schedule", plan["scheduler"]["is"], plan["scheduler"]["from"])
     for plugin in plan["plugins"]:
-        facts.add_row(f"plugin {plugin['name']}", "\n".join([plugin["place"], *plugin["explains"]]), plugin["from"])
-    console.print(facts)
-    groups = Table(
-        "group", "tensors", "parameters", "peak lr", "weight decay", "rule", "from", title="parameter groups"
-    )
+        lines = [f"place: {plugin['place']}", *plugin["explains"]]
+        facts.add_row(plugin["name"], "\n".join(lines), plugin["from"])
+    groups = _table("parameter group", "tensors", "parameters", "peak lr", "decay", "rule", "from")
     for group in plan["groups"]:
-        groups.add_row(
-            group["name"],
-            str(group["tensors"]),
-            f"{group['parameters']:,}",
-            f"{group['lr']:g}",
-            f"{group['weight_decay']:g}",
-            group["rule"],
-            group["from"],
-        )
-    console.print(groups)
-    hooks = Table("hook", "in call order", "place", "from", title="hooks, as they are called")
+        numbers = (str(group["tensors"]), f"{group['parameters']:,}", f"{group['lr']:g}", f"{group['weight_decay']:g}")
+        groups.add_row(group["name"], *numbers, group["rule"], group["from"])
+    hooks = _table("hook", "called, in order", "place", "from")
     for row in plan["hooks"]:
         for i, call in enumerate(row["calls"]):
-            hooks.add_row(
-                row["hook"] if i == 0 else "", f"{call['plugin']} {call['role']}", call["place"], call["from"]
-            )
-    console.print(hooks)
-    files = Table("file", "what", title="files in the run folder")
+            who = f"{call['plugin']} {call['role']}"
+            hooks.add_row(row["hook"] if i == 0 else "", who, call["place"], call["from"])
+    files = _table("file", "what")
     for name, what in plan["files"].items():
         files.add_row(name, what)
-    console.print(files)
+    for table in (facts, groups, hooks, files):
+        console.print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        # Where a line of the recipe stands must stay readable on a narrow terminal: wrap, never cut.
+        table.add_column(column, overflow="fold", no_wrap=column == columns[0])
+    return table

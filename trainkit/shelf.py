@@ -45,6 +45,8 @@ def copy(name: str, target: Path) -> Path:
 
 def find(path: Path) -> Path:
     """Return `path`, or the recipe that comes with trainkit where `path` is only its name."""
-    if not path.exists() and path.parent == Path() and path.stem in names():
-        return folder() / f"{path.stem}.yaml"
-    return path
+    if path.exists() or path.parent != Path() or path.stem not in names():
+        return path
+    found = folder() / f"{path.stem}.yaml"
+    # Messages name this file: keep it short where it lies below the current folder.
+    return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
