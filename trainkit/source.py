@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 from trainkit.errors import Mark, Problem, RecipeError, suggest
 from trainkit.marks import KeyPath, Marks, load_marked, parse_scalar
@@ -149,14 +149,24 @@ def _real_path(data: Any, loc: KeyPath) -> KeyPath:
 
 def _siblings(model: type[BaseModel], loc: KeyPath) -> list[str]:
     """Return the options that the section at `loc` knows, by walking the models along it."""
-    from trainkit.data import spec
-
     known: Any = model
     for key in loc[:-1]:
-        if isinstance(known, type) and issubclass(known, BaseModel) and key in known.model_fields:
-            known = known.model_fields[str(key)].annotation
-            if known is not None and not isinstance(known, type):
-                known = next((a for a in getattr(known, "__args__", ()) if isinstance(a, type)), known)
-        elif key in ("digits", "timm"):
-            known = {"digits": spec.DigitsSpec, "timm": spec.TimmSpec}[str(key)]
+        if isinstance(known, type) and issubclass(known, BaseModel):
+            field = known.model_fields.get(str(key))
+            known = field.annotation if field else None
+        else:
+            known = _member(known, key)
+        if not isinstance(known, type) and type(None) in get_args(known):
+            known = _member(known, None)
     return list(known.model_fields) if isinstance(known, type) and issubclass(known, BaseModel) else []
+
+
+def _member(union: Any, tag: str | int | None) -> Any:
+    """Return the member of a union that carries `tag`; its only model where the tag is None."""
+    for member in get_args(union):
+        inner = get_args(member) or (member,)
+        if any(isinstance(note, Tag) and note.tag == tag for note in inner[1:]):
+            return inner[0]
+        if tag is None and isinstance(member, type) and issubclass(member, BaseModel):
+            return member
+    return None
