@@ -1,0 +1,100 @@
+"""The house rules that a machine can check: who may import whom, how long things are, what must be there."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import trainkit
+
+ROOT = Path(__file__).parents[1]
+ROOMS = sorted(path.parent for path in (ROOT / "plugins" / "trainkit_plugins").glob("*/__init__.py"))
+CODE = sorted([*(ROOT / "trainkit").rglob("*.py"), *(ROOT / "plugins").rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
+ADAPTERS = ("plugin.py", "hookspecs.py", "command.py")
+CARD = (
+    "What it does",
+    "When it helps",
+    "When it did nothing here",
+    "Options and defaults",
+    "Differences from",
+    "Cost",
+    "Cite",
+)
+
+
+def imports(path: Path) -> list[tuple[str, list[str]]]:
+    """Return every absolute import in a file as (module, names)."""
+    found: list[tuple[str, list[str]]] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, []) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.append((node.module or "", [alias.name for alias in node.names]))
+    return found
+
+
+def test_there_are_rooms():
+    assert len(ROOMS) >= 6
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_a_room_meets_trainkit_only_in_its_adapter_and_only_by_public_names(room):
+    for path in room.rglob("*.py"):
+        for module, names in imports(path):
+            if module.split(".")[0] != "trainkit":
+                continue
+            assert path.name in ADAPTERS, f"{path.relative_to(ROOT)} imports {module}"
+            assert module == "trainkit", f"{path.relative_to(ROOT)} reaches into {module}"
+            assert set(names) <= set(trainkit.__all__), f"{path.relative_to(ROOT)}: {names}"
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_rooms_do_not_import_one_another(room):
+    for path in room.rglob("*.py"):
+        for module, _ in imports(path):
+            parts = module.split(".")
+            assert parts[0] != "trainkit_plugins" or parts[1:2] in ([], [room.name]), f"{path.name} imports {module}"
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_maths_needs_torch_alone(room):
+    for path in room.rglob("*.py"):
+        if path.name in ADAPTERS:
+            continue
+        for module, _ in imports(path):
+            top = module.split(".")[0]
+            allowed = top in ("torch", "trainkit_plugins") or top in sys.stdlib_module_names
+            assert allowed, f"{path.relative_to(ROOT)} imports {module}"
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_a_room_has_a_card_with_the_headings(room):
+    card = (room / "README.md").read_text()
+    headings = [line.lstrip("# ") for line in card.splitlines() if line.startswith("## ")]
+    for wanted in CARD:
+        assert any(heading.startswith(wanted) for heading in headings), f"{room.name}: no heading {wanted!r}"
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_is_long(path):
+    limit = 300 if "tests" not in path.relative_to(ROOT).parts[:1] else 450
+    assert len(path.read_text().splitlines()) <= limit
+
+
+def test_every_entry_point_names_a_class_in_an_adapter():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name, target in project["entry-points"]["trainkit.plugins"].items():
+        module, _, cls = target.partition(":")
+        path = ROOT / "plugins" / Path(*module.split(".")).with_suffix(".py")
+        assert path.name == "plugin.py", name
+        assert any(isinstance(n, ast.ClassDef) and n.name == cls for n in ast.parse(path.read_text()).body), name
+
+
+def test_the_command_line_starts_without_torch():
+    code = "import sys, trainkit.cli; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
