@@ -98,6 +98,10 @@ class Hooks:
         """Moment, once per step: parameters have moved. `batch` is the window's last, `loss` its mean."""
 
     @moment
+    def on_log(self, record: Record, run: Run) -> None:
+        """Moment: the values of one step or validation are on the host and final (rank 0 only)."""
+
+    @moment
     def on_evaluate_start(self, model: nn.Module, run: Run) -> None:
         """Moment: validation begins; what `model` holds now is what is measured and kept as best weights."""
 
@@ -113,10 +117,6 @@ class Hooks:
     @moment
     def on_epoch_end(self, run: Run) -> None:
         """Moment: the epoch's steps and validation are done; the checkpoint is written next."""
-
-    @moment
-    def on_log(self, record: Record, run: Run) -> None:
-        """Moment: the values of one step or validation are on the host and final (rank 0 only)."""
 
     @moment
     def on_fit_end(self, run: Run) -> None:
