@@ -1,5 +1,6 @@
 """Training techniques as plugins for timm models."""
 
+from trainkit.figures import figure
 from trainkit.hooks import Hooks, hookimpl, moment, value
 from trainkit.log import History, Record
 from trainkit.plugin import Plugin
@@ -17,6 +18,7 @@ __all__ = [
     "Record",
     "Run",
     "Section",
+    "figure",
     "hookimpl",
     "moment",
     "value",

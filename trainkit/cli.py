@@ -49,8 +49,8 @@ def _command(function: F) -> F:
             _end(str(error), BAD_INPUT)
         except TrainingError as error:
             _end(str(error), FAILED)
-        except Interrupted:
-            _end("interrupted; the state is saved", INTERRUPTED)
+        except Interrupted as stopped:
+            _end(f"interrupted, and saved; go on with: trainkit train --resume {stopped.folder}", INTERRUPTED)
         except KeyboardInterrupt:
             _end("interrupted at once; what the last checkpoint holds is safe", INTERRUPTED)
         except BrokenPipeError:
@@ -98,9 +98,6 @@ def train(
         else:
             assert recipe is not None  # said by the check above
             folder = session.start(shelf.find(recipe), overrides or [], run_dir, observers)
-    except Interrupted:
-        progress.close()
-        _end(f"interrupted; go on with: trainkit train --resume {progress.folder}", INTERRUPTED)
     finally:
         progress.close()
     if main:
@@ -222,9 +219,13 @@ def schema() -> None:
 @_command
 def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="the folder of a run")]) -> None:
     """Make report.html again from what a run logged."""
-    from trainkit.report import rebuild
+    from trainkit.manager import read_entries
+    from trainkit.report import write_report
 
-    out.print(_plain(str(rebuild(run_dir))))
+    recipe = run_dir / "recipe.yaml"
+    if not recipe.is_file():
+        raise UserError(f"{run_dir}: is no run folder (there is no recipe.yaml in it)")
+    out.print(_plain(str(write_report(run_dir, [entry.plugin for entry in read_entries(recipe)]))))
 
 
 @_command

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,11 @@ class PluginError(TrainingError):
 
 
 class Interrupted(Exception):
-    """The user asked the run to stop; a checkpoint has been written (exit code 130)."""
+    """The user asked the run to stop; a checkpoint has been written in `folder` (exit code 130)."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        super().__init__(f"interrupted; the state is in {folder}")
 
 
 def suggest(word: str, known: Sequence[str]) -> str:

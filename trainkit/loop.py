@@ -80,7 +80,7 @@ def fit(run: Run, keeper: Keeper, *, interrupted: Callable[[], bool] = lambda: F
                 publish(run, keeper)
                 keeper.save(run)
             if stop and position + 1 < steps_per_epoch:
-                raise Interrupted
+                raise Interrupted(run.folder)
         publish(run, keeper)
         if (run.epoch + 1) % run.recipe.train.evaluate_every == 0 or run.epoch + 1 == epochs:
             evaluate(run, keeper)
@@ -88,7 +88,7 @@ def fit(run: Run, keeper: Keeper, *, interrupted: Callable[[], bool] = lambda: F
         run.epoch += 1
         keeper.save(run)
         if run.epoch < epochs and (run.device.any(interrupted()) or run.step == until):
-            raise Interrupted
+            raise Interrupted(run.folder)
     run.hook.on_fit_end(run=run)
 
 

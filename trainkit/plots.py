@@ -1,0 +1,237 @@
+"""The plots that every run has: loss, validation metrics, learning rate, throughput."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trainkit.figures import figure, legend_above, smooth, style, thin
+from trainkit.formats import label, number, tick
+from trainkit.log import History
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+BETTER = {"accuracy": max, "top5": max, "nll": min, "calibration_error": min}
+"""Which way each of core's metrics is better; for others no best value is marked."""
+
+ABOUT = {
+    "accuracy": ("Accuracy", "Share of the validation examples classified correctly."),
+    "nll": ("Negative log likelihood", "Of the true classes, over the validation examples; lower is better."),
+    "calibration_error": (
+        "Calibration error",
+        "How far the stated confidence is from the share that is correct; lower is better.",
+    ),
+}
+"""Heading and explanation of core's metrics."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with its heading and one or two sentences on how to read it."""
+
+    title: str
+    caption: str
+    figure: Figure
+
+
+def core_plots(history: History) -> list[Plot]:
+    """Return the plots of everything that core logs; those with nothing to show are left out."""
+    with style():
+        found = [loss_plot(history), *metric_plots(history)]
+        found += [
+            line_plot(history, "lr", "Learning rate", "The largest of all parameter groups, at every step."),
+            line_plot(
+                history,
+                "images_per_second",
+                "Throughput",
+                "Training images per second over all devices, validation not counted.",
+                unit="images per second",
+            ),
+        ]
+    return [plot for plot in found if plot is not None]
+
+
+def scalars(history: History, name: str) -> tuple[Floats, Floats]:
+    """Return the steps [n] at which the scalar `name` was logged, and its values [n] there."""
+    import numpy as np
+
+    rows = [(step, v) for step, v in zip(*history.series(name), strict=True) if not isinstance(v, list)]
+    both = np.array(rows, dtype=float).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
+
+
+def loss_plot(history: History) -> Plot | None:
+    """Return the training loss, raw and smoothed, with the validation loss; None if neither was logged."""
+    import numpy as np
+
+    steps, losses = scalars(history, "loss")
+    val_steps, val_losses = scalars(history, "val/nll")
+    if not len(steps) and not len(val_steps):
+        return None
+    drawn, axes = figure()
+    smoothed = losses
+    window = max(1, min(len(steps) // 25, 2000))
+    if window > 2:
+        smoothed = smooth(losses, window)
+        axes.plot(*thin(steps, losses), color="C0", linewidth=0.6, alpha=0.5 if len(steps) < 1500 else 0.25)
+        axes.plot(*thin(steps, smoothed, 400), color="C0", label="training, smoothed")
+    elif len(steps):
+        axes.plot(steps, losses, color="C0", label="training", marker=_marker(steps))
+    if len(val_steps):
+        axes.plot(val_steps, val_losses, color="C1", label="validation (nll)", marker=_marker(val_steps))
+    every = np.concatenate([losses, val_losses])
+    core = np.concatenate([smoothed, val_losses])
+    _loss_scale(axes, every, core)
+    broken = steps[~np.isfinite(losses)]
+    if len(broken):
+        floor = axes.get_xaxis_transform()
+        axes.plot(
+            *thin(broken, np.zeros(len(broken)), 200),
+            "x",
+            color="C3",
+            transform=floor,
+            clip_on=False,
+            label="not finite",
+        )
+    axes.set_ylabel("loss" + (" (log scale)" if axes.get_yscale() == "log" else ""))
+    _step_axis(axes)
+    legend_above(axes)
+    return Plot("Loss", _loss_caption(axes, every, len(broken), window), drawn)
+
+
+def _loss_scale(axes: Any, every: Floats, core: Floats) -> None:
+    """Fit the y axis to the curves and nearly all raw losses, so that one spike does not flatten the rest."""
+    import numpy as np
+
+    every, core = every[np.isfinite(every)], core[np.isfinite(core)]
+    if not len(every) or not len(core):
+        return
+    low = min(core.min(), np.quantile(every, 0.002))
+    high = max(core.max(), np.quantile(every, 0.998))
+    if low > 0 and core.max() / core.min() > 30:
+        axes.set_yscale("log")
+        low, high = np.log10([low, high])
+    if high > low:
+        edges = np.array([low - 0.04 * (high - low), high + 0.04 * (high - low)])
+        axes.set_ylim(10**edges if axes.get_yscale() == "log" else edges)
+
+
+def _loss_caption(axes: Any, every: Floats, broken: int, window: int) -> str:
+    import numpy as np
+
+    parts = []
+    if window > 2:
+        parts.append(f"Thin: every step. Thick: weighted mean over {number(window)} steps on either side.")
+    low, high = axes.get_ylim()
+    outside = int(np.sum((every < low) | (every > high)))
+    if outside:
+        parts.append(f"{number(outside)} {'value is' if outside == 1 else 'values are'} outside the plot.")
+    if broken:
+        parts.append(f"The loss was not finite at {number(broken)} {'step' if broken == 1 else 'steps'}.")
+    return " ".join(parts)
+
+
+def metric_plots(history: History) -> list[Plot]:
+    """Return one plot per validation metric over epochs; the top-5 accuracy shares the one of accuracy."""
+    names = [n for n in history.names if n.startswith("val/") and n != "val/top5"]
+    plots = []
+    for name in names:
+        shown = [name, "val/top5"] if name == "val/accuracy" and "val/top5" in history.names else [name]
+        plot = _metric_plot(history, shown)
+        if plot is not None:
+            plots.append(plot)
+    return plots
+
+
+def _metric_plot(history: History, names: Sequence[str]) -> Plot | None:
+    drawn, axes = figure()
+    empty = True
+    for name in names:
+        rows = [
+            (r.epoch + 1, v) for r in history.records if name in r.values and not isinstance(v := r.values[name], list)
+        ]
+        epochs, values = [e for e, _ in rows], [v for _, v in rows]
+        finite = [(v, e) for e, v in rows if math.isfinite(v)]
+        empty = empty and not finite
+        axes.plot(epochs, values, marker=_marker(epochs), label=label(name))
+        better = BETTER.get(name.removeprefix("val/"))
+        if better and finite and name == names[0]:
+            above = better is max and len(names) == 1
+            _mark_best(axes, better(v for v, _ in finite), finite, epochs, above=above)
+    if empty:
+        return None
+    axes.margins(y=0.16)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label(names[0]) if len(names) == 1 else "share correct")
+    _whole_numbers(axes)
+    if len(names) > 1:
+        legend_above(axes)
+    short = label(names[0])
+    title, about = ABOUT.get(names[0].removeprefix("val/"), (short.capitalize(), "On the validation data."))
+    if len(names) > 1:
+        title, about = "Accuracy", about[:-1] + ", and among the five most likely classes."
+    return Plot(title, about, drawn)
+
+
+def _mark_best(
+    axes: Any, best: float, finite: Sequence[tuple[float, int]], epochs: Sequence[int], *, above: bool
+) -> None:
+    """Ring the first epoch with the best value, and write the value where the curve is not."""
+    epoch = next(e for v, e in finite if v == best)
+    ring = {"markersize": 6.5, "markerfacecolor": "white", "markeredgewidth": 1.4}
+    axes.plot([epoch], [best], "o", color="C0", zorder=4, **ring)
+    right = epoch > (epochs[0] + epochs[-1]) / 2
+    axes.annotate(
+        f"best {number(best)}",
+        (epoch, best),
+        xytext=(4 if right else -4, 6 if above else -6),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        va="bottom" if above else "top",
+        fontweight="bold",
+    )
+
+
+def line_plot(history: History, name: str, title: str, caption: str, unit: str = "") -> Plot | None:
+    """Return the scalar `name` over steps, its axis labelled `unit` or as `title`; None if never logged."""
+    import numpy as np
+    from matplotlib.ticker import FuncFormatter
+
+    steps, values = scalars(history, name)
+    if not np.isfinite(values).any():
+        return None
+    drawn, axes = figure()
+    finite = values[np.isfinite(values)]
+    restless = np.abs(np.diff(finite)).sum() > 20 * np.ptp(finite)
+    width = 0.7 if restless else 1.4
+    axes.plot(*thin(steps, values), marker=_marker(steps), color="C0", linewidth=width)
+    axes.set_ylabel(unit or title.lower())
+    if finite.min() >= 0 and finite.max() > 0:
+        axes.set_ylim(0, 1.1 * finite.max())
+    _step_axis(axes)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    return Plot(title, caption, drawn)
+
+
+def _marker(x: Sequence[float] | Floats) -> str:
+    """Few points are shown one by one; a single one would be invisible without."""
+    return "o" if len(x) <= 40 else ""
+
+
+def _step_axis(axes: Any) -> None:
+    axes.set_xlabel("step")
+    _whole_numbers(axes)
+
+
+def _whole_numbers(axes: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(value):,}"))
