@@ -88,7 +88,7 @@ def _observe(manager: pluggy.PluginManager, changes: dict[str, list[str]]) -> No
     for implementation in manager.hook.build_model.get_hookimpls():
         if implementation.wrapper:
             function = cast(Callable[..., Generator[None, Any, Any]], implementation.function)
-            implementation.function = _observed(function, implementation.plugin_name, changes)
+            cast(Any, implementation).function = _observed(function, implementation.plugin_name, changes)
 
 
 def _observed(
