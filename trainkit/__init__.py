@@ -1,5 +1,6 @@
 """Training techniques as plugins for timm models."""
 
+from trainkit.errors import UserError
 from trainkit.hooks import Hooks, hookimpl, moment, value
 from trainkit.log import History, Record
 from trainkit.plugin import Plugin
@@ -17,6 +18,7 @@ __all__ = [
     "Record",
     "Run",
     "Section",
+    "UserError",
     "hookimpl",
     "moment",
     "value",
