@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trainkit_plugins.ema import recompute_statistics
 from trainkit_plugins.ema.plugin import Ema
 
-from trainkit import Batch, Hooks, Run
+from trainkit import Batch, Hooks, Run, UserError
 from trainkit.data.types import Data
 from trainkit.device import Device
 from trainkit.log import Log
@@ -170,6 +170,15 @@ def test_recompute_leaves_frozen_layers_alone() -> None:
     assert torch.equal(held["1.running_mean"], before["1.running_mean"])
     assert run.model.training
     assert not run.model[1].training
+
+
+def test_recompute_refuses_data_that_it_cannot_feed_to_the_model() -> None:
+    run = make_run(network())
+    cast(Any, run.data.train).batches = lambda epoch, position: iter([{"support": 1}])
+    ema = Ema(buffers="recompute")
+    ema.on_fit_start(run)
+    with pytest.raises(UserError, match="these data give dict; use copy or average"):
+        ema.on_evaluate_start(run.model, run)
 
 
 @pytest.mark.slow  # importing torch's compiler takes seconds

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from trainkit import Plugin, Run, hookimpl
+from trainkit import Batch, Plugin, Run, UserError, hookimpl
 
 from .exchange import Values, exchange
 from .statistics import batch_norms, recompute_statistics
@@ -37,9 +37,7 @@ class Ema(Plugin):
 }"""
     neutral: ClassVar[dict[str, Any]] = {"decay": 0.0, "buffers": "copy"}
 
-    decay: float = Field(
-        0.9998, ge=0, lt=1, description="share of the old average that a step keeps, once warmed up"
-    )
+    decay: float = Field(0.9998, ge=0, lt=1, description="share of the old average that a step keeps, once warmed up")
     warmup: bool = Field(
         True, description="start at decay 0 and approach `decay`: 1 - (1 + step/warmup_gamma)^-warmup_power"
     )
@@ -68,9 +66,7 @@ class Ema(Plugin):
     @model_validator(mode="after")
     def _check(self) -> Ema:
         if self.min_decay > self.decay:
-            raise ValueError(
-                f"min_decay {self.min_decay} is above decay {self.decay}; lower it, or raise decay"
-            )
+            raise ValueError(f"min_decay {self.min_decay} is above decay {self.decay}; lower it, or raise decay")
         return self
 
     def _average_of(self, values: nn.Module) -> Any:
@@ -146,21 +142,30 @@ class Ema(Plugin):
         compiled = run.recipe.train.compile
         with run.device.autocast(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
             recompute_statistics(run.model, self._inputs(run), layers)
-        measured = [b for b in mine.values() if b.is_floating_point()]
-        if run.device.world > 1 and measured:
-            mean = torch.tensor(run.device.average(torch.cat([b.flatten() for b in measured]).tolist()))
-            for buffer, part in zip(measured, mean.split([b.numel() for b in measured]), strict=True):
-                buffer.copy_(part.view_as(buffer))
+        if run.device.world > 1:
+            self._average_over_ranks([b for b in mine.values() if b.is_floating_point()], run)
+
+    def _average_over_ranks(self, measured: list[Tensor], run: Run) -> None:
+        import torch
+
+        means = iter(run.device.average(torch.cat([b.flatten() for b in measured]).tolist()) if measured else [])
+        for buffer in measured:
+            buffer.copy_(torch.tensor(list(islice(means, buffer.numel()))).view_as(buffer))
 
     def _inputs(self, run: Run) -> Iterator[Tensor]:
         # Not through the hook: what plugins make of a batch may draw from their random streams, and a validation must
         # not change what the next epoch sees.
         for batch in islice(run.data.train.batches(run.epoch, 0), self.recompute_batches):
-            yield run.device.move(batch)[0]
+            if not isinstance(batch, Batch):
+                raise UserError(
+                    f"ema.buffers: recompute needs batches of images, and these data give {type(batch).__name__}; "
+                    "use copy or average"
+                )
+            yield run.device.move(batch).inputs
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average and how many steps it has seen."""
-        if self._ema is None:
+        if self._live is None:
             return self._saved
         values = self._live if self._exchanged else self._ema.module
         return {"updates": self._updates, "average": values.export()}

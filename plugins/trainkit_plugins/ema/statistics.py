@@ -15,9 +15,7 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 @torch.no_grad()
-def recompute_statistics(
-    model: nn.Module, inputs: Iterable[Tensor], layers: Sequence[_BatchNorm] | None = None
-) -> int:
+def recompute_statistics(model: nn.Module, inputs: Iterable[Tensor], layers: Sequence[_BatchNorm] | None = None) -> int:
     """Set batch-norm layers' running means and variances to their averages over `inputs`.
 
     mean = 1/n sum_i mean_i,  var = 1/n sum_i var_i  over the n batches, each counting once, where mean_i and var_i

@@ -61,7 +61,7 @@ class TensorBoard(Plugin):
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(
             str(run.folder / self.folder), purge_step=run.step + 1, flush_secs=self.flush_seconds
         )
         if run.step == 0:
@@ -99,8 +99,8 @@ class TensorBoard(Plugin):
 class Wandb(Plugin):
     """Send what the run logs to Weights & Biases; by default into local files that `wandb sync` can upload.
 
-    Numbers are logged as they are, vectors as histograms. A resumed run goes on under the same run id; the steps that it
-    takes again are sent again, and are the same numbers.
+    Numbers are logged as they are, vectors as histograms. A resumed run goes on under the same run id; the steps that
+    it takes again are sent again, and are the same numbers.
     """
 
     neutral: ClassVar[dict[str, Any]] = {"mode": "disabled"}

@@ -72,8 +72,9 @@ class Mixup(Plugin):
         if loss.smoothing and (self.label_smoothing or loss.name == "bce"):
             happens = "ignores its own smoothing when labels are mixed" if loss.name == "bce" else "smooths them again"
             raise UserError(
-                f"mixup: train.loss.smoothing is {loss.smoothing:g} and mixup.label_smoothing {self.label_smoothing:g}, "
-                f"but {loss.name} {happens}; set train.loss.smoothing to 0 and use mixup.label_smoothing"
+                f"mixup: train.loss.smoothing is {loss.smoothing:g} and mixup.label_smoothing is "
+                f"{self.label_smoothing:g}, but {loss.name} {happens}; set train.loss.smoothing to 0 and use "
+                "mixup.label_smoothing"
             )
 
     @property
@@ -116,12 +117,14 @@ class Mixup(Plugin):
 
         inputs, targets = batch
         even = len(inputs) // 2 * 2
+        own: Tensor = mixup_target(targets[even:], self._mix.num_classes, smoothing=self.label_smoothing)
+        if even == 0:
+            return Batch(inputs, own)
         # timm writes into the batch that it is given, and that may be the data source's own memory.
-        mixed, soft = self._mix(inputs[:even].clone(), targets[:even]) if even else (inputs[:0], None)
+        mixed, soft = self._mix(inputs[:even].clone(), targets[:even])
         if even == len(inputs):
             return Batch(mixed, soft)
-        own: Tensor = mixup_target(targets[even:], self._mix.num_classes, smoothing=self.label_smoothing)
-        return Batch(torch.cat([mixed, inputs[even:]]), own if soft is None else torch.cat([soft, own]))
+        return Batch(torch.cat([mixed, inputs[even:]]), torch.cat([soft, own]))
 
     @contextmanager
     def _own_numpy_stream(self, rank: int) -> Iterator[None]:
@@ -146,6 +149,6 @@ class Mixup(Plugin):
         cutmix = self.prob * (self.switch_prob if both else float(self.cutmix_alpha > 0))
         unit = {"batch": "batches", "pair": "pairs of images", "elem": "images"}[self.mode]
         return [
-            f"mixes {self.prob - cutmix:.0%} of {unit} by mixup (alpha {self.mixup_alpha:g}) and {cutmix:.0%} by CutMix "
-            f"(alpha {self.cutmix_alpha:g}); the last image of an odd batch stays as it is",
+            f"mixes {self.prob - cutmix:.0%} of {unit} by mixup (alpha {self.mixup_alpha:g}) and {cutmix:.0%} by "
+            f"CutMix (alpha {self.cutmix_alpha:g}); the last image of an odd batch stays as it is",
         ]
