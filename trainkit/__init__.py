@@ -1,5 +1,6 @@
 """Training techniques as plugins for timm models."""
 
+from trainkit.errors import UserError
 from trainkit.figures import figure
 from trainkit.hooks import Hooks, hookimpl, moment, value
 from trainkit.log import History, Record
@@ -18,6 +19,7 @@ __all__ = [
     "Record",
     "Run",
     "Section",
+    "UserError",
     "figure",
     "hookimpl",
     "moment",

@@ -1,0 +1,1 @@
+"""Ending a run when validation no longer gets better."""

@@ -1,0 +1,1 @@
+"""What a run logs, sent to TensorBoard or Weights & Biases as well."""

@@ -1,0 +1,177 @@
+"""`tensorboard` and `wandb`: loggers. Their packages are imported only in a run that names them."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from trainkit import Plugin, Record, Run, hookimpl
+
+
+def _require(package: str) -> None:
+    if find_spec(package) is None:
+        raise ValueError(
+            f"needs the package {package}, which is not installed; install it with: pip install 'trainkit[{package}]'"
+        )
+
+
+def _finite(values: list[float]) -> list[float]:
+    return [v for v in values if math.isfinite(v)]
+
+
+@contextmanager
+def _python_stream_kept() -> Iterator[None]:
+    """Undo what a package does to Python's global random stream, so that logging changes nothing."""
+    before = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(before)
+
+
+class TensorBoard(Plugin):
+    """Write what the run logs as TensorBoard event files.
+
+    Numbers become scalars, vectors histograms. A resumed run goes on in the same folder and hides the points that the
+    interrupted one wrote after the checkpoint.
+    """
+
+    neutral: ClassVar[dict[str, Any]] = {}
+
+    folder: str = Field("tensorboard", min_length=1, description="where to write, inside the run folder")
+    flush_seconds: int = Field(30, ge=1, description="write to disk at least this often")
+
+    _writer: Any = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _check(self) -> TensorBoard:
+        _require("tensorboard")
+        return self
+
+    @hookimpl
+    def on_fit_start(self, run: Run) -> None:
+        """Open the event file, and take back what was written after the step from which the run goes on."""
+        if run.folder is None:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(
+            str(run.folder / self.folder), purge_step=run.step + 1, flush_secs=self.flush_seconds
+        )
+        if run.step == 0:
+            recipe = "".join(f"    {line}\n" for line in run.recipe.dump().splitlines())
+            self._writer.add_text("recipe", recipe, 0)
+
+    @hookimpl
+    def on_log(self, record: Record) -> None:
+        """Write one record."""
+        if self._writer is None:
+            return
+        self._writer.add_scalar("epoch", record.epoch, record.step)
+        for name, value in record.values.items():
+            if not isinstance(value, list):
+                self._writer.add_scalar(name, value, record.step)
+            elif finite := _finite(value):
+                import numpy as np
+
+                self._writer.add_histogram(name, np.asarray(finite), record.step)
+
+    @hookimpl
+    def on_fit_end(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Bring to disk what was logged before the checkpoint; there is nothing else to keep."""
+        if self._writer is not None:
+            self._writer.flush()
+        return {}
+
+
+class Wandb(Plugin):
+    """Send what the run logs to Weights & Biases; by default into local files that `wandb sync` can upload.
+
+    Numbers are logged as they are, vectors as histograms. A resumed run goes on under the same run id; the steps that
+    it takes again are sent again, and are the same numbers.
+    """
+
+    neutral: ClassVar[dict[str, Any]] = {"mode": "disabled"}
+
+    mode: Literal["offline", "online", "disabled"] = Field(
+        "offline", description="write local files; send to the server; or do nothing"
+    )
+    project: str = Field("trainkit", min_length=1, description="W&B project")
+    entity: str | None = Field(None, description="W&B user or team; default: your own")
+    run_name: str | None = Field(None, description="name shown for the run; default: that of the run folder")
+    tags: tuple[str, ...] = Field((), description="tags of the run")
+
+    _run: Any = PrivateAttr(default=None)
+    _module: Any = PrivateAttr(default=None)
+    _id: str | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _check(self) -> Wandb:
+        if self.mode != "disabled":
+            _require("wandb")
+        return self
+
+    @hookimpl
+    def on_fit_start(self, run: Run) -> None:
+        """Start the W&B run, or go on with the one that was saved."""
+        if self.mode == "disabled" or run.folder is None:
+            return
+        with _python_stream_kept():
+            import wandb
+
+            self._module = wandb
+            self._run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                name=self.run_name or run.folder.name,
+                tags=list(self.tags),
+                mode=self.mode,
+                id=self._id,
+                resume="allow",
+                dir=str(run.folder),
+                config=run.recipe.model_dump(mode="json"),
+                # Its capture of the terminal and a progress display would write over each other.
+                settings=wandb.Settings(console="off"),
+            )
+        self._id = self._run.id
+
+    @hookimpl
+    def on_log(self, record: Record) -> None:
+        """Send one record."""
+        if self._run is None:
+            return
+        row: dict[str, Any] = {"epoch": record.epoch}
+        for name, value in record.values.items():
+            if not isinstance(value, list):
+                row[name] = value
+            elif finite := _finite(value):
+                row[name] = self._module.Histogram(finite)
+        self._run.log(row, step=record.step)
+
+    @hookimpl
+    def on_fit_end(self, run: Run) -> None:
+        """Finish the W&B run."""
+        if self._run is not None:
+            self._run.summary["stop_reason"] = run.stop_reason
+            self._run.finish()
+            self._run = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the id of the W&B run."""
+        return {"id": self._id}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put it back."""
+        self._id = state["id"]

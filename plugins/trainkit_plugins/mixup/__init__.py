@@ -1,0 +1,1 @@
+"""Mixup and CutMix: training on mixtures of two images, by timm."""

@@ -1,0 +1,154 @@
+"""`mixup`: timm's Mixup and CutMix as a plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from trainkit import Batch, Plugin, Run, UserError, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Mixup(Plugin):
+    """Train on mixtures of two images and of their labels (mixup), or on one pasted into the other (CutMix).
+
+    mixup: x = lam * x_i + (1 - lam) * x_j with lam ~ Beta(alpha, alpha); CutMix: a rectangle of share 1 - lam of x_i
+    is replaced by x_j's. Labels become lam * y_i + (1 - lam) * y_j either way. j is i counted from the batch's end.
+    """
+
+    citation: ClassVar[str] = """\
+@inproceedings{zhang2018mixup,
+  title={mixup: Beyond Empirical Risk Minimization},
+  author={Zhang, Hongyi and Cisse, Moustapha and Dauphin, Yann N. and Lopez-Paz, David},
+  booktitle={International Conference on Learning Representations},
+  year={2018}
+}
+@inproceedings{yun2019cutmix,
+  title={{CutMix}: Regularization Strategy to Train Strong Classifiers with Localizable Features},
+  author={Yun, Sangdoo and Han, Dongyoon and Oh, Seong Joon and Chun, Sanghyuk and Choe, Junsuk and Yoo, Youngjoon},
+  booktitle={IEEE/CVF International Conference on Computer Vision},
+  pages={6023--6032},
+  year={2019}
+}"""
+    neutral: ClassVar[dict[str, Any]] = {"prob": 0.0, "label_smoothing": 0.0}
+
+    mixup_alpha: float = Field(0.2, ge=0, description="alpha of mixup's Beta distribution; 0 switches mixup off")
+    cutmix_alpha: float = Field(0.0, ge=0, description="alpha of CutMix's Beta distribution; 0 switches CutMix off")
+    prob: float = Field(1.0, ge=0, le=1, description="probability of mixing (per batch, pair or image: `mode`)")
+    switch_prob: float = Field(0.5, ge=0, le=1, description="where both are on: probability of CutMix")
+    mode: Literal["batch", "pair", "elem"] = Field(
+        "batch", description="one lam for the whole batch, for each pair of images, or for each image"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="smoothing of the labels before mixing (instead of train.loss.smoothing)"
+    )
+
+    _mix: Any = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _check(self) -> Mixup:
+        if self.prob > 0 and self.mixup_alpha == 0 and self.cutmix_alpha == 0:
+            raise ValueError(
+                "mixup_alpha and cutmix_alpha are both 0, so nothing would be mixed; set one above 0, or prob to 0"
+            )
+        return self
+
+    @hookimpl
+    def on_fit_start(self, run: Run) -> None:
+        """Refuse losses that would take mixed labels for something else."""
+        loss = run.recipe.train.loss
+        if self._off:
+            return
+        if loss.name == "asymmetric":
+            raise UserError(
+                "mixup: train.loss.name asymmetric takes one class per image, and mixed images have two; use "
+                "cross_entropy or bce, or drop mixup"
+            )
+        if loss.smoothing and (self.label_smoothing or loss.name == "bce"):
+            happens = "ignores its own smoothing when labels are mixed" if loss.name == "bce" else "smooths them again"
+            raise UserError(
+                f"mixup: train.loss.smoothing is {loss.smoothing:g} and mixup.label_smoothing is "
+                f"{self.label_smoothing:g}, but {loss.name} {happens}; set train.loss.smoothing to 0 and use "
+                "mixup.label_smoothing"
+            )
+
+    @property
+    def _off(self) -> bool:
+        return self.prob == 0 and self.label_smoothing == 0
+
+    @hookimpl(wrapper=True)
+    def prepare_batch(self, run: Run) -> Generator[None, Any, Any]:
+        """Mix a training batch once it is on its device."""
+        batch = yield
+        if self._off:
+            return batch
+        if not isinstance(batch, Batch) or batch.targets.ndim != 1:
+            raise UserError(
+                "mixup: needs batches of images with one class each, and got "
+                + (f"targets of shape {tuple(batch.targets.shape)}" if isinstance(batch, Batch) else repr(type(batch)))
+                + "; switch off the plugin that makes them so, or mixup"
+            )
+        if self._mix is None:
+            self._mix = self._make(run)
+        with self._own_numpy_stream(run.device.rank):
+            return self._mixed(batch)
+
+    def _make(self, run: Run) -> Any:
+        from timm.data.mixup import Mixup as TimmMixup
+
+        return TimmMixup(
+            mixup_alpha=self.mixup_alpha,
+            cutmix_alpha=self.cutmix_alpha,
+            prob=self.prob,
+            switch_prob=self.switch_prob,
+            mode=self.mode,
+            label_smoothing=self.label_smoothing,
+            num_classes=run.recipe.model.num_classes or run.data.num_classes,
+        )
+
+    def _mixed(self, batch: Batch) -> Batch:
+        import torch
+        from timm.data.mixup import mixup_target
+
+        inputs, targets = batch
+        even = len(inputs) // 2 * 2
+        own: Tensor = mixup_target(targets[even:], self._mix.num_classes, smoothing=self.label_smoothing)
+        if even == 0:
+            return Batch(inputs, own)
+        # timm writes into the batch that it is given, and that may be the data source's own memory.
+        mixed, soft = self._mix(inputs[:even].clone(), targets[:even])
+        if even == len(inputs):
+            return Batch(mixed, soft)
+        return Batch(torch.cat([mixed, inputs[even:]]), torch.cat([soft, own]))
+
+    @contextmanager
+    def _own_numpy_stream(self, rank: int) -> Iterator[None]:
+        """Let timm, which draws from numpy's global stream, draw from this plugin's own instead.
+
+        One number of the plugin's generator per batch seeds it; ranks, whose generators are alike, draw differently.
+        """
+        import numpy as np
+        import torch
+
+        seed = int(torch.randint(2**32, (), generator=self.generator()))
+        before = np.random.get_state()
+        np.random.seed((seed + rank) % 2**32)
+        try:
+            yield
+        finally:
+            np.random.set_state(before)
+
+    def explain(self, run: Run) -> list[str]:
+        """Say what share of batches is mixed how, and what becomes of an odd image."""
+        both = self.mixup_alpha > 0 and self.cutmix_alpha > 0
+        cutmix = self.prob * (self.switch_prob if both else float(self.cutmix_alpha > 0))
+        unit = {"batch": "batches", "pair": "pairs of images", "elem": "images"}[self.mode]
+        return [
+            f"mixes {self.prob - cutmix:.0%} of {unit} by mixup (alpha {self.mixup_alpha:g}) and {cutmix:.0%} by "
+            f"CutMix (alpha {self.cutmix_alpha:g}); the last image of an odd batch stays as it is",
+        ]

@@ -1,0 +1,133 @@
+"""The `wandb` plugin against a stand-in for the package that notes every call."""
+
+import math
+import random
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from pydantic import ValidationError
+from trainkit_plugins.loggers.plugin import Wandb
+
+from trainkit import Hooks, Record, Run
+from trainkit.device import Device
+from trainkit.log import Log
+from trainkit.recipe import Recipe
+
+# As the real package: init returns a run with an id, and draws that id from Python's global random stream.
+STAND_IN = """
+import random
+calls = []
+
+class Settings:
+    def __init__(self, console):
+        self.console = console
+
+class Histogram:
+    def __init__(self, sequence):
+        self.sequence = list(sequence)
+
+class Run:
+    def __init__(self, id):
+        self.id = id
+        self.summary = {}
+
+    def log(self, data, step):
+        calls.append(("log", data, step))
+
+    def finish(self):
+        calls.append(("finish", dict(self.summary)))
+
+def init(*, project, entity, name, tags, mode, id, resume, dir, config, settings):
+    calls.append(("init", dict(locals())))
+    return Run(id or str(random.random()))
+"""
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Install the stand-in and return the list that it notes its calls in."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (packages / "wandb.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(packages)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    import wandb
+
+    monkeypatch.setitem(sys.modules, "wandb", wandb)  # so that it is gone after the test
+    return cast(list[Any], wandb.calls)
+
+
+def make_run(folder: Path | None) -> Run:
+    recipe = Recipe.model_validate({"seed": 11, "model": {"name": "resnet10t"}, "data": {"name": "digits"}})
+    return Run(recipe, cast(Hooks, None), {}, Device(recipe.train), Log(), folder)
+
+
+def test_a_run_is_started_logged_and_finished(calls: list[Any], tmp_path: Path) -> None:
+    plugin, run = Wandb(project="p", tags=("a", "b")), make_run(tmp_path / "digits-1")
+    plugin.on_fit_start(run)
+    plugin.on_log(Record(1, 0, {"loss": 0.5, "spread": [1.0, math.nan, 2.0]}))
+    plugin.on_log(Record(1, 0, {"val/accuracy": 0.25, "spread": [math.nan]}))
+    run.stop("enough")
+    plugin.on_fit_end(run)
+    (_, started), (_, first, step), (_, second, step_again), finished = calls
+    settings = started.pop("settings")
+    config = started.pop("config")
+    assert settings.console == "off"
+    assert (config["seed"], config["model"]["name"]) == (11, "resnet10t")
+    assert started == {
+        "project": "p",
+        "entity": None,
+        "name": "digits-1",
+        "tags": ["a", "b"],
+        "mode": "offline",
+        "id": None,
+        "resume": "allow",
+        "dir": str(tmp_path / "digits-1"),
+    }
+    assert first.pop("spread").sequence == [1.0, 2.0]
+    assert (first, step) == ({"epoch": 0, "loss": 0.5}, 1)
+    assert (second, step_again) == ({"epoch": 0, "val/accuracy": 0.25}, 1)
+    assert finished == ("finish", {"stop_reason": "enough"})
+
+
+def test_a_resumed_run_goes_on_under_the_same_id(calls: list[Any], tmp_path: Path) -> None:
+    killed = Wandb()
+    killed.on_fit_start(make_run(tmp_path))
+    resumed = Wandb()
+    resumed.load_state_dict(killed.state_dict())
+    resumed.on_fit_start(make_run(tmp_path))
+    ids = [arguments["id"] for _, arguments in calls]
+    assert ids[0] is None
+    assert ids[1] == killed.state_dict()["id"] == resumed.state_dict()["id"] is not None
+
+
+def test_pythons_random_stream_is_not_moved(calls: list[Any], tmp_path: Path) -> None:
+    before = random.getstate()
+    Wandb().on_fit_start(make_run(tmp_path))
+    assert [name for name, *_ in calls] == ["init"]
+    assert random.getstate() == before
+
+
+@pytest.mark.parametrize("why", ["disabled", "not the writing rank"])
+def test_nothing_is_started_where_nothing_is_wanted(calls: list[Any], tmp_path: Path, why: str) -> None:
+    plugin = Wandb(mode="disabled" if why == "disabled" else "offline")
+    run = make_run(tmp_path if why == "disabled" else None)
+    plugin.on_fit_start(run)
+    plugin.on_log(Record(1, 0, {"loss": 0.5}))
+    plugin.on_fit_end(run)
+    assert calls == []
+
+
+def test_a_missing_package_is_named_with_the_way_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainkit_plugins.loggers.plugin.find_spec", lambda name: None)
+    with pytest.raises(ValidationError, match=r"needs the package wandb.*pip install 'trainkit\[wandb\]'"):
+        Wandb()
+    assert Wandb(mode="disabled").mode == "disabled"
+
+
+@pytest.mark.parametrize("options", [{"mode": "dryrun"}, {"project": ""}, {"tags": [1]}])
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(options))):
+        Wandb(**{"mode": "disabled"} | options)
