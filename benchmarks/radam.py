@@ -4,8 +4,8 @@
     python benchmarks/radam.py --device cuda
 
 The tensors have the shapes of a ResNet-50. All optimizers live in one process and take turns, one step each
-per round, so that a busy machine slows all of them; the table shows medians and the median ratio to fused Adam
-of the same round. All steps timed are rectified ones (t > 6).
+per round, so that a busy machine slows all of them; the table shows medians and the median ratio to fused
+Adam of the same round. All steps timed are rectified ones (t > 6).
 """
 
 import argparse

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, TypedDict, overload
+from typing import Any, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -26,11 +26,45 @@ class Shared(TypedDict, total=False):
     fused: bool | None
 
 
-class _Bucket(NamedTuple):
-    tensors: Tensors
-    update: Update
-    hyper: Hyper
-    apply: Callable[[Tensors, Update, Hyper], None]
+class _Lane:
+    """Parameters of one group, device and dtype that take their t-th step now, and how they take it."""
+
+    def __init__(self, group: dict[str, Any], update: Update, theta: Tensor) -> None:
+        self.update = update
+        self.hyper = Hyper.of(group)
+        self.complex = theta.is_complex()
+        fused, foreach = group["fused"], group["foreach"]
+        device = theta.device.type
+        if fused is None:
+            fused = foreach is None and device in _FUSED_BY_DEFAULT
+        if foreach is None:
+            # Lists save kernel launches; without launches, one tensor at a time stays in the cache.
+            foreach = device != "cpu"
+        self.fuse = fused and update.phase is Phase.ADAPTIVE and update.rate > 0.0
+        self.fused = Tensors([], [], [], [])
+        self.plain = Tensors([], [], [], [])
+        self.plain_step = foreach_step if foreach else single_step
+
+    def add(self, theta: Tensor, grad: Tensor, m: Tensor, v: Tensor) -> None:
+        """Append one parameter to the tensors of the fused kernel or to the others."""
+        if self.complex:
+            # Adam treats the real and the imaginary part as two coordinates.
+            theta, grad, m, v = (torch.view_as_real(t.resolve_conj()) for t in (theta, grad, m, v))
+        stride = theta.stride()
+        # The kernel pairs memory, not indices. The moments are dense: equal strides say that theta is, too.
+        if self.fuse and stride == m.stride() == v.stride() and theta.dtype == grad.dtype == m.dtype:
+            if grad.stride() != stride:
+                grad = torch.empty_like(m).copy_(grad)
+            self.fused.append(theta, grad, m, v)
+        else:
+            self.plain.append(theta, grad, m, v)
+
+    def step(self) -> None:
+        """Move the parameters."""
+        if self.fused.thetas:
+            fused_step(self.fused, self.update, self.hyper)
+        if self.plain.thetas:
+            self.plain_step(self.plain, self.update, self.hyper)
 
 
 class MomentOptimizer(Optimizer, ABC):
@@ -116,9 +150,15 @@ class MomentOptimizer(Optimizer, ABC):
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore pickled or loaded state, also that of torch's own Adam family."""
+        """Restore pickled or loaded state, also that of torch's own Adam family.
+
+        Raises:
+            ValueError: the state was written with amsgrad=True.
+        """
         super().__setstate__(state)
         for group in self.param_groups:
+            if group.get("amsgrad"):
+                raise ValueError(f"{type(self).__name__} cannot continue a state with amsgrad=True")
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             for theta in group["params"]:
@@ -156,33 +196,24 @@ class MomentOptimizer(Optimizer, ABC):
     @_disable_dynamo
     @torch.no_grad()
     def _advance(self) -> None:
-        for bucket in self._buckets():
-            bucket.apply(bucket.tensors, bucket.update, bucket.hyper)
-
-    def _buckets(self) -> list[_Bucket]:
-        """Advance the step counts and sort the tensors into lists that take one and the same kernel call."""
         self._check_gradients()
-        buckets: dict[Hashable, _Bucket] = {}
-        for index, group in enumerate(self.param_groups):
-            hyper = Hyper.of(group)
-            updates: dict[int, Update] = {}
+        for group in self.param_groups:
+            lanes: dict[Hashable, _Lane] = {}
             for theta in group["params"]:
-                if theta.grad is None:
+                grad = theta.grad
+                if grad is None:
                     continue
-                state = self.state[theta] or _start_state(theta, self.state[theta])
+                state = self.state[theta]
+                if not state:
+                    _start_state(theta, state)
                 t = state["step"] = state["step"] + 1
-                if t not in updates:
-                    updates[t] = self.update_at(t, group)
-                update = updates[t]
-                tensors = _as_real(theta, theta.grad, state["exp_avg"], state["exp_avg_sq"])
-                apply = _path(group, update, tensors)
-                if apply is fused_step:
-                    tensors = _with_matching_gradient(*tensors)
-                key = (index, t, theta.device, theta.dtype, apply)
-                if key not in buckets:
-                    buckets[key] = _Bucket(Tensors([], [], [], []), update, hyper, apply)
-                buckets[key].tensors.append(*tensors)
-        return list(buckets.values())
+                key = (t, theta.device, theta.dtype)
+                lane = lanes.get(key)
+                if lane is None:
+                    lane = lanes[key] = _Lane(group, self.update_at(t, group), theta)
+                lane.add(theta, grad, state["exp_avg"], state["exp_avg_sq"])
+            for lane in lanes.values():
+                lane.step()
 
     def _check_gradients(self) -> None:
         on_cuda = False
@@ -205,11 +236,10 @@ class MomentOptimizer(Optimizer, ABC):
             )
 
 
-def _start_state(theta: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+def _start_state(theta: Tensor, state: dict[str, Any]) -> None:
     state["step"] = 0
     for name in _MOMENTS:
         state[name] = torch.zeros_like(theta, memory_format=torch.preserve_format)
-    return state
 
 
 def _adopt_state(theta: Tensor, state: dict[str, Any]) -> None:
@@ -222,34 +252,3 @@ def _adopt_state(theta: Tensor, state: dict[str, Any]) -> None:
             state[name] = torch.empty_like(
                 theta, dtype=moment.dtype, device=moment.device, requires_grad=False
             ).copy_(moment)
-
-
-def _as_real(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """View complex tensors as real ones with a last dimension of 2: Adam treats the two parts apart."""
-    if not tensors[0].is_complex():
-        return tensors
-    return tuple(torch.view_as_real(t.resolve_conj()) for t in tensors)
-
-
-def _path(
-    group: dict[str, Any], update: Update, tensors: tuple[Tensor, ...]
-) -> Callable[[Tensors, Update, Hyper], None]:
-    theta, grad, m, v = tensors
-    fused = group["fused"]
-    if fused is None:
-        fused = group["foreach"] is None and theta.device.type in _FUSED_BY_DEFAULT
-    # The moments are dense, so equal strides say that theta is dense too: what the kernels need.
-    same_memory = theta.stride() == m.stride() == v.stride() and theta.dtype == grad.dtype == m.dtype
-    if fused and same_memory and update.phase is Phase.ADAPTIVE and update.rate > 0.0:
-        return fused_step
-    foreach = group["foreach"]
-    if foreach is None:
-        # Lists save kernel launches; without launches, one tensor at a time stays in the cache.
-        foreach = theta.device.type != "cpu"
-    return foreach_step if foreach else single_step
-
-
-def _with_matching_gradient(theta: Tensor, grad: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-    if grad.stride() != theta.stride():
-        grad = torch.empty_like(m).copy_(grad)
-    return theta, grad, m, v
