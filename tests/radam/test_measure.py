@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trainkit_plugins.radam import (
     Adam2k,
+    AdamEps,
     RAdam,
     adaptive_rate_quantiles,
     gradient_histogram,
@@ -44,6 +45,16 @@ def test_quantiles_of_the_adaptive_rate(build):
         optimizer.step()
     psi = adaptive_rate_quantiles(optimizer, [0.0, 0.5, 1.0])
     torch.testing.assert_close(psi, torch.tensor([1 / 9, 1 / 5, 1.0], dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+def test_a_large_eps_bounds_the_adaptive_rate():
+    theta = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = AdamEps([theta], eps=0.5)
+    theta.grad = torch.tensor([0.0, 10.0], dtype=torch.float64)
+    optimizer.step()
+    c = (1 - 0.999) ** 0.5
+    expected = torch.tensor([c / (10 * c + 0.5), c / 0.5], dtype=torch.float64)
+    torch.testing.assert_close(adaptive_rate_quantiles(optimizer, [0, 1]), expected)
 
 
 def test_quantiles_need_a_step():
