@@ -1,0 +1,26 @@
+"""Gradient clipping, and the local smoothness that tells whether clipping can help."""
+
+from .clipping import Clipped, clip_by_global_norm, clip_by_value, clip_tensors_by_global_norm, global_norm
+from .fit import Estimate, Fit, Threshold, Thresholds, fit_l0_l1, suggest_threshold
+from .preserve import preserve
+from .smoothness import Smoothness, gradient_of, interior_grid, local_smoothness, snapshot
+
+__all__ = [
+    "Clipped",
+    "Estimate",
+    "Fit",
+    "Smoothness",
+    "Threshold",
+    "Thresholds",
+    "clip_by_global_norm",
+    "clip_by_value",
+    "clip_tensors_by_global_norm",
+    "fit_l0_l1",
+    "global_norm",
+    "gradient_of",
+    "interior_grid",
+    "local_smoothness",
+    "preserve",
+    "snapshot",
+    "suggest_threshold",
+]
