@@ -62,7 +62,7 @@ def build(
     Args:
         setup: the checked recipe and its plugins.
         folder: where rank 0 writes; None to write nothing.
-        observers: further objects with moment hooks (a progress display), called after the plugins.
+        observers: further objects with hooks (a progress display), asked and told after the plugins.
         registered: called with the manager before anything is built.
 
     Raises:
@@ -71,11 +71,9 @@ def build(
     """
     recipe = setup.recipe
     device = Device(recipe.train)
-    manager, problems = make_manager(setup.entries, Defaults(recipe.train.loss))
+    manager, problems = make_manager(setup.entries, Defaults(recipe.train.loss), observers)
     if problems:
         raise RecipeError(problems)
-    for observer in observers:
-        manager.register(observer)
     if registered is not None:
         registered(manager)
     writes = folder is not None and device.is_main

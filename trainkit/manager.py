@@ -118,12 +118,15 @@ def _reason(constraints: Mapping[str, str]) -> str:
     return "; ".join(["recipe order", *constraints.values()])
 
 
-def make_manager(entries: Sequence[Entry], defaults: object) -> tuple[pluggy.PluginManager, list[Problem]]:
+def make_manager(
+    entries: Sequence[Entry], defaults: object, observers: Sequence[object] = ()
+) -> tuple[pluggy.PluginManager, list[Problem]]:
     """Register the plugins, first in order called first and outermost; return the manager and every mistake.
 
     Args:
         entries: the plugins in order.
         defaults: core's own answers, whose implementations are all marked `trylast`.
+        observers: further objects with hooks, asked and told after the plugins.
     """
     manager = _Manager(PROJECT)
     manager.add_hookspecs(Hooks)
@@ -134,6 +137,8 @@ def make_manager(entries: Sequence[Entry], defaults: object) -> tuple[pluggy.Plu
     if problems:
         return manager, problems
     manager.register(defaults, "core")
+    for observer in reversed(observers):
+        manager.register(observer)
     for entry in reversed(entries):  # pluggy calls the last registered first
         manager.register(entry.plugin, entry.name)
     for name in vars(manager.hook):
@@ -192,10 +197,10 @@ def _check_shape(entry: Entry, manager: pluggy.PluginManager) -> list[Problem]:
 
 
 def _check_providers(caller: Any, entries: Sequence[Entry]) -> list[Problem]:
-    providers = [i.plugin_name for i in caller.get_hookimpls() if not (i.wrapper or i.hookwrapper or i.trylast)]
-    if len(providers) < 2:
-        return []
+    providers = {i.plugin_name for i in caller.get_hookimpls() if not (i.wrapper or i.hookwrapper or i.trylast)}
     ordered = [entry for entry in entries if entry.name in providers]
+    if len(ordered) < 2:
+        return []
     names = " and ".join(entry.name for entry in ordered)
     message = f"{names} both provide {caller.name}, and a run has one; drop one of them"
     return [Problem(ordered[-1].mark, f"plugins.{ordered[-1].name}", message)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -65,14 +65,15 @@ def _load_extended(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], 
     if not target.is_file():
         raise RecipeError([Problem(mark, "extends", f"there is no file {target}")])
     under, under_marks = _load_extended(target, (*seen, path.resolve()))
-    return _merge(under, data), {**under_marks, **marks}
+    return merge(under, data), {**under_marks, **marks}
 
 
-def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `under` with the values of `over` put in, section by section; lists are replaced whole."""
     merged = dict(under)
     for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 

@@ -40,8 +40,17 @@ def build(recipe: Recipe, device: Device) -> Data:
     Raises:
         UserError: the files are not there, or do not fit the recipe.
     """
+    spec = recipe.data
+    return streams(_digits(spec) if isinstance(spec, DigitsSpec) else _timm(spec, recipe), recipe, device)
+
+
+def streams(splits: Splits, recipe: Recipe, device: Device) -> Data:
+    """Return examples as this rank's data, read as the recipe's `data:` section says.
+
+    Raises:
+        UserError: there are too few examples.
+    """
     spec, channels = recipe.data, recipe.model.in_chans
-    splits = _digits(spec) if isinstance(spec, DigitsSpec) else _timm(spec, recipe)
     size = spec.image_size or _model_size(recipe)
     mean, std = (_channels(values, channels) for values in (spec.mean or splits.mean, spec.std or splits.std))
     common = {"input_size": (channels, size, size), "mean": mean, "std": std}

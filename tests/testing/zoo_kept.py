@@ -1,0 +1,132 @@
+"""More plugins that train wrongly: by what they keep between steps, and by what they tell."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, ClassVar
+
+import torch
+from matplotlib.figure import Figure
+from pydantic import PrivateAttr
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from trainkit import History, Plugin, Run, Section, hookimpl
+
+Yields = Generator[None, Any, Any]
+
+
+class Broken(Plugin):
+    """What they share: there is no paper."""
+
+    citation: ClassVar[str] = ""
+    fails: ClassVar[str]
+
+
+HANDLES: list[Any] = []
+
+
+class PatchesTorch(Broken):
+    """Changes all modules of the process, and never changes them back."""
+
+    fails = "check_isolated"
+
+    @hookimpl
+    def on_fit_start(self) -> None:
+        for handle in HANDLES:
+            handle.remove()
+        HANDLES[:] = [register_module_forward_hook(_halve)]
+
+
+def _halve(module: nn.Module, inputs: Any, output: Any) -> Any:
+    return output / 2 if isinstance(module, nn.Linear) else None
+
+
+class ForgetsState(Broken):
+    """Averages gradients over steps in memory only."""
+
+    fails = "check_resume"
+    _average: dict[str, Tensor] = PrivateAttr(default_factory=dict)
+
+    @hookimpl
+    def before_optimizer_step(self, model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                average = self._average.setdefault(name, torch.zeros_like(parameter))
+                parameter.grad = average.lerp_(parameter.grad, 0.5).clone()
+
+
+class KeepsReferences(Broken):
+    """Pulls towards where each epoch began, but keeps the parameters themselves instead of their values."""
+
+    fails = "check_resume"
+    _began: list[Tensor] = PrivateAttr(default_factory=list)
+
+    @hookimpl
+    def on_fit_start(self, run: Run) -> None:
+        if not self._began:
+            self._began = [p.data for p in run.model.parameters()]
+
+    @hookimpl
+    def before_optimizer_step(self, model: nn.Module, run: Run) -> None:
+        apart = [(p.detach() - b).norm() for p, b in zip(model.parameters(), self._began, strict=True)]
+        run.log.record("apart", torch.stack(apart).sum())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"began": self._began}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._began = list(state["began"])
+
+
+class CountsSaves(Broken):
+    """Forgets on being asked for its state."""
+
+    fails = "check_resume"
+    _steps: int = PrivateAttr(default=0)
+
+    @hookimpl(wrapper=True)
+    def compute_loss(self) -> Yields:
+        loss = yield
+        self._steps += 1
+        return loss / self._steps
+
+    def state_dict(self) -> dict[str, Any]:
+        steps, self._steps = self._steps, 0
+        return {"steps": steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._steps = state["steps"]
+
+
+class ExplainsByTrying(Broken):
+    """Runs the model to say what it will do."""
+
+    fails = "check_report"
+
+    @hookimpl(wrapper=True)
+    def compute_loss(self) -> Yields:
+        loss = yield
+        return loss / 2
+
+    def explain(self, run: Run) -> list[str]:
+        with torch.no_grad():
+            output = run.model.train()(torch.zeros(4, *run.data.input_size))
+        return [f"logits have a spread of {float(output.std()):.3g}"]
+
+
+class ReportsOnlyLongRuns(Broken):
+    """Draws a curve through its last logged value, which a run that was stopped early does not have."""
+
+    fails = "check_report"
+
+    @hookimpl(wrapper=True)
+    def compute_loss(self) -> Yields:
+        loss = yield
+        return loss / 2
+
+    def report(self, history: History) -> list[Section]:
+        steps, losses = history.series("loss")
+        figure = Figure()
+        figure.subplots().plot(steps, losses)
+        return [Section("Loss", f"It ended at {losses[-1]:.3g}.", figures=[figure])]
