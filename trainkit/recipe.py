@@ -121,9 +121,10 @@ class Recipe(BaseModel):
     def dump(self) -> str:
         """Return the resolved recipe as YAML: every default written out, local plugins by their absolute path."""
         data = self.model_dump(mode="json")
-        folder = Path(self._source.file).parent
+        folder = self._source.folder
         data["plugins"] = {
-            str((folder / key).resolve()) if ".py:" in key else key: options for key, options in self.plugins.items()
+            str((folder("plugins", key) / key).resolve()) if ".py:" in key else key: options
+            for key, options in self.plugins.items()
         }
         return dump(data)
 

@@ -14,6 +14,7 @@ from trainkit.errors import Mark, Problem, RecipeError, suggest
 from trainkit.marks import KeyPath, Marks, load_marked, parse_value
 
 M = TypeVar("M", bound=BaseModel)
+_SHOWN = 60  # characters of a wrong value that a message repeats
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Source:
             if keys[:end] in self.marks:
                 return self.marks[keys[:end]]
         return self.marks.get((), Mark(self.file, 1))
+
+    def folder(self, *keys: str | int) -> Path:
+        """Return the folder from which a path written under `keys` counts: that of the file which says it."""
+        mark = self.nearest(*keys)
+        return Path(mark.file if mark.line else self.file).parent
 
 
 def read_source(path: Path, overrides: Sequence[str] = ()) -> Source:
@@ -137,38 +143,43 @@ def validate(model: type[M], data: Any, source: Source, prefix: KeyPath) -> tupl
         return model.model_validate_json(json.dumps(data), strict=True), []
     except ValidationError as error:
         return None, [_problem(item, model, source, prefix) for item in error.errors()]
+    except ValueError as error:  # raised by a model's own `model_post_init`, which pydantic does not catch
+        return None, [Problem(source.nearest(*prefix), ".".join(map(str, prefix)), _sentence(str(error)))]
 
 
 def _problem(item: Any, model: type[BaseModel], source: Source, prefix: KeyPath) -> Problem:
-    path = _real_path(source.data, (*prefix, *item["loc"]))
+    path = _real_path(source.data, (*prefix, *item["loc"]), item["type"] == "missing")
     if item["type"] == "extra_forbidden":
         known = _siblings(model, item["loc"])
         message = f"there is no such option{suggest(str(path[-1]), known)} (known: {', '.join(known) or 'none'})"
     elif item["type"] == "missing":
         message = "is required and not given"
     else:
-        shown = "" if isinstance(item["input"], dict) else f"; got {json.dumps(item['input'])}"
-        message = _sentence(item["msg"]) + shown
+        shown = json.dumps(item["input"])
+        shown = f"; got {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}"
+        message = _sentence(item["msg"]) + ("" if isinstance(item["input"], dict) else shown)
     return Problem(source.nearest(*path), ".".join(map(str, path)), message)
 
 
 def _sentence(message: str) -> str:
     message = message.removeprefix("Value error, ").removeprefix("Input ")
-    return message[0].lower() + message[1:] if not message[:2].isupper() else message
+    message = message.replace("a valid dictionary", "a mapping").replace("an object", "a mapping")  # YAML's word
+    return message[:1].lower() + message[1:] if not message[:2].isupper() else message
 
 
-def _real_path(data: Any, loc: KeyPath) -> KeyPath:
-    """Leave out of pydantic's location the tags that it adds for unions: they are no keys of the recipe."""
+def _real_path(data: Any, loc: KeyPath, missing: bool) -> KeyPath:
+    """Leave out of pydantic's location the tags that it adds for unions: they are no keys of the recipe.
+
+    The last key of a location is not in the recipe either where it is what is `missing`.
+    """
     path: list[str | int] = []
     for i, key in enumerate(loc):
-        last = i == len(loc) - 1
-        inside = isinstance(data, dict) and key in data
-        inside = inside or (isinstance(data, list) and isinstance(key, int) and key < len(data))
-        if inside:
+        listed = isinstance(data, list) and isinstance(key, int) and key < len(data)
+        if listed or (isinstance(data, dict) and key in data):
             data = data[key]
-        elif not last:
-            continue
-        path.append(key)
+            path.append(key)
+        elif missing and i == len(loc) - 1:
+            path.append(key)
     return tuple(path)
 
 
