@@ -142,13 +142,13 @@ def validate(model: type[M], data: Any, source: Source, prefix: KeyPath) -> tupl
         # JSON mode is strict about types (no "1" for 1) and still reads a list as a tuple, which YAML needs.
         return model.model_validate_json(json.dumps(data), strict=True), []
     except ValidationError as error:
-        return None, [_problem(item, model, source, prefix) for item in error.errors()]
+        return None, [_problem(item, model, data, source, prefix) for item in error.errors()]
     except ValueError as error:  # raised by a model's own `model_post_init`, which pydantic does not catch
         return None, [Problem(source.nearest(*prefix), ".".join(map(str, prefix)), _sentence(str(error)))]
 
 
-def _problem(item: Any, model: type[BaseModel], source: Source, prefix: KeyPath) -> Problem:
-    path = _real_path(source.data, (*prefix, *item["loc"]), item["type"] == "missing")
+def _problem(item: Any, model: type[BaseModel], data: Any, source: Source, prefix: KeyPath) -> Problem:
+    path = (*prefix, *_real_path(data, item["loc"], item["type"]))
     if item["type"] == "extra_forbidden":
         known = _siblings(model, item["loc"])
         message = f"there is no such option{suggest(str(path[-1]), known)} (known: {', '.join(known) or 'none'})"
@@ -167,10 +167,10 @@ def _sentence(message: str) -> str:
     return message[:1].lower() + message[1:] if not message[:2].isupper() else message
 
 
-def _real_path(data: Any, loc: KeyPath, missing: bool) -> KeyPath:
+def _real_path(data: Any, loc: KeyPath, kind: str) -> KeyPath:
     """Leave out of pydantic's location the tags that it adds for unions: they are no keys of the recipe.
 
-    The last key of a location is not in the recipe either where it is what is `missing`.
+    A last key that is not in the data is real, what is missing say, unless a member of a union was to be there.
     """
     path: list[str | int] = []
     for i, key in enumerate(loc):
@@ -178,7 +178,7 @@ def _real_path(data: Any, loc: KeyPath, missing: bool) -> KeyPath:
         if listed or (isinstance(data, dict) and key in data):
             data = data[key]
             path.append(key)
-        elif missing and i == len(loc) - 1:
+        elif i == len(loc) - 1 and not kind.startswith("model_"):
             path.append(key)
     return tuple(path)
 
