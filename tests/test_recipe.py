@@ -192,7 +192,9 @@ def resolved(write: Write, recipe: Recipe) -> Recipe:
 
 def test_the_resolved_recipe_is_the_same_recipe(write: Write) -> None:
     path = write(
-        "model: {name: test_vit, args: {label: '1e-3', pad: '08', word: on, deep: [1, 2.5e-9, null, true, {x: -.inf}]}}\n"
+        "model:\n"
+        "  name: test_vit\n"
+        "  args: {label: '1e-3', pad: '08', word: on, deep: [1, 2.5e-9, null, true, {x: -.inf}]}\n"
         "data: {name: folder, root: ordner-ä, augment: {scale: [0.5, 1]}}\n"
         "optimizer: {lr: 1, args: {betas: [0.9, 0.999]}}\n"
         "plugins: {b: {max_norm: .inf}, a: {}}\n"

@@ -120,7 +120,7 @@ class Recipe(BaseModel):
 
     def dump(self) -> str:
         """Return the resolved recipe as YAML: every default written out, local plugins by their absolute path."""
-        data = self.model_dump(mode="json")
+        data = self.model_dump()  # not in JSON mode, which turns infinity into null
         folder = self._source.folder
         data["plugins"] = {
             str((folder("plugins", key) / key).resolve()) if ".py:" in key else key: options
