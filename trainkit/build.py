@@ -17,8 +17,8 @@ from trainkit.device import Device
 from trainkit.errors import PluginError, Problem, RecipeError, UserError
 from trainkit.hooks import Hooks
 from trainkit.log import Log
-from trainkit.manager import Entry, arrange, instantiate, make_manager
-from trainkit.recipe import Recipe, read_recipe
+from trainkit.manager import Entry, make_manager, plugins_of
+from trainkit.recipe import LossSpec, Recipe, read_recipe
 from trainkit.run import ParamGroups, Run
 from trainkit.seeds import derive_seed, seed_everything
 
@@ -39,12 +39,9 @@ def compose(path: Path, overrides: Sequence[str] = ()) -> Setup:
         UserError: a file cannot be read.
     """
     recipe, source, problems = read_recipe(path, overrides)
-    entries, found = instantiate(source)
-    problems += found
-    entries, found = arrange(entries)
-    problems += found
-    if recipe is not None:
-        problems += check_names(recipe)
+    entries, found = plugins_of(source)
+    problems += found + check_names(source)
+    problems += make_manager(entries, Defaults(LossSpec(name="cross_entropy")))[1]
     if recipe is None or problems:
         raise RecipeError(problems)
     return Setup(recipe, entries)

@@ -21,23 +21,31 @@ from trainkit.errors import Problem, UserError, suggest
 from trainkit.hooks import hookimpl
 from trainkit.recipe import LossSpec, Recipe
 from trainkit.run import Batch, Metrics, ParamGroups, Predictions, Run, Scheduler
+from trainkit.source import Source
 
 
-def check_names(recipe: Recipe) -> list[Problem]:
-    """Return the mistakes that only timm can tell: names of models and optimizers that it does not have."""
+def check_names(source: Source) -> list[Problem]:
+    """Return the mistakes that only timm can tell: names of models and optimizers that it does not have.
+
+    Values of the wrong type are left to the recipe's own check, so this works where that finds mistakes too.
+    """
     problems = []
-    model, optimizer = recipe.model.name, recipe.optimizer.name
-    if ":" not in model and not timm.is_model(model.split(".")[0]):
+
+    model, optimizer = (_name(source.data.get(section)) for section in ("model", "optimizer"))
+    if model and ":" not in model and not timm.is_model(model.split(".")[0]):
         near = suggest(model, timm.list_models())
         message = f"timm {timm.__version__} has no model {model!r}{near} (see timm.list_models())"
-        problems.append(Problem(recipe.source.nearest("model", "name"), "model.name", message))
+        problems.append(Problem(source.nearest("model", "name"), "model.name", message))
     known = timm.optim.list_optimizers()
-    if optimizer not in known:
+    if optimizer and optimizer not in known:
         message = f"timm {timm.__version__} has no optimizer {optimizer!r}{suggest(optimizer, known)}"
-        problems.append(Problem(recipe.source.nearest("optimizer", "name"), "optimizer.name", message))
-    if wrong := sources.check_channels(recipe.data, recipe.model.in_chans):
-        problems.append(Problem(recipe.source.nearest("model", "in_chans"), "model.in_chans", wrong))
+        problems.append(Problem(source.nearest("optimizer", "name"), "optimizer.name", message))
     return problems
+
+
+def _name(section: Any) -> str | None:
+    name = section.get("name") if isinstance(section, dict) else None
+    return name if isinstance(name, str) else None
 
 
 class Defaults:

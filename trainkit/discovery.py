@@ -46,16 +46,18 @@ class Listing:
 
 def describe(point: EntryPoint) -> Listing:
     """Return a plugin's listing; the summary says so where its source cannot be found."""
-    module, _, class_name = point.value.partition(":")
     distribution = point.dist.name if point.dist else "unknown"
-    path = _source_of(module)
-    tree = ast.parse(path.read_text(encoding="utf-8")) if path else ast.Module([], [])
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == class_name:
+    path = _source_of(point.module)
+    try:
+        body = ast.parse(path.read_bytes()).body if path else []
+    except (OSError, SyntaxError, ValueError) as error:
+        return Listing(point.name, f"({path} cannot be read: {type(error).__name__})", (), distribution)
+    for node in body:
+        if isinstance(node, ast.ClassDef) and node.name == point.attr:
             summary = (ast.get_docstring(node) or "").partition("\n")[0]
             hooks = tuple(f.name for f in node.body if isinstance(f, ast.FunctionDef) and _is_hook(f))
             return Listing(point.name, summary, hooks, distribution)
-    return Listing(point.name, f"(no class {class_name} found in {module})", (), distribution)
+    return Listing(point.name, f"(no class {point.attr} found in {point.module})", (), distribution)
 
 
 def _is_hook(function: ast.FunctionDef) -> bool:
@@ -133,6 +135,9 @@ def _import_file(path: Path) -> ModuleType:
 
 def _short(error: Exception) -> str:
     """One line with the place in the plugin's own code that raised."""
-    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"SyntaxError: {error.msg} ({error.filename}:{error.lineno})"
+    machinery = (__file__, "<frozen", str(Path(importlib.util.__file__).parent))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(machinery)]
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{place}"

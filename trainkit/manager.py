@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,7 +46,7 @@ def instantiate(source: Source) -> tuple[list[Entry], list[Problem]]:
         if not isinstance(options, dict):
             continue
         try:
-            name, cls = load_class(key, Path(source.file).parent)
+            name, cls = load_class(key, source.folder("plugins", key))
         except UserError as error:
             problems.append(Problem(mark, f"plugins.{key}", str(error)))
             continue
@@ -66,15 +67,29 @@ def read_entries(path: Path, overrides: Sequence[str] = ()) -> list[Entry]:
         RecipeError: the recipe or a plugin's options have mistakes.
     """
     _, source, problems = read_recipe(path, overrides)
-    entries, found = instantiate(source)
-    entries, misplaced = arrange(entries)
-    if problems or found or misplaced:
-        raise RecipeError([*problems, *found, *misplaced])
+    entries, found = plugins_of(source)
+    if problems or found:
+        raise RecipeError([*problems, *found])
     return entries
 
 
-def arrange(entries: Sequence[Entry]) -> tuple[list[Entry], list[Problem]]:
-    """Sort plugins: recipe order, as far as `before` and `after` allow; refuse conflicts, gaps and cycles."""
+def plugins_of(source: Source) -> tuple[list[Entry], list[Problem]]:
+    """Return the plugins that a recipe names, made and in order, and every mistake found."""
+    entries, problems = instantiate(source)
+    section = source.data.get("plugins", {})
+    # One that could not be made has been reported; nobody need hear that it is missing as well.
+    named = [key.rpartition(":")[2] for key in section] if isinstance(section, dict) else []
+    entries, found = arrange(entries, named)
+    return entries, [*problems, *found]
+
+
+def arrange(entries: Sequence[Entry], named: Sequence[str] = ()) -> tuple[list[Entry], list[Problem]]:
+    """Sort plugins: recipe order, as far as `before` and `after` allow; refuse conflicts, gaps and cycles.
+
+    Args:
+        entries: the plugins in recipe order.
+        named: further plugins that count as being there.
+    """
     problems = []
     names = [entry.name for entry in entries]
     for entry in entries:
@@ -83,7 +98,7 @@ def arrange(entries: Sequence[Entry]) -> tuple[list[Entry], list[Problem]]:
                 message = f"cannot be on together with {other}: {reason}; drop one of the two"
                 problems.append(Problem(entry.mark, f"plugins.{entry.name}", message))
         for other in entry.plugin.requires:
-            if other not in names:
+            if other not in names and other not in named:
                 message = f"needs the plugin {other}; add `{other}: {{}}` to `plugins:`"
                 problems.append(Problem(entry.mark, f"plugins.{entry.name}", message))
     earlier = _earlier(entries)
@@ -93,9 +108,7 @@ def arrange(entries: Sequence[Entry]) -> tuple[list[Entry], list[Problem]]:
         done = {entry.name for entry in ordered}
         ready = next((e for e in waiting if earlier[e.name].keys() <= done), None)
         if ready is None:
-            circle = ", ".join(entry.name for entry in waiting)
-            message = f"{circle} each want to come before the other; drop one of them"
-            return list(entries), [*problems, Problem(waiting[0].mark, f"plugins.{waiting[0].name}", message)]
+            return list(entries), [*problems, _circle(waiting, earlier)]
         waiting.remove(ready)
         ordered.append(Entry(ready.name, ready.plugin, ready.mark, _reason(earlier[ready.name])))
     return ordered, problems
@@ -114,6 +127,17 @@ def _earlier(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
     return earlier
 
 
+def _circle(waiting: list[Entry], earlier: Mapping[str, Mapping[str, str]]) -> Problem:
+    """Say which of the plugins that wait for one another cannot be put in order, and who asks for it."""
+    circle = list(waiting)
+    while waits := [e for e in circle if not any(e.name in earlier[other.name] for other in circle)]:
+        circle = [e for e in circle if e not in waits]  # it only waits for the others
+    names = [entry.name for entry in circle]
+    reasons = [reason for name in names for other, reason in earlier[name].items() if other in names]
+    message = f"{' and '.join(names)} cannot be put in order: {'; '.join(reasons)}; drop one of them"
+    return Problem(circle[0].mark, f"plugins.{names[0]}", message)
+
+
 def _reason(constraints: Mapping[str, str]) -> str:
     return "; ".join(["recipe order", *constraints.values()])
 
@@ -130,10 +154,8 @@ def make_manager(
     """
     manager = _Manager(PROJECT)
     manager.add_hookspecs(Hooks)
-    for entry in entries:
-        if entry.plugin.hookspecs is not None:
-            manager.add_hookspecs(entry.plugin.hookspecs)
-    problems = [problem for entry in entries for problem in _check_shape(entry, manager)]
+    problems = [problem for entry in entries for problem in _publish(entry, manager)]
+    problems += [problem for entry in entries for problem in _check_shape(entry, manager)]
     if problems:
         return manager, problems
     manager.register(defaults, "core")
@@ -148,6 +170,21 @@ def make_manager(
             for implementation in caller.get_hookimpls():
                 implementation.function = _answering(implementation, name)
     return manager, problems
+
+
+def _publish(entry: Entry, manager: pluggy.PluginManager) -> list[Problem]:
+    """Add the hooks that a plugin publishes, or say why they cannot be added."""
+    specs = entry.plugin.hookspecs
+    if specs is None:
+        return []
+    names = [name for name in dir(specs) if hasattr(getattr(specs, name), f"{PROJECT}_spec")]
+    known = [name for name in names if hasattr(manager.hook, name)]
+    if names and not known:
+        manager.add_hookspecs(specs)
+        return []
+    wrong = [f"it publishes a hook {name}, but there is one of that name already; rename it" for name in known]
+    wrong = wrong or [f"its hookspecs {specs.__name__} has no method marked @value or @moment"]
+    return [Problem(entry.mark, f"plugins.{entry.name}", message) for message in wrong]
 
 
 class _Manager(pluggy.PluginManager):
@@ -175,25 +212,45 @@ def _check_shape(entry: Entry, manager: pluggy.PluginManager) -> list[Problem]:
     hooks = {name: caller for name, caller in vars(manager.hook).items() if getattr(caller, "spec", None)}
     marked = implementations(entry.plugin)
     for name in sorted(hooks.keys() & (vars(type(entry.plugin)).keys() - marked.keys())):
-        wrong.append(f"its method {name} has the name of a hook but not the mark @hookimpl; add it")
+        wrong.append(f"its {name} has the name of a hook but is not a method marked @hookimpl; mark or rename it")
     for name, (function, options) in marked.items():
-        if name not in hooks:
+        if name in hooks:
+            known = hooks[name].spec.argnames
+            wrong += _check_arguments(name, function, known)
+            wrong += _check_kind(name, function, options, bool(hooks[name].spec.opts.get("firstresult")))
+        elif not options["optionalhook"]:
             wrong.append(f"there is no hook {name!r}{suggest(name, list(hooks))}")
-            continue
-        known = hooks[name].spec.argnames
-        parameters = list(inspect.signature(function).parameters.values())[1:]
-        for parameter in parameters:
-            if parameter.name not in known:
-                near = suggest(parameter.name, list(known))
-                wrong.append(f"hook {name} has no argument {parameter.name!r}{near} (it has: {', '.join(known)})")
-            if parameter.default is not parameter.empty or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
-                wrong.append(f"argument {parameter.name!r} of {name} must be plain: no default, not keyword-only")
-        wraps = options["wrapper"] or options["hookwrapper"]
-        if wraps and not hooks[name].spec.opts.get("firstresult"):
-            wrong.append(f"{name} is a moment: it has no value to wrap; use plain @hookimpl")
-        if wraps and not inspect.isgeneratorfunction(function):
-            wrong.append(f"the wrapper {name} must be a generator that yields once")
     return [Problem(entry.mark, f"plugins.{entry.name}", message) for message in wrong]
+
+
+def _check_arguments(name: str, function: Callable[..., Any], known: Sequence[str]) -> list[str]:
+    wrong = []
+    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            wrong.append(f"hook {name} passes no *args or **kwargs; name the arguments (it has: {', '.join(known)})")
+        elif parameter.name not in known:
+            near = suggest(parameter.name, list(known))
+            wrong.append(f"hook {name} has no argument {parameter.name!r}{near} (it has: {', '.join(known)})")
+        elif parameter.default is not parameter.empty or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+            wrong.append(f"argument {parameter.name!r} of {name} must be plain: no default, not keyword-only")
+    return wrong
+
+
+def _check_kind(name: str, function: Callable[..., Any], options: Mapping[str, Any], is_value: bool) -> list[str]:
+    wrong = []
+    for option in ("hookwrapper", "tryfirst", "trylast", "specname"):
+        if options[option]:
+            fix = "use wrapper=True" if option == "hookwrapper" else "order is the recipe's, and `before` and `after`"
+            wrong.append(f"the mark of {name} may not say {option}: {fix}")
+    generator = inspect.isgeneratorfunction(function)
+    if options["wrapper"] and not is_value:
+        wrong.append(f"{name} is a moment: it has no value to wrap; use plain @hookimpl")
+    elif options["wrapper"] and not generator:
+        wrong.append(f"the wrapper {name} must be a generator that yields once")
+    elif generator and not options["wrapper"] and not options["hookwrapper"]:
+        fix = "mark it @hookimpl(wrapper=True)" if is_value else "a moment cannot be wrapped"
+        wrong.append(f"{name} yields but is not a wrapper, so it would never run; {fix}")
+    return wrong
 
 
 def _check_providers(caller: Any, entries: Sequence[Entry]) -> list[Problem]:
@@ -217,9 +274,25 @@ def _answering(implementation: Any, hook: str) -> Callable[..., Any]:
         return answer
 
     def wrapper(*args: Any) -> Generator[None, Any, Any]:
-        answer = yield from function(*args)
-        if answer is None:
-            raise PluginError(f"plugin {plugin}: {hook} returned None; a wrapper must return what it makes of `yield`")
-        return answer
+        inner = function(*args)
+        if next(inner, _OVER) is _OVER:
+            raise PluginError(f"plugin {plugin}: the wrapper {hook} ended before its `yield`; it must yield once")
+        try:
+            value = yield
+        except BaseException as error:
+            go_on = partial(inner.throw, error)  # the wrapper may have something to put back
+        else:
+            go_on = partial(inner.send, value)
+        try:
+            go_on()
+        except StopIteration as done:
+            if done.value is None:
+                message = f"{hook} returned None; a wrapper must return what it makes of `yield`"
+                raise PluginError(f"plugin {plugin}: {message}") from None
+            return done.value
+        raise PluginError(f"plugin {plugin}: the wrapper {hook} yields a second time; it must yield once")
 
-    return wrapper if implementation.wrapper or implementation.hookwrapper else provider
+    return wrapper if implementation.wrapper else provider
+
+
+_OVER = object()

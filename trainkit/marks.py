@@ -29,7 +29,8 @@ _RESOLVERS: list[tuple[str, str, str]] = [
 ]
 
 
-_DEEPEST = 32  # no recipe nests as deep; an alias inside its own anchor would nest for ever
+_MOST = 10_000  # values in one file: no recipe has as many, but a few aliases inside aliases make billions
+_PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,20 +52,29 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
-def parse_scalar(text: str) -> Any:
-    """Return the value that `text` has in a recipe (used for `key=value` on the command line)."""
-    return yaml.load(text, Loader=_Loader)
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, made to quote also the strings that only YAML 1.2 takes for numbers, such as "1e-3"."""
 
 
-def load_marked(path: Path) -> tuple[dict[str, Any], Marks]:
+for _tag, _pattern, _first in _RESOLVERS:
+    _Dumper.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), [c if c != "\0" else "" for c in _first])
+
+
+def dump(data: dict[str, Any]) -> str:
+    """Return plain data as YAML which `load_marked` reads back as the same data."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def load_marked(path: Path) -> tuple[dict[str, Any], Marks, list[Problem]]:
     """Read a YAML file whose top level is a mapping.
 
     Returns:
-        The plain data, and the mark of every value under its path of keys and indices.
+        The plain data, the mark of every value under its path of keys and indices, and the mistakes that leave the
+        rest readable: repeated keys, keys and values that are not plain.
 
     Raises:
         UserError: the file cannot be read.
-        RecipeError: it is not valid YAML, repeats a key, or holds something else than a mapping.
+        RecipeError: it is not valid YAML, or holds something else than a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -72,26 +82,50 @@ def load_marked(path: Path) -> tuple[dict[str, Any], Marks]:
         raise UserError(f"{path}: no such file; `trainkit recipes` lists the ones that come with trainkit") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-    loader = _Loader(text)
+    data, reader = _parse(text, str(path))
+    if data is None and not reader.marks:
+        return {}, {}, []
+    if not isinstance(data, dict):
+        raise RecipeError([Problem(Mark(str(path), 1), "", "a recipe is a mapping of sections such as `model:`")])
+    return data, reader.marks, reader.problems
+
+
+def parse_value(text: str) -> tuple[Any, list[KeyPath]]:
+    """Read what `key=text` on the command line sets.
+
+    Returns:
+        The value that `text` has in a recipe, and the path of every value in it (at least its own, the empty one).
+
+    Raises:
+        ValueError: it is not one plain value; the message says why.
+    """
     try:
+        value, reader = _parse(text, "")
+    except RecipeError as error:
+        raise ValueError(error.problems[0].message) from None
+    if reader.problems:
+        raise ValueError(reader.problems[0].message)
+    return value, list(reader.marks) or [()]
+
+
+def _parse(text: str, file: str) -> tuple[Any, _Reader]:
+    """Return the data of one YAML document (None of an empty one), and its reader with marks and problems."""
+    line = 1
+    try:
+        loader = _Loader(text)
+        reader = _Reader(loader, file)
         node = loader.get_single_node()
-        if node is None:
-            return {}, {}
-        reader = _Reader(loader, str(path))
-        data = reader.read(node, ())
+        return (None if node is None else reader.read(node, ())), reader
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        message = f"not valid YAML: {error.problem}; {error.context or 'check indentation and quotes here'}"
-        raise RecipeError([Problem(Mark(str(path), line), "", message)]) from None
-    except yaml.YAMLError as error:
-        raise RecipeError([Problem(Mark(str(path), 1), "", f"not valid YAML: {error}")]) from None
-    finally:
-        loader.dispose()
-    if not isinstance(data, dict):
-        reader.problems.append(Problem(Mark(str(path), 1), "", "a recipe is a mapping of sections such as `model:`"))
-    if reader.problems:
-        raise RecipeError(reader.problems)
-    return data, reader.marks
+        fix = "indent with spaces, not tabs" if "'\\t'" in str(error.problem) else error.context
+        message = f"not valid YAML: {error.problem}; {fix or 'check indentation and quotes here'}"
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        message = f"not valid YAML: it has the character U+{error.character:04X}; is this a text file?"
+    except RecursionError:
+        message = "not valid YAML: it nests too deeply"
+    raise RecipeError([Problem(Mark(file, line), "", message)])
 
 
 class _Reader:
@@ -102,27 +136,47 @@ class _Reader:
         self.file = file
         self.marks: Marks = {}
         self.problems: list[Problem] = []
+        self._around: list[yaml.Node] = []
 
     def read(self, node: yaml.Node, path: KeyPath) -> Any:
-        if len(path) > _DEEPEST:
-            raise yaml.MarkedYAMLError(problem="an alias that contains itself", problem_mark=node.start_mark)
-        self.marks[path] = Mark(self.file, node.start_mark.line + 1)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.read(child, (*path, i)) for i, child in enumerate(node.value)]
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, path)
-        return self.loader.construct_object(node)
+        if any(node is outer for outer in self._around):
+            raise yaml.MarkedYAMLError("write the value out", None, "an alias that contains itself", node.start_mark)
+        if len(self.marks) > _MOST:
+            many = f"more than {_MOST:,} values"
+            raise yaml.MarkedYAMLError("do aliases stand inside aliases?", None, many, node.start_mark)
+        mark = self.marks[path] = Mark(self.file, node.start_mark.line + 1)
+        if node.tag not in _PLAIN:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            self._refuse(mark, path, f"a recipe holds plain values only; remove the tag {tag}")
+            return None
+        self._around.append(node)
+        try:
+            if isinstance(node, yaml.SequenceNode):
+                return [self.read(child, (*path, i)) for i, child in enumerate(node.value)]
+            if isinstance(node, yaml.MappingNode):
+                return self._mapping(node, path)
+            return self.loader.construct_object(node)
+        except (ValueError, LookupError):  # an explicit tag that the text does not fit, or thousands of digits
+            self._refuse(mark, path, f"{node.value[:40]!r} is not a value that can be read")
+            return None
+        finally:
+            self._around.pop()
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         data: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = str(key_node.value)
             mark = Mark(self.file, key_node.start_mark.line + 1)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._refuse(mark, path, "a key must be a plain word, not a list or a mapping")
+                continue
+            key = str(key_node.value)
             if key in data:
                 first = self.marks[(*path, key)].line
-                dotted = ".".join(map(str, (*path, key)))
-                self.problems.append(Problem(mark, dotted, f"this key is already on line {first}; remove one of them"))
+                self._refuse(mark, (*path, key), f"this key is already on line {first}; remove one of them")
                 continue
             data[key] = self.read(value_node, (*path, key))
             self.marks[(*path, key)] = mark  # point at the key: a nested value may start a line later
         return data
+
+    def _refuse(self, mark: Mark, path: KeyPath, message: str) -> None:
+        self.problems.append(Problem(mark, ".".join(map(str, path)), message))

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, PrivateAttr
 
 from trainkit.data.spec import STRICT, AnyDataSpec
 from trainkit.errors import Mark, Problem
+from trainkit.marks import dump
 from trainkit.source import Source, read_source, validate
 
 
@@ -120,12 +120,13 @@ class Recipe(BaseModel):
 
     def dump(self) -> str:
         """Return the resolved recipe as YAML: every default written out, local plugins by their absolute path."""
-        data = self.model_dump(mode="json")
-        folder = Path(self._source.file).parent
+        data = self.model_dump()  # not in JSON mode, which turns infinity into null
+        folder = self._source.folder
         data["plugins"] = {
-            str((folder / key).resolve()) if ".py:" in key else key: options for key, options in self.plugins.items()
+            str((folder("plugins", key) / key).resolve()) if ".py:" in key else key: options
+            for key, options in self.plugins.items()
         }
-        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+        return dump(data)
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe | None, Source, list[Problem]]:
@@ -136,10 +137,10 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe | Non
         checked even then; and the mistakes.
 
     Raises:
-        UserError: a file cannot be read, is not YAML, or an override is not of the right form.
+        UserError: a file cannot be read, or is not YAML.
     """
     source = read_source(path, overrides)
     recipe, problems = validate(Recipe, source.data, source, ())
     if recipe is not None:
         recipe._source = source
-    return recipe, source, problems
+    return recipe, source, [*source.problems, *problems]

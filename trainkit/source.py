@@ -8,22 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, Tag, ValidationError
 
 from trainkit.errors import Mark, Problem, RecipeError, suggest
-from trainkit.marks import KeyPath, Marks, load_marked, parse_scalar
+from trainkit.marks import KeyPath, Marks, load_marked, parse_value
 
 M = TypeVar("M", bound=BaseModel)
+_SHOWN = 60  # characters of a wrong value that a message repeats
 
 
 @dataclass(frozen=True)
 class Source:
-    """Plain data of a recipe, and the mark of every value in it."""
+    """Plain data of a recipe, the mark of every value in it, and what was wrong with the text as such."""
 
     file: str = "recipe"
     data: dict[str, Any] = field(default_factory=dict)
     marks: Marks = field(default_factory=dict)
+    problems: Sequence[Problem] = ()
 
     def nearest(self, *keys: str | int) -> Mark:
         """Return where the value under `keys`, or the innermost written section around it, stands."""
@@ -32,40 +33,50 @@ class Source:
                 return self.marks[keys[:end]]
         return self.marks.get((), Mark(self.file, 1))
 
+    def folder(self, *keys: str | int) -> Path:
+        """Return the folder from which a path written under `keys` counts: that of the file which says it."""
+        mark = self.nearest(*keys)
+        return Path(mark.file if mark.line else self.file).parent
+
 
 def read_source(path: Path, overrides: Sequence[str] = ()) -> Source:
     """Read `path`, what it extends, and the overrides (`a.b=value` sets a key, `~a.b` removes one).
 
     Raises:
-        UserError: a file cannot be read, is not YAML, or an override is not of the right form.
+        UserError: a file cannot be read, or is not YAML.
     """
-    data, marks = _load_extended(path, ())
+    data, marks, problems = _load_extended(path, ())
     for text in overrides:
-        _override(data, marks, text)
+        mark = Mark(f"command line `{text}`")
+        try:
+            _override(data, marks, text, mark)
+        except _WrongOverride as error:
+            problems.append(Problem(mark, error.key, str(error)))
     # `ema:` with nothing behind it switches a plugin on with its defaults.
     plugins = data.get("plugins", {})
     if plugins is None:
         del data["plugins"]
     elif isinstance(plugins, dict):
         data["plugins"] = {name: {} if options is None else options for name, options in plugins.items()}
-    return Source(str(path), data, marks)
+    return Source(str(path), data, marks, problems)
 
 
-def _load_extended(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Marks]:
-    data, marks = load_marked(path)
+def _load_extended(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Marks, list[Problem]]:
+    data, marks, problems = load_marked(path)
     base = data.pop("extends", None)
     if base is None:
-        return data, marks
+        return data, marks, problems
     mark = marks[("extends",)]
     if not isinstance(base, str):
-        raise RecipeError([Problem(mark, "extends", "give the path of one recipe, relative to this file")])
+        raise RecipeError([*problems, Problem(mark, "extends", "give the path of one recipe, relative to this file")])
     target = (path.parent / base).resolve()
     if target in seen or target == path.resolve():
-        raise RecipeError([Problem(mark, "extends", f"{base} extends this file in turn; one of them must not")])
+        message = f"{base} extends this file in turn; one of them must not"
+        raise RecipeError([*problems, Problem(mark, "extends", message)])
     if not target.is_file():
-        raise RecipeError([Problem(mark, "extends", f"there is no file {target}")])
-    under, under_marks = _load_extended(target, (*seen, path.resolve()))
-    return merge(under, data), {**under_marks, **marks}
+        raise RecipeError([*problems, Problem(mark, "extends", f"there is no file {target}")])
+    under, under_marks, found = _load_extended(target, (*seen, path.resolve()))
+    return merge(under, data), {**under_marks, **marks}, [*found, *problems]
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,33 +88,53 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _override(data: dict[str, Any], marks: Marks, text: str) -> None:
-    mark = Mark(f"command line `{text}`")
+class _WrongOverride(Exception):
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def _override(data: dict[str, Any], marks: Marks, text: str, mark: Mark) -> None:
     remove = text.startswith("~")
     name, separator, value = text.removeprefix("~").partition("=")
-    keys = name.split(".")
+    keys = _split(name, data)
     if remove == bool(separator) or not all(keys):
         form = "`~a.b` removes a key" if remove else "an override is `a.b=value`; `~a.b` removes a key"
-        raise RecipeError([Problem(mark, "", form)])
+        raise _WrongOverride("", form)
     section = data
     for i, key in enumerate(keys[:-1]):
         if not remove and section.get(key) is None:
             section[key] = {}
-            marks[tuple(keys[: i + 1])] = mark
+            marks[keys[: i + 1]] = mark
         if not isinstance(section.get(key), dict):
-            raise RecipeError([Problem(mark, ".".join(keys[: i + 1]), "has no keys below it")])
+            raise _WrongOverride(".".join(keys[: i + 1]), "has no keys below it")
         section = section[key]
-    if remove:
-        if keys[-1] not in section:
-            known = suggest(keys[-1], list(section))
-            raise RecipeError([Problem(mark, name, f"there is nothing of that name to remove{known}")])
+    paths: list[KeyPath] = []
+    if not remove:
+        try:
+            section[keys[-1]], paths = parse_value(value)
+        except ValueError as error:
+            raise _WrongOverride(name, f"{value!r} is not a value: {error}") from None
+    elif keys[-1] in section:
         del section[keys[-1]]
-        return
-    try:
-        section[keys[-1]] = parse_scalar(value)
-    except yaml.YAMLError as error:
-        raise RecipeError([Problem(mark, name, f"{value!r} is not a value: {str(error).splitlines()[0]}")]) from None
-    marks[tuple(keys)] = mark
+    else:
+        known = suggest(keys[-1], list(section))
+        raise _WrongOverride(name, f"there is nothing of that name to remove{known}")
+    for path in [path for path in marks if path[: len(keys)] == keys]:
+        del marks[path]  # what stood there in a file is gone
+    marks.update({(*keys, *path): mark for path in paths})
+
+
+def _split(name: str, data: Any) -> tuple[str, ...]:
+    """Split a name at its dots, but not inside a key that is there, such as `./trick.py:Trick`."""
+    keys, parts = [], name.split(".")
+    while parts:
+        present = (e for e in range(len(parts), 0, -1) if isinstance(data, dict) and ".".join(parts[:e]) in data)
+        end = next(present, 1)
+        keys.append(".".join(parts[:end]))
+        data = data.get(keys[-1]) if isinstance(data, dict) else None
+        parts = parts[end:]
+    return tuple(keys)
 
 
 def validate(model: type[M], data: Any, source: Source, prefix: KeyPath) -> tuple[M | None, list[Problem]]:
@@ -112,39 +143,44 @@ def validate(model: type[M], data: Any, source: Source, prefix: KeyPath) -> tupl
         # JSON mode is strict about types (no "1" for 1) and still reads a list as a tuple, which YAML needs.
         return model.model_validate_json(json.dumps(data), strict=True), []
     except ValidationError as error:
-        return None, [_problem(item, model, source, prefix) for item in error.errors()]
+        return None, [_problem(item, model, data, source, prefix) for item in error.errors()]
+    except ValueError as error:  # raised by a model's own `model_post_init`, which pydantic does not catch
+        return None, [Problem(source.nearest(*prefix), ".".join(map(str, prefix)), _sentence(str(error)))]
 
 
-def _problem(item: Any, model: type[BaseModel], source: Source, prefix: KeyPath) -> Problem:
-    path = _real_path(source.data, (*prefix, *item["loc"]))
+def _problem(item: Any, model: type[BaseModel], data: Any, source: Source, prefix: KeyPath) -> Problem:
+    path = (*prefix, *_real_path(data, item["loc"], item["type"]))
     if item["type"] == "extra_forbidden":
         known = _siblings(model, item["loc"])
         message = f"there is no such option{suggest(str(path[-1]), known)} (known: {', '.join(known) or 'none'})"
     elif item["type"] == "missing":
         message = "is required and not given"
     else:
-        shown = "" if isinstance(item["input"], dict) else f"; got {json.dumps(item['input'])}"
-        message = _sentence(item["msg"]) + shown
+        shown = json.dumps(item["input"])
+        shown = f"; got {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}"
+        message = _sentence(item["msg"]) + ("" if isinstance(item["input"], dict) else shown)
     return Problem(source.nearest(*path), ".".join(map(str, path)), message)
 
 
 def _sentence(message: str) -> str:
     message = message.removeprefix("Value error, ").removeprefix("Input ")
-    return message[0].lower() + message[1:] if not message[:2].isupper() else message
+    message = message.replace("a valid dictionary", "a mapping").replace("an object", "a mapping")  # YAML's word
+    return message[:1].lower() + message[1:] if not message[:2].isupper() else message
 
 
-def _real_path(data: Any, loc: KeyPath) -> KeyPath:
-    """Leave out of pydantic's location the tags that it adds for unions: they are no keys of the recipe."""
+def _real_path(data: Any, loc: KeyPath, kind: str) -> KeyPath:
+    """Leave out of pydantic's location the tags that it adds for unions: they are no keys of the recipe.
+
+    A last key that is not in the data is real, what is missing say, unless a member of a union was to be there.
+    """
     path: list[str | int] = []
     for i, key in enumerate(loc):
-        last = i == len(loc) - 1
-        inside = isinstance(data, dict) and key in data
-        inside = inside or (isinstance(data, list) and isinstance(key, int) and key < len(data))
-        if inside:
+        listed = isinstance(data, list) and isinstance(key, int) and key < len(data)
+        if listed or (isinstance(data, dict) and key in data):
             data = data[key]
-        elif not last:
-            continue
-        path.append(key)
+            path.append(key)
+        elif i == len(loc) - 1 and not kind.startswith("model_"):
+            path.append(key)
     return tuple(path)
 
 

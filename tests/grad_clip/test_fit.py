@@ -161,9 +161,7 @@ def test_too_little_to_fit_is_refused():
 
 def line(l0, l1):
     nothing = Estimate(math.nan, math.nan, math.nan)
-    return Fit(
-        Estimate(l0, l0, l0), Estimate(l1, l1, l1), nothing, nothing, nothing, points=3, dropped=0, level=0.95
-    )
+    return Fit(Estimate(l0, l0, l0), Estimate(l1, l1, l1), nothing, nothing, nothing, points=3, dropped=0, level=0.95)
 
 
 @pytest.mark.parametrize(("l0", "l1"), [(1.0, 1.0), (2.0, 0.01), (0.1, 5.0)])

@@ -168,9 +168,7 @@ def train(measuring, steps=4):
         if measuring:
             loss = partial(lambda a, b: nn.functional.cross_entropy(model(a), b), x, y)
             held = partial(preserve, model)
-            measured.append(
-                local_smoothness(gradient_of(loss, params, held=held), params, start, grid=(0.5, 1))
-            )
+            measured.append(local_smoothness(gradient_of(loss, params, held=held), params, start, grid=(0.5, 1)))
     return state(model, optimizer), measured
 
 

@@ -67,9 +67,7 @@ def test_equals_the_twin(problem, betas, unrectified):
     ours = trajectory(
         lambda p: RAdam(p, 0.01, betas, 1e-4, weight_decay=0.1, unrectified=unrectified), start, gradients
     )
-    twin = reference.radam(
-        start.numpy(), gradients.numpy(), 0.01, *betas, 1e-4, lam=0.1, unrectified=unrectified
-    )
+    twin = reference.radam(start.numpy(), gradients.numpy(), 0.01, *betas, 1e-4, lam=0.1, unrectified=unrectified)
     np.testing.assert_allclose(ours.numpy(), np.stack(list(twin)), rtol=1e-11, atol=1e-13)
 
 

@@ -116,9 +116,7 @@ def test_one_kernel_call_for_all_parameters_with_the_same_step_count(monkeypatch
     assert calls == [2, 2, 2, 1, 2, 1]
 
 
-@pytest.mark.parametrize(
-    "case", ["channels_last gradient", "transposed gradient", "channels_last", "strided theta"]
-)
+@pytest.mark.parametrize("case", ["channels_last gradient", "transposed gradient", "channels_last", "strided theta"])
 def test_layouts_do_not_change_the_numbers(case):
     def build(shuffled):
         generator = torch.Generator().manual_seed(0)
@@ -167,9 +165,7 @@ def test_moments_of_another_dtype_advance():
     optimizer.step()
     torch.testing.assert_close(state["exp_avg"], torch.full((4,), 0.1))
     torch.testing.assert_close(state["exp_avg_sq"], torch.full((4,), 0.001))
-    torch.testing.assert_close(
-        theta.detach(), torch.full((4,), -0.1 / (1 + 1e-4 / 0.001**0.5), dtype=torch.float64)
-    )
+    torch.testing.assert_close(theta.detach(), torch.full((4,), -0.1 / (1 + 1e-4 / 0.001**0.5), dtype=torch.float64))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

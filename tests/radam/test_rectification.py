@@ -88,9 +88,7 @@ def test_rectification_equalises_the_first_order_variance():
 def test_exact_variance_is_that_of_the_scaled_inverse_chi_square(length):
     """psi^2 = rho / chi^2_rho with tau = 1: integrate the density of chi^2 numerically."""
     x = torch.linspace(1e-6, 40 * length, 2_000_001, dtype=torch.float64)
-    density = torch.exp(
-        (length / 2 - 1) * x.log() - x / 2 - length / 2 * math.log(2) - math.lgamma(length / 2)
-    )
+    density = torch.exp((length / 2 - 1) * x.log() - x / 2 - length / 2 * math.log(2) - math.lgamma(length / 2))
     psi = (length / x).sqrt()
     mean = torch.trapezoid(psi * density, x)
     variance = torch.trapezoid((psi - mean) ** 2 * density, x)

@@ -9,7 +9,7 @@ import timm.data
 from PIL import Image
 
 from trainkit.data.loader import Examples, Images, OrderedStream, ShuffledStream
-from trainkit.data.spec import DataSpec, DigitsSpec, TimmSpec
+from trainkit.data.spec import DigitsSpec, TimmSpec
 from trainkit.data.types import Data
 from trainkit.device import Device
 from trainkit.errors import UserError
@@ -51,6 +51,7 @@ def streams(splits: Splits, recipe: Recipe, device: Device) -> Data:
         UserError: there are too few examples.
     """
     spec, channels = recipe.data, recipe.model.in_chans
+    _check_channels(recipe)
     size = spec.image_size or _model_size(recipe)
     mean, std = (_channels(values, channels) for values in (spec.mean or splits.mean, spec.std or splits.std))
     common = {"input_size": (channels, size, size), "mean": mean, "std": std}
@@ -175,6 +176,20 @@ def _model_size(recipe: Recipe) -> int:
     return int(_pretrained_cfg(recipe).input_size[-1])
 
 
+def _check_channels(recipe: Recipe) -> None:
+    """Refuse numbers of channels that do not fit images or one another."""
+    channels = recipe.model.in_chans
+    if channels not in (1, 3):
+        mark = recipe.source.nearest("model", "in_chans")
+        wrong = f"images have 1 (grey) or 3 (colour) channels, the model takes {channels}"
+        raise UserError(f"{mark}: model.in_chans: {wrong}")
+    for name in ("mean", "std"):
+        values = getattr(recipe.data, name)
+        if values is not None and len(values) not in (1, channels):
+            mark = recipe.source.nearest("data", name)
+            raise UserError(f"{mark}: data.{name}: has {len(values)} values; give one, or one for each of {channels}")
+
+
 def _channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """Return one value per channel: as given, or their mean for each where the numbers differ."""
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
@@ -189,8 +204,3 @@ class _as_mode:
 
     def __call__(self, image: Image.Image) -> Any:
         return self.transform(image if image.mode == self.mode else image.convert(self.mode))
-
-
-def check_channels(spec: DataSpec, channels: int) -> str | None:
-    """Return what is wrong with a model of `channels` inputs on image data, or None."""
-    return None if channels in (1, 3) else f"images have 1 (grey) or 3 (colour) channels, the model takes {channels}"

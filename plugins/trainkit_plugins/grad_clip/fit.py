@@ -102,15 +102,11 @@ def fit_l0_l1(
     values = _statistics(g[None], s[None])[0]
     index = block_resamples(len(g), resamples, torch.Generator().manual_seed(seed))
     low, high = percentile_interval(_statistics(g[index], s[index]), level)
-    l0, l1, slope_, pearson_, spearman_ = (
-        Estimate(*row) for row in torch.stack([values, low, high], dim=1).tolist()
-    )
+    l0, l1, slope_, pearson_, spearman_ = (Estimate(*row) for row in torch.stack([values, low, high], dim=1).tolist())
     return Fit(l0, l1, slope_, pearson_, spearman_, points=len(g), dropped=dropped, level=level)
 
 
-def suggest_threshold(
-    fit: Fit, observed_norms: Sequence[float] | Tensor, quantile: float = 0.9
-) -> Thresholds:
+def suggest_threshold(fit: Fit, observed_norms: Sequence[float] | Tensor, quantile: float = 0.9) -> Thresholds:
     """Suggest clipping thresholds, each with the share of ``observed_norms`` that it would have clipped.
 
     ``theory`` is ``min(10 L0, L0 / L1)``, which the step size and threshold of Zhang et al. 2020, theorem 3
@@ -138,9 +134,7 @@ def suggest_threshold(
     return Thresholds(*(Threshold(t, (norms > t).double().mean().item()) for t in (theory, cut)))
 
 
-def _usable(
-    grad_norms: Sequence[float] | Tensor, smoothness: Sequence[float] | Tensor
-) -> tuple[Tensor, Tensor, int]:
+def _usable(grad_norms: Sequence[float] | Tensor, smoothness: Sequence[float] | Tensor) -> tuple[Tensor, Tensor, int]:
     g = torch.as_tensor(grad_norms, dtype=torch.float64).flatten()
     s = torch.as_tensor(smoothness, dtype=torch.float64).flatten()
     if len(g) != len(s):

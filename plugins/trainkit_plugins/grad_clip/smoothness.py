@@ -112,9 +112,7 @@ def gradient_of(
     chunks = [losses] if callable(losses) else list(losses)
     shares = [1.0] * len(chunks) if weights is None else [float(w) for w in weights]
     if not chunks or len(shares) != len(chunks) or min(shares) < 0 or not sum(shares) > 0:
-        raise ValueError(
-            f"need at least one loss and one weight >= 0 each, not all 0; got {len(chunks)} and {weights}"
-        )
+        raise ValueError(f"need at least one loss and one weight >= 0 each, not all 0; got {len(chunks)} and {weights}")
     frozen = [i for i, p in enumerate(params) if not p.requires_grad]
     if frozen:
         raise ValueError(f"parameters {frozen} do not require grad; pass only those that the optimizer moves")

@@ -249,6 +249,6 @@ def _adopt_state(theta: Tensor, state: dict[str, Any]) -> None:
     for name in _MOMENTS:
         moment = state.get(name)
         if moment is not None and moment.stride() != theta.stride():
-            state[name] = torch.empty_like(
-                theta, dtype=moment.dtype, device=moment.device, requires_grad=False
-            ).copy_(moment)
+            state[name] = torch.empty_like(theta, dtype=moment.dtype, device=moment.device, requires_grad=False).copy_(
+                moment
+            )

@@ -71,9 +71,7 @@ def adaptive_rate_quantiles(optimizer: Optimizer, levels: Sequence[float], size:
     return torch.quantile(psi, torch.tensor(list(levels), dtype=psi.dtype, device=psi.device))
 
 
-def gradient_histogram(
-    gradients: Sequence[Tensor], low: int = -40, high: int = 8, size: int = 65_536
-) -> Tensor:
+def gradient_histogram(gradients: Sequence[Tensor], low: int = -40, high: int = 8, size: int = 65_536) -> Tensor:
     """Count the gradient's coordinates by the binary exponent of their magnitude.
 
     Liu et al. 2020 (Fig. 2) follow this histogram through the first updates: without warm-up it collapses
@@ -101,9 +99,7 @@ def gradient_histogram(
     last = high - low
     index = (exponent.long() - low).clamp(0, last)
     index = torch.where(g == 0.0, 0, torch.where(g.isfinite(), index, last))
-    return torch.zeros(last + 1, dtype=torch.int64, device=g.device).scatter_add_(
-        0, index, torch.ones_like(index)
-    )
+    return torch.zeros(last + 1, dtype=torch.int64, device=g.device).scatter_add_(0, index, torch.ones_like(index))
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -144,9 +144,7 @@ def single_step(tensors: Tensors, update: Update, hyper: Hyper) -> None:
         foreach_step(Tensors([theta], [grad], [m], [v]), update, hyper)
 
 
-def _move_adaptively(
-    thetas: list[Tensor], ms: list[Tensor], vs: list[Tensor], rate: float, eps: float
-) -> None:
+def _move_adaptively(thetas: list[Tensor], ms: list[Tensor], vs: list[Tensor], rate: float, eps: float) -> None:
     denominators = torch._foreach_sqrt(vs)
     torch._foreach_add_(denominators, eps)
     torch._foreach_addcdiv_(thetas, ms, denominators, -rate)
