@@ -129,7 +129,7 @@ class Case:
             data["plugins"] = data["plugins"] | {entry.name: entry.plugin.model_dump(mode="json")}
         source = Source(self.source.file, data)
         recipe, mistakes = validate(Recipe, data, source, ())
-        problems += [*found, *mistakes, *(check_names(recipe) if recipe else [])]
+        problems += [*found, *mistakes, *check_names(source)]
         if recipe is None or problems:
             raise CheckError("the recipe of the checks is refused\n" + _lines(problems))
         recipe._source = source

@@ -154,7 +154,8 @@ def undisturbed() -> Iterator[None]:
     random, threads = rng_state(cpu), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill, benchmark = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark
+    filling: Any = torch.utils.deterministic  # torch does not declare its attribute
+    fill, benchmark = filling.fill_uninitialized_memory, torch.backends.cudnn.benchmark
     torch.set_num_threads(1)  # the model is too small to gain from more
     try:
         yield
@@ -162,7 +163,7 @@ def undisturbed() -> Iterator[None]:
         set_rng_state(random, cpu)
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        filling.fill_uninitialized_memory = fill
         torch.backends.cudnn.benchmark = benchmark
 
 
