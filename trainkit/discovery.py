@@ -68,9 +68,9 @@ def _source_of(module: str) -> Path | None:
     """Find a module's file without importing its parent packages (importlib.util.find_spec would)."""
     search: list[str] | None = None
     spec = None
-    parts = module.split(".")
-    for i in range(len(parts)):
-        spec = PathFinder.find_spec(".".join(parts[: i + 1]), search)
+    for part in module.split("."):
+        # The part alone, as if it were at the top: a dotted name would make the finder ask for the parent package.
+        spec = PathFinder.find_spec(part, search)
         if spec is None:
             return None
         search = list(spec.submodule_search_locations or [])
@@ -93,7 +93,7 @@ def load_class(key: str, folder: Path) -> tuple[str, type[Plugin]]:
     if ".py:" in key or key.endswith(".py"):
         path, _, class_name = key.rpartition(":")
         if not path or not class_name:
-            raise UserError(f"name the class too: `{key}:MyPlugin`")
+            raise UserError(f"name the class too: `{key.rstrip(':')}:MyPlugin`")
         found = getattr(_import_file((folder / path).resolve()), class_name, None)
         if found is None:
             raise UserError(f"there is no class {class_name!r} in {path}")
