@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,13 @@ from pydantic import Field
 from torch import Tensor
 
 from trainkit import Plugin, Run, hookimpl
+from trainkit.build import Setup, build, compose
+from trainkit.checkpoint import Keeper
 from trainkit.data.loader import Images, OrderedStream, ShuffledStream
 from trainkit.data.types import Data
+from trainkit.errors import Interrupted, Mark
+from trainkit.loop import fit
+from trainkit.manager import Entry
 from trainkit.seeds import derive_seed
 
 
@@ -98,3 +105,24 @@ class Poisoned:
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, target = self.examples[index]
         return image * float("nan") if index == self.index else image, target
+
+
+def with_plugins(recipe: Path, overrides: Sequence[str], *plugins: Plugin) -> Setup:
+    """Return a recipe's setup with further plugins, made in the test itself, behind its own."""
+    setup = compose(recipe, overrides)
+    entries = list(setup.entries)
+    for plugin in plugins:
+        plugin.bind(type(plugin).__name__, setup.recipe.seed)
+        entries.append(Entry(plugin.name, plugin, Mark("test")))
+    return Setup(setup.recipe, entries)
+
+
+def train(setup: Setup, folder: Path | None = None, *, until: int | None = None) -> tuple[Run, Keeper]:
+    """Train a setup to its end, or to a step; return the run and its keeper as they are then."""
+    run = build(setup, folder)
+    keeper = Keeper(run.folder, run)
+    try:
+        fit(run, keeper, until=until)
+    except Interrupted:
+        assert run.step == until
+    return run, keeper
