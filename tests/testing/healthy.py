@@ -54,7 +54,8 @@ class Averages(Plugin):
     @hookimpl
     def on_evaluate_start(self, model: nn.Module) -> None:
         self._own = [p.detach().clone() for p in model.parameters()]
-        self._put(model, self._average)
+        if self._average:  # there is none where weights are measured that were kept
+            self._put(model, self._average)
 
     @hookimpl
     def on_evaluate_end(self, model: nn.Module) -> None:

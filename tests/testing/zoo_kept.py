@@ -99,6 +99,32 @@ class CountsSaves(Broken):
         self._steps = state["steps"]
 
 
+class NeedsToHaveTrained(Broken):
+    """Expects in validation what only the start of training makes."""
+
+    fails = "check_kept_weights"
+    _layers: list[nn.Module] = PrivateAttr()
+
+    @hookimpl
+    def on_fit_start(self, run: Run) -> None:
+        self._layers = [module for module in run.model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    @hookimpl
+    def on_evaluate_start(self, run: Run) -> None:
+        run.log.record("layers", float(len(self._layers)))
+
+
+class MeasuresOtherWeights(Broken):
+    """Validates at a temperature that falls with the steps, of which the kept weights know nothing."""
+
+    fails = "check_kept_weights"
+
+    @hookimpl(wrapper=True)
+    def evaluate_batch(self, run: Run) -> Yields:
+        predictions = yield
+        return predictions._replace(logits=predictions.logits * (1 + run.step))
+
+
 class ExplainsByTrying(Broken):
     """Runs the model to say what it will do."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from trainkit.errors import Mark, Problem, UserError
 from trainkit.manager import Entry, arrange, instantiate
 from trainkit.plugin import Plugin
 from trainkit.recipe import Recipe
-from trainkit.run import Run
 from trainkit.source import Source, merge, read_source, validate
-from trainkit.testing.training import TINY, State, Trace, train
+from trainkit.testing.training import TINY, Trace, train
 
 Options = Mapping[str, Any]
 _KEPT = 24  # traces, of a few MB each: what the checks of one plugin look at again, and what all are compared with
@@ -152,14 +151,10 @@ class Case:
         on: bool = True,
         options: Options | None = None,
         over: Options | None = None,
-        stops: Sequence[int] = (),
-        observers: Sequence[object] = (),
-        begun: Callable[[Run, State | None], None] = lambda run, state: None,
+        **further: Any,
     ) -> Trace:
         """Train once; the arguments are those of `setup` and `trainkit.testing.training.train`."""
-        return train(
-            lambda: self.setup(on=on, options=options, over=over), stops=stops, observers=observers, begun=begun
-        )
+        return train(lambda: self.setup(on=on, options=options, over=over), **further)
 
     def trained(self, *, on: bool = True, options: Options | None = None, over: Options | None = None) -> Trace:
         """Train, or return what came of it the last time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from trainkit.testing.trained import (
     check_effect,
     check_invisible,
     check_isolated,
+    check_kept_weights,
     check_neutral,
     check_repeatable,
     check_report,
@@ -63,6 +65,7 @@ _NEEDS: dict[Check, tuple[Check, ...]] = {
     check_repeatable: (check_state,),
     check_isolated: (check_repeatable,),
     check_resume: (check_repeatable,),
+    check_kept_weights: (check_repeatable,),
     check_report: (check_repeatable,),
 }
 """Every check, and those without which it has nothing to say."""
@@ -174,11 +177,13 @@ def _fail(outcome: Outcome) -> NoReturn:
 def _outcome(case: Case, check: Check, outcomes: dict[Check, Outcome]) -> Outcome:
     """Run a check after those that it needs, each once."""
     if check not in outcomes:
-        unmet = next((o for need in _NEEDS[check] if (o := _outcome(case, need, outcomes)).status != "passed"), None)
-        if unmet is not None:
-            outcomes[check] = Outcome(check.__name__, "not run", f"{unmet.check} comes first: {unmet.status}")
-        else:
+        needed = [_outcome(case, need, outcomes) for need in _NEEDS[check]]
+        unmet = next((outcome for outcome in needed if outcome.status != "passed"), None)
+        if unmet is None:
             outcomes[check] = _against_known(case, _run(case, check))
+        else:
+            why = unmet.message if unmet.status == "not run" else f"{unmet.check} must pass first"
+            outcomes[check] = Outcome(check.__name__, "not run", why)
     return outcomes[check]
 
 
@@ -192,10 +197,17 @@ def _run(case: Case, check: Check) -> Outcome:
     except CheckError as error:
         return Outcome(name, "failed", str(error), error)
     except Exception as error:  # whatever a plugin raises is its failure, not the kit's
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(frame.filename).name}:{frame.lineno}"
-        return Outcome(name, "failed", f"{type(error).__name__}: {error} ({where})", error)
+        return Outcome(name, "failed", f"{type(error).__name__}: {error} ({_place(case, error)})", error)
     return Outcome(name, "passed")
+
+
+def _place(case: Case, error: Exception) -> str:
+    """Return the line of the plugin's file that led to an error; where it has none in it, the one that raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    file = getattr(sys.modules.get(case.cls.__module__), "__file__", None)
+    own = [frame for frame in frames if frame.filename == file]
+    frame = (own or frames)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
 def _against_known(case: Case, outcome: Outcome) -> Outcome:

@@ -12,11 +12,12 @@ import torch
 from trainkit.checkpoint import run_state
 from trainkit.hooks import hookimpl
 from trainkit.log import History, Record
+from trainkit.loop import evaluate
 from trainkit.report import Section
 from trainkit.run import Run
 from trainkit.seeds import rng_state, set_rng_state
 from trainkit.testing.case import Case, CheckError, NotApplicableError
-from trainkit.testing.training import State, Trace, logged
+from trainkit.testing.training import State, Trace, logged, make
 from trainkit.verify import differences
 
 BF16: Mapping[str, Any] = {"train": {"precision": "bf16"}}
@@ -85,9 +86,9 @@ def check_neutral(case: Case) -> None:
     options = case.options | dict(case.cls.neutral)
     for where, over in EVERYWHERE.items():
         on, off = case.trained(options=options, over=over), case.trained(on=False, over=over)
-        model = {name: value for name, value in on.state["model"].items() if name in off.state["model"]}
-        _same(f"with {_shown(case.cls.neutral)}{where}", {"model": model}, {"model": off.state["model"]})
-        _same(f"with {_shown(case.cls.neutral)}{where}", logged(on, _names(off)), logged(off))
+        what, plain = f"with {_shown(case.cls.neutral)}{where}, against without it", off.state["model"]
+        _same(what, {name: value for name, value in on.state["model"].items() if name in plain}, plain)
+        _same(what, logged(on, _names(off)), logged(off))
 
 
 def check_invisible(case: Case) -> None:
@@ -96,9 +97,10 @@ def check_invisible(case: Case) -> None:
         raise NotApplicableError("it is not declared a monitor (`neutral = {}`)")
     for where, over in EVERYWHERE.items():
         on, off = case.trained(over=over), case.trained(on=False, over=over)
-        _same(f"a monitor{where}", _core(on, _PARTS), _core(off, _PARTS))
-        _same(f"a monitor{where}", logged(on, _names(off)), logged(off))
-        _same(f"a monitor{where}: random stream", _streams(on), _streams(off))
+        what = f"with the monitor{where}, against without it"
+        _same(what, _core(on, _PARTS), _core(off, _PARTS))
+        _same(what, logged(on, _names(off)), logged(off))
+        _same(what, _streams(on), _streams(off))
 
 
 def check_streams(case: Case) -> None:
@@ -107,12 +109,12 @@ def check_streams(case: Case) -> None:
     args = {name: 0.0 if "drop" in name else value for name, value in case.source.data["model"]["args"].items()}
     over = {"model": {"args": args}}
     on, off = case.trained(over=over), case.trained(on=False, over=over)
-    _same("it draws from a global stream instead of self.generator():", _streams(on), _streams(off))
+    _same("draw from self.generator(): with it, against without it", _streams(on), _streams(off))
 
 
 def check_repeatable(case: Case) -> None:
     """The same seed gives the same bits when the run is repeated in the same process."""
-    _same("repeated", _all(case.train()), _all(case.trained()))
+    _same("the second run, against the first", _all(case.train()), _all(case.trained()))
 
 
 def check_isolated(case: Case) -> None:
@@ -121,13 +123,13 @@ def check_isolated(case: Case) -> None:
     alone = case.trained(over=other)
     inner = _Inner(lambda: case.train(over=other))
     outer = case.train(observers=[inner])
-    _same("the run around another one", _all(outer), _all(case.trained()))
+    _same("with another run in its midst, against alone", _all(outer), _all(case.trained()))
     if inner.trace is not None:
-        _same("the run inside another one", _all(inner.trace), _all(alone))
+        _same("in the midst of another run, against alone", _all(inner.trace), _all(alone))
     before, after = case.trained(on=False), case.train(on=False)
     if difference := next(differences(_all(after), _all(before)), None):
         case.forget()  # what was trained before the process was changed is nobody's baseline any more
-        raise CheckError(f"a run without it, after one with it: {difference}")
+        raise CheckError(f"a run without it, after one with it, against before: {difference}")
 
 
 class _Inner:
@@ -154,7 +156,7 @@ def check_state(case: Case) -> None:
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
-    _same("read back", torch.load(file, weights_only=True), state)
+    _same("read back, against written", torch.load(file, weights_only=True), state)
 
 
 def _plain(value: Any, place: str) -> None:
@@ -180,10 +182,22 @@ def check_resume(case: Case) -> None:
 
     def begun(run: Run, state: State | None) -> None:
         if state is not None:
-            _same(f"restored at step {run.step}", run_state(run)["plugins"], state["plugins"])
+            restored = run_state(run)["plugins"]
+            _same(f"its state as restored after step {run.step}, against as saved", restored, state["plugins"])
 
     again = case.train(stops=stops, begun=begun)
-    _same(f"stopped after {' and '.join(map(str, stops))} of {total} steps", _all(again), _all(whole))
+    _same(f"stopped after steps {' and '.join(map(str, stops))}, against never stopped", _all(again), _all(whole))
+
+
+def check_kept_weights(case: Case) -> None:
+    """The weights that a run with it keeps, measured in a run that trains nothing, give the metrics that it logged."""
+    kept = case.train(keep=True).best
+    assert kept is not None  # a run that keeps its files has some weights that are best
+    weights, entry = kept
+    run = make(case.setup())
+    run.model.load_state_dict(weights)
+    run.epoch = entry["epoch"]
+    _same("measured anew, against in training", evaluate(run), entry["metrics"])
 
 
 def check_report(case: Case) -> None:
@@ -196,7 +210,7 @@ def check_report(case: Case) -> None:
     explained = case.train(begun=begun)
     if any(not isinstance(line, str) for line in lines):
         raise CheckError(f"explain returned something else than lines of text: {lines!r}")
-    _same("explained", _all(explained), _all(case.trained()))
+    _same("asked to explain, against not asked", _all(explained), _all(case.trained()))
     first: tuple[Record, ...] = explained.history.records[:1]
     for history in (explained.history, History(first), History(())):
         for section in case.plugin().report(history):
@@ -211,7 +225,7 @@ def _core(trace: Trace, parts: tuple[str, ...]) -> State:
 
 
 def _streams(trace: Trace) -> Any:
-    return trace.state["random"][0]["global"]
+    return {"global": trace.state["random"][0]["global"]}
 
 
 def _all(trace: Trace) -> State:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from trainkit.build import Setup, build
 from trainkit.checkpoint import Keeper, read_state, run_state
@@ -52,6 +53,7 @@ class Trace:
         history: the same, as a report reads it back from the run folder.
         said: what else there is to see: notes and the names of the files in the run folder.
         steps_per_epoch: optimizer steps in an epoch.
+        best: of a run that kept its files: the best weights, and the entry of the list of best ones about them.
     """
 
     state: State
@@ -59,6 +61,7 @@ class Trace:
     history: History
     said: frozenset[str]
     steps_per_epoch: int
+    best: tuple[dict[str, torch.Tensor], dict[str, Any]] | None
 
 
 class FewDigits:
@@ -93,7 +96,7 @@ def _splits() -> sources.Splits:
     return sources.Splits(examples[:TRAINING], examples[TRAINING:], 10, (mean,), (std,), fits=True)
 
 
-def make(setup: Setup, folder: Path, observers: Sequence[object] = ()) -> Run:
+def make(setup: Setup, folder: Path | None = None, observers: Sequence[object] = ()) -> Run:
     """Build a run; a recipe that names the digits gets a few of them."""
     digits = [FewDigits()] if isinstance(setup.recipe.data, DigitsSpec) else []
     return build(setup, folder, [*observers, *digits])
@@ -103,6 +106,7 @@ def train(
     setups: Callable[[], Setup],
     *,
     stops: Sequence[int] = (),
+    keep: bool = False,
     observers: Sequence[object] = (),
     begun: Callable[[Run, State | None], None] = lambda run, state: None,
 ) -> Trace:
@@ -111,6 +115,7 @@ def train(
     Args:
         setups: makes the checked recipe with fresh plugins; called once for every session.
         stops: steps after which to stop, and to go on from the checkpoint with everything made anew.
+        keep: write checkpoints and weights also where there is no stop.
         observers: further objects with hooks.
         begun: called before a session's first step with the run and, when it goes on, the checkpoint it came from.
     """
@@ -120,7 +125,7 @@ def train(
         state: State | None = None
         for until in [*stops, None]:
             run = make(setups(), folder, [*observers, Recorder(records)])
-            keeper = Keeper(folder if stops else None, run)
+            keeper = Keeper(folder if stops or keep else None, run)
             if state is not None:
                 keeper.restore(run, state)
             begun(run, state)
@@ -135,6 +140,7 @@ def train(
             History.read(folder / "metrics.jsonl"),
             frozenset(files | set(run.log.notes)),
             run.data.train.steps_per_epoch,
+            (load_file(folder / "weights.safetensors"), keeper.best[0]) if keep else None,
         )
 
 
@@ -154,8 +160,8 @@ def undisturbed() -> Iterator[None]:
     random, threads = rng_state(cpu), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    filling: Any = torch.utils.deterministic  # torch does not declare its attribute
-    fill, benchmark = filling.fill_uninitialized_memory, torch.backends.cudnn.benchmark
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    benchmark = torch.backends.cudnn.benchmark
     torch.set_num_threads(1)  # the model is too small to gain from more
     try:
         yield
@@ -163,7 +169,7 @@ def undisturbed() -> Iterator[None]:
         set_rng_state(random, cpu)
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        filling.fill_uninitialized_memory = fill
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = benchmark
 
 
