@@ -213,7 +213,7 @@ def test_chunks_averaged_give_the_result_of_one_pass():
 
     whole = local_smoothness(gradient_of(partial(loss, x), params), params, start)
     chunks = x.split([5, 5, 20])
-    mean = gradient_of([partial(loss, c) for c in chunks], params, weights=[len(c) for c in chunks])
+    mean = gradient_of([partial(loss, c) for c in chunks], params, weights=[len(c) / 30 for c in chunks])
     torch.testing.assert_close(local_smoothness(mean, params, start), whole, rtol=1e-12, atol=0)
     even = gradient_of([partial(loss, c) for c in x.chunk(3)], params)
     torch.testing.assert_close(local_smoothness(even, params, start), whole, rtol=1e-12, atol=0)
@@ -293,7 +293,7 @@ def test_works_inside_no_grad_and_with_unused_and_shared_gradients():
 
 def test_a_gradient_that_autograd_expands_can_be_averaged():
     p = nn.Parameter(torch.zeros(3))
-    gradient = gradient_of([lambda: p.sum(), lambda: 3 * p.sum()], [p], weights=[3, 1])
+    gradient = gradient_of([lambda: p.sum(), lambda: 3 * p.sum()], [p], weights=[0.75, 0.25])
     assert gradient()[0].tolist() == [1.5, 1.5, 1.5]
     assert p.grad is None
 
@@ -313,9 +313,19 @@ def test_bad_arguments_are_refused():
         gradient_of(lambda: start[0].sum(), start)
     with pytest.raises(ValueError, match="scalar, got shape"):
         gradient_of(lambda: torch.stack([params[0], params[0]]), params)()
-    for losses, weights in (([], None), ([lambda: 0], [1, 2]), ([lambda: 0], [-1]), ([lambda: 0], [0])):
-        with pytest.raises(ValueError, match="one weight >= 0 each"):
+    for losses, weights in (([], None), ([], []), ([lambda: 0], [1, 2])):
+        with pytest.raises(ValueError, match="at least one loss, and one weight for each"):
             gradient_of(losses, params, weights=weights)
+
+
+def test_a_scaled_loss_keeps_gradients_that_float16_would_lose():
+    p = nn.Parameter(torch.tensor([1.0]))
+
+    def loss():
+        return (p.half() * 2.0**-14).float().sum() * 2.0**-12
+
+    assert gradient_of(loss, [p])()[0].item() == 0.0
+    assert gradient_of(loss, [p], scale=2.0**10)()[0].item() == 2.0**-26
 
 
 def test_grid_is_even():

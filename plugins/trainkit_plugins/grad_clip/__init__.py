@@ -1,9 +1,16 @@
 """Gradient clipping, and the local smoothness that tells whether clipping can help."""
 
-from .clipping import Clipped, clip_by_global_norm, clip_by_value, clip_tensors_by_global_norm, global_norm
+from .clipping import (
+    Clipped,
+    clip_by_global_norm,
+    clip_by_value,
+    clip_tensors_by_global_norm,
+    clip_tensors_with,
+    global_norm,
+)
 from .fit import Estimate, Fit, Threshold, Thresholds, fit_l0_l1, suggest_threshold
 from .preserve import preserve
-from .smoothness import Smoothness, gradient_of, interior_grid, local_smoothness, snapshot
+from .smoothness import Smoothness, across_ranks, gradient_of, interior_grid, local_smoothness, snapshot
 
 __all__ = [
     "Clipped",
@@ -12,9 +19,11 @@ __all__ = [
     "Smoothness",
     "Threshold",
     "Thresholds",
+    "across_ranks",
     "clip_by_global_norm",
     "clip_by_value",
     "clip_tensors_by_global_norm",
+    "clip_tensors_with",
     "fit_l0_l1",
     "global_norm",
     "gradient_of",

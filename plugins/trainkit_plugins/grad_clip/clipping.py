@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -23,8 +23,8 @@ class Clipped(NamedTuple):
     Attributes:
         before: joint L2 norm of the gradients that came in.
         after: joint L2 norm of the gradients that went out.
-        coefficient: what every gradient was multiplied by; 1 where nothing was done. Clipping by value has no
-            common factor and reports ``after / before`` (1 for zero and for non-finite norms).
+        coefficient: what every gradient was multiplied by; 1 where nothing was done. Clippings without a common
+            factor report ``after / before`` (1 for zero and for non-finite norms).
     """
 
     before: Tensor
@@ -123,13 +123,24 @@ def clip_by_value(parameters: Tensor | Iterable[Tensor], max_value: float) -> Cl
     for tensor in dense:
         if tensor.is_complex():
             raise ValueError(f"a {tensor.dtype} gradient has no order to clamp by; clip by norm instead")
-    groups = _groups(dense)
+
+    def clamp() -> None:
+        for group in _groups(dense).values() if max_value < math.inf else ():
+            torch._foreach_clamp_min_(group, -max_value)
+            torch._foreach_clamp_max_(group, max_value)
+
+    return clip_tensors_with(dense, clamp)
+
+
+@torch.no_grad()
+def clip_tensors_with(tensors: Iterable[Tensor | None], clip: Callable[[], object]) -> Clipped:
+    """Call ``clip``, which changes ``tensors`` in place as it sees fit, and report their joint norm before and after.
+
+    For clippings without one common factor; takes two passes over the gradients more than ``clip`` itself.
+    """
+    groups = _groups(_once(_dense(tensors)))
     before = _norm(groups)
-    if math.isinf(max_value):
-        return Clipped(before, before, torch.ones_like(before))
-    for group in groups.values():
-        torch._foreach_clamp_min_(group, -max_value)
-        torch._foreach_clamp_max_(group, max_value)
+    clip()
     after = _norm(groups)
     shorter = (after < before) & (before < math.inf)
     return Clipped(before, after, torch.where(shorter, after / before, 1.0))

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .clipping import global_norm
@@ -90,47 +91,61 @@ def gradient_of(
     params: Sequence[Tensor],
     *,
     weights: Sequence[float] | None = None,
+    scale: float = 1.0,
     held: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Gradient:
-    """Make a function that returns the gradient of a loss, or of a mean of losses, at the current parameters.
+    """Make a function that returns the gradient of a loss, or of a sum of losses, at the current parameters.
 
-    Uses :func:`torch.autograd.grad`: ``.grad`` is neither read nor written. Several losses (chunks of a
-    batch, the micro-batches of an accumulation window) are evaluated one after another and averaged with
-    ``weights``, in the memory of one.
+    Uses :func:`torch.autograd.grad`: ``.grad`` is neither read nor written. Several losses (chunks of a batch, the
+    micro-batches of an accumulation window) are evaluated one after another, in the memory of one.
 
     Args:
         losses: one or several functions without arguments that return a scalar loss.
         params: tensors that require grad; those that a loss does not reach count as zero.
-        weights: one non-negative number per loss (its number of examples), normalised here; equal by default.
+        weights: what each loss counts in the sum; by default all the same, 1 together.
+        scale: multiplies the losses before the backward pass, and the gradient is divided by it afterwards: what a
+            gradient scaler uses, so that small gradients survive float16.
         held: makes a context manager that each evaluation runs in. ``partial(preserve, model)`` gives every
             evaluation the same buffers and dropout masks.
 
     Raises:
-        ValueError: no losses, weights that do not fit, a parameter that does not require grad; when called, a
-            loss that is not a scalar.
+        ValueError: no losses, not one weight for each, a parameter that does not require grad; when called, a loss
+            that is not a scalar.
     """
     chunks = [losses] if callable(losses) else list(losses)
-    shares = [1.0] * len(chunks) if weights is None else [float(w) for w in weights]
-    if not chunks or len(shares) != len(chunks) or min(shares) < 0 or not sum(shares) > 0:
-        raise ValueError(f"need at least one loss and one weight >= 0 each, not all 0; got {len(chunks)} and {weights}")
+    shares = [1 / len(chunks)] * len(chunks) if weights is None and chunks else list(weights or ())
+    if not chunks or len(shares) != len(chunks):
+        raise ValueError(f"need at least one loss, and one weight for each; got {len(chunks)} and {weights}")
     frozen = [i for i, p in enumerate(params) if not p.requires_grad]
     if frozen:
         raise ValueError(f"parameters {frozen} do not require grad; pass only those that the optimizer moves")
-    total = sum(shares)
 
     def gradient() -> Sequence[Tensor]:
-        mean: list[Tensor] | None = None
+        total: list[Tensor] | None = None
         with held(), torch.enable_grad():
             for loss, share in zip(chunks, shares, strict=True):
-                part = _gradient(loss(), params)
-                if mean is None:
+                part = _gradient(loss(), params, scale)
+                if total is None:
                     # Not in place: autograd may hand out one tensor twice, or an expanded one.
-                    mean = part if len(chunks) == 1 else list(torch._foreach_mul(part, share / total))
+                    total = list(torch._foreach_mul(part, share / scale))
                 else:
-                    torch._foreach_add_(mean, part, alpha=share / total)
-        return mean or []
+                    torch._foreach_add_(total, part, alpha=share / scale)
+        return total or []
 
     return gradient
+
+
+def across_ranks(gradient: Gradient) -> Gradient:
+    """Return the mean of ``gradient`` over all ranks of torch.distributed; every rank must call it."""
+
+    def mean() -> Sequence[Tensor]:
+        parts = [g.clone(memory_format=torch.contiguous_format) for g in gradient()]
+        for part in parts:
+            dist.all_reduce(part)
+        torch._foreach_div_(parts, float(dist.get_world_size()))
+        return parts
+
+    return mean
 
 
 def snapshot(params: Iterable[Tensor]) -> list[Tensor]:
@@ -149,10 +164,11 @@ def interior_grid(points: int) -> tuple[float, ...]:
     return tuple(i / (points + 1) for i in range(1, points + 1))
 
 
-def _gradient(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
+def _gradient(loss: Tensor, params: Sequence[Tensor], scale: float) -> list[Tensor]:
     if loss.numel() != 1:
         raise ValueError(f"the loss must be a scalar, got shape {tuple(loss.shape)}; take its mean or sum")
-    return list(torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True))
+    scaled = loss if scale == 1 else loss * scale
+    return list(torch.autograd.grad(scaled, params, allow_unused=True, materialize_grads=True))
 
 
 def _check(params: Sequence[Tensor], start: Sequence[Tensor], grid: Sequence[float]) -> None:
