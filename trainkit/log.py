@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Value = float | list[float]
+_TAKEN = ("step", "epoch")
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,17 @@ class Log:
         self._pending: list[tuple[int, int, dict[str, Tensor | float]]] = []
 
     def record(self, name: str, value: Tensor | float) -> None:
-        """Keep `value` (a number, a scalar tensor, or a vector) under `name` for the current step."""
-        self._current[name] = value
+        """Keep `value` (a number, a scalar tensor, or a vector) under `name` for the current step.
+
+        Raises:
+            ValueError: the name is one under which every record has its place.
+        """
+        if name in _TAKEN:
+            raise ValueError(
+                f"a record has its own {name!r}; log the value under another name, such as my_plugin/{name}"
+            )
+        # What is recorded now must not change with the tensor later, nor keep its graph alive until the flush.
+        self._current[name] = value.detach().clone() if hasattr(value, "detach") else value
 
     def note(self, text: str) -> None:
         """Say something once that the user should know; it is shown, and kept in the summary and report."""
