@@ -13,6 +13,7 @@ from trainkit_plugins.radam import (
     adaptive_rate_quantiles,
     gradient_histogram,
     sample_coordinates,
+    steps_taken,
 )
 
 
@@ -50,11 +51,35 @@ def test_quantiles_of_the_adaptive_rate(build):
 def test_a_large_eps_bounds_the_adaptive_rate():
     theta = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
     optimizer = AdamEps([theta], eps=0.5)
-    theta.grad = torch.tensor([0.0, 10.0], dtype=torch.float64)
+    theta.grad = torch.tensor([0.1, 10.0], dtype=torch.float64)
     optimizer.step()
     c = (1 - 0.999) ** 0.5
-    expected = torch.tensor([c / (10 * c + 0.5), c / 0.5], dtype=torch.float64)
+    expected = torch.tensor([c / (10 * c + 0.5), c / (0.1 * c + 0.5)], dtype=torch.float64)
     torch.testing.assert_close(adaptive_rate_quantiles(optimizer, [0, 1]), expected)
+
+
+def test_coordinates_without_a_gradient_have_no_rate():
+    theta = torch.nn.Parameter(torch.zeros(4))
+    optimizer = RAdam([theta])
+    theta.grad = torch.tensor([0.0, 2.0, 0.0, 0.0])
+    optimizer.step()
+    assert adaptive_rate_quantiles(optimizer, [0, 1]).tolist() == pytest.approx([0.5, 0.5], rel=1e-6)
+    theta.grad = None
+    optimizer.state[theta]["exp_avg_sq"].zero_()
+    assert adaptive_rate_quantiles(optimizer, [0.5]).isnan().all()
+
+
+def test_steps_taken_is_the_longest_count():
+    early, late = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    for optimizer in (RAdam([early, late]), torch.optim.AdamW([early, late], fused=True)):
+        assert steps_taken(optimizer) == 0
+        for step in range(4):
+            early.grad, late.grad = torch.ones(1), torch.ones(1) if step == 3 else None
+            optimizer.step()
+        assert steps_taken(optimizer) == 4
+    sgd = torch.optim.SGD([early], momentum=0.9)
+    sgd.step()
+    assert steps_taken(sgd) == 0
 
 
 def test_quantiles_need_a_step():
@@ -66,18 +91,18 @@ def test_quantiles_need_a_step():
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=50))
 def test_histogram_counts_by_binary_exponent(values):
-    counts = gradient_histogram([torch.tensor(values, dtype=torch.float64)], low=-10, high=5)
+    shares = gradient_histogram([torch.tensor(values, dtype=torch.float64)], low=-10, high=5)
     expected = [0] * 16
     for value in values:
         exponent = -100 if value == 0 else math.floor(math.log2(abs(value)))
         expected[min(max(exponent + 11, 0), 15)] += 1
-    assert counts.tolist() == expected
+    assert (shares * len(values)).tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_histogram_edges():
     values = [0.0, 2.0**-3, -(2.0**-2), 0.9, 1.0, 3.0, math.inf, math.nan]
-    assert gradient_histogram([torch.tensor(values)], low=-2, high=1).tolist() == [2, 1, 1, 4]
-    assert gradient_histogram([torch.ones(10), torch.ones(5, 2)], low=-1, high=1).tolist() == [0, 0, 20]
+    assert gradient_histogram([torch.tensor(values)], low=-2, high=1).tolist() == [1 / 4, 1 / 8, 1 / 8, 1 / 2]
+    assert gradient_histogram([torch.ones(10), torch.ones(5, 2)], low=-1, high=1).tolist() == [0, 0, 1]
 
 
 def test_measuring_changes_nothing():

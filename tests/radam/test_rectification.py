@@ -14,6 +14,7 @@ from trainkit_plugins.radam import (
     rectification,
     rho,
     rho_inf,
+    steps_until,
 )
 
 BETAS = (0.9, 0.95, 0.98, 0.99, 0.999, 0.9995)
@@ -57,6 +58,7 @@ def test_short_memories_are_never_rectified():
     assert first_rectified_step(0.6) is None
     assert first_rectified_step(0.6, threshold=4.0) is None
     assert first_rectified_step(0.66) is None
+    assert steps_until(0.5, 0.6) is None
     assert all(rectification(t, 0.6) is None for t in range(1, 1000))
 
 
@@ -75,6 +77,13 @@ def test_rectification_grows_to_one():
 def test_implicit_warm_up_lasts_a_few_memories(beta2, half, nearly):
     assert rectification(half - 1, beta2) < 0.5 <= rectification(half, beta2)
     assert rectification(nearly - 1, beta2) < 0.9 <= rectification(nearly, beta2)
+
+
+@given(st.floats(0.01, 0.99), st.floats(0.7, 0.9999))
+def test_steps_until_is_the_first_that_reaches_the_level(level, beta2):
+    t = steps_until(level, beta2)
+    assert rectification(t, beta2) >= level
+    assert (rectification(t - 1, beta2) or 0.0) < level
 
 
 def test_rectification_equalises_the_first_order_variance():
@@ -111,6 +120,7 @@ def test_exact_variance_falls_250_times_from_rho_5_to_500():
         (lambda: rho(1, 1.0), r"beta2 must be in \[0, 1\), got 1.0"),
         (lambda: rectification(-3, 0.9), "got -3"),
         (lambda: first_rectified_step(-0.1), "got -0.1"),
+        (lambda: steps_until(1.0, 0.999), "got 1.0"),
         (lambda: adaptive_variance(2.0), "rho > 2, got 2.0"),
         (lambda: adaptive_variance_first_order(4.0), "rho > 4, got 4.0"),
     ],

@@ -1,6 +1,6 @@
 """RAdam, the controls of its paper, and the quantities behind the rectification. Imports torch only."""
 
-from .measure import adaptive_rate_quantiles, gradient_histogram, sample_coordinates
+from .measure import adaptive_rate_quantiles, gradient_histogram, sample_coordinates, steps_taken
 from .optimizers import Adam2k, AdamEps, AdamWarmup, RAdam
 from .rectification import (
     RHO_THRESHOLD,
@@ -10,6 +10,7 @@ from .rectification import (
     rectification,
     rho,
     rho_inf,
+    steps_until,
 )
 
 __all__ = [
@@ -27,4 +28,6 @@ __all__ = [
     "rho",
     "rho_inf",
     "sample_coordinates",
+    "steps_taken",
+    "steps_until",
 ]

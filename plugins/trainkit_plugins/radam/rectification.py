@@ -76,6 +76,35 @@ def first_rectified_step(beta2: float, threshold: float = RHO_THRESHOLD) -> int 
     return t
 
 
+def steps_until(level: float, beta2: float) -> int | None:
+    """Return the first t with r_t >= level: how long the implicit warm-up lasts. None if no step is rectified.
+
+    Raises:
+        ValueError: level outside (0, 1), or beta2 outside [0, 1).
+
+    >>> steps_until(0.5, 0.999), steps_until(0.9, 0.999)
+    (556, 2737)
+    """
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level must be in (0, 1), got {level!r}")
+    low = first_rectified_step(beta2)
+    if low is None:
+        return None
+    if (rectification(low, beta2) or 0.0) >= level:
+        return low
+    high = 2 * low
+    while (rectification(high, beta2) or 0.0) < level:
+        low, high = high, 2 * high
+    # r_t grows with t: bisect.
+    while high - low > 1:
+        middle = (low + high) // 2
+        if (rectification(middle, beta2) or 0.0) < level:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
 def adaptive_variance(length: float) -> float:
     """Return the exact Var[psi] / tau^2 at rho = `length` (Eq. 2).
 

@@ -1,0 +1,240 @@
+"""RAdam, the controls of its paper and their monitor as plugins. The arithmetic is in the other modules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from trainkit import History, Plugin, Run, Section, hookimpl
+
+from . import optimizers
+from .measure import adaptive_rate_quantiles, gradient_histogram, steps_taken
+from .rectification import first_rectified_step, rectification, rho, rho_inf, steps_until
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch.optim import Optimizer
+
+    ParamGroups = list[dict[str, Any]]
+
+CITATION = """@inproceedings{liu2020variance,
+  title={On the Variance of the Adaptive Learning Rate and Beyond},
+  author={Liu, Liyuan and Jiang, Haoming and He, Pengcheng and Chen, Weizhu and Liu, Xiaodong and Gao, Jianfeng and
+    Han, Jiawei},
+  booktitle={International Conference on Learning Representations},
+  year={2020}
+}"""
+
+
+class _AdamLike(Plugin):
+    """The options that the four optimizers share. Weight decay comes with the parameter groups."""
+
+    citation: ClassVar[str] = CITATION
+
+    lr: float | None = Field(None, gt=0, description="peak learning rate; default: optimizer.lr of the recipe")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the first and of the second moment")
+    eps: float = Field(1e-8, ge=0, description="added to sqrt(v), before the bias correction")
+
+    @field_validator("betas")
+    @classmethod
+    def _check_betas(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError("both must be at least 0 and below 1")
+        return betas
+
+    def _settings(self, run: Run) -> dict[str, Any]:
+        """Return the arguments that every optimizer of the room takes."""
+        spec = run.recipe.optimizer
+        if spec.args:
+            run.log.note(f"{self.name} takes the place of {spec.name}: optimizer.args are not used")
+        lr = spec.lr if self.lr is None else self.lr
+        return {"lr": lr, "betas": self.betas, "eps": self.eps, "weight_decay": spec.weight_decay}
+
+    def explain(self, run: Run) -> list[str]:
+        """Say what takes the place of the recipe's optimizer, and warn of two warm-ups at once."""
+        spec = run.recipe.optimizer
+        lr = f"{self.lr:g}" if self.lr is not None else f"{spec.lr:g} (optimizer.lr)"
+        lines = [f"takes the place of {spec.name}; lr {lr}, weight decay as the parameter groups have it"]
+        if run.recipe.scheduler.warmup_epochs > 0:
+            lines.append(
+                f"the schedule warms up too, for {run.recipe.scheduler.warmup_epochs:g} epochs, and multiplies; "
+                "scheduler.warmup_epochs=0 leaves this one alone"
+            )
+        return lines
+
+
+class RAdam(_AdamLike):
+    """Damp Adam's first steps by how uncertain its second moment still is: RAdam.
+
+    theta -= lr * r_t * m_hat * sqrt(1 - beta2^t) / (sqrt(v) + eps) once rho_t > 5; before that a step of momentum
+    SGD, or none. Runs on torch's fused Adam kernel.
+    """
+
+    unrectified: Literal["sgd", "skip"] = Field(
+        "sgd", description="the first steps, five for betas[1] from 0.9 up: momentum SGD at the same lr, or nothing"
+    )
+
+    @hookimpl
+    def build_optimizer(self, param_groups: ParamGroups, run: Run) -> Optimizer:
+        """RAdam over the given groups."""
+        return optimizers.RAdam(param_groups, unrectified=self.unrectified, **self._settings(run))
+
+    def explain(self, run: Run) -> list[str]:
+        """Say how long the implicit warm-up lasts, next to the length of the run."""
+        beta2 = self.betas[1]
+        first = first_rectified_step(beta2)
+        before = "momentum SGD" if self.unrectified == "sgd" else "no update"
+        steps = run.data.train.steps_per_epoch * run.recipe.train.epochs
+        if first is None:
+            line = f"rho_inf = {rho_inf(beta2):.4g} is not above 5: {before} for the whole run; raise betas[1]"
+        else:
+            line = (
+                f"{before} before step {first}; r_t reaches 0.5 at step {steps_until(0.5, beta2)} and 0.9 at step "
+                f"{steps_until(0.9, beta2)}, and this run has {steps}"
+            )
+        return [*super().explain(run), line]
+
+
+class AdamWarmup(_AdamLike):
+    """Warm up Adam's learning rate linearly, in the optimizer: the heuristic that RAdam explains.
+
+    lr_t = lr * t / warmup_steps until then, also for the weight decay; eps in the paper's place. A control for RAdam.
+    """
+
+    warmup_steps: int = Field(100, ge=0, description="length of the warm-up; the paper tries 100, 200, 500, 1000")
+
+    @hookimpl
+    def build_optimizer(self, param_groups: ParamGroups, run: Run) -> Optimizer:
+        """Adam with warm-up over the given groups."""
+        return optimizers.AdamWarmup(param_groups, warmup_steps=self.warmup_steps, **self._settings(run))
+
+
+class Adam2k(_AdamLike):
+    """Spend Adam's first steps on the second moment alone: the paper's Adam-2k.
+
+    For `freeze_steps` steps neither parameters nor the first moment nor weight decay move. A control for RAdam.
+    """
+
+    freeze_steps: int = Field(2000, ge=0, description="steps without an update; 2000 in the paper")
+
+    @hookimpl
+    def build_optimizer(self, param_groups: ParamGroups, run: Run) -> Optimizer:
+        """Adam-2k over the given groups."""
+        return optimizers.Adam2k(param_groups, freeze_steps=self.freeze_steps, **self._settings(run))
+
+
+class AdamEps(_AdamLike):
+    """Bound Adam's adaptive learning rate by a large eps: the paper's Adam-eps.
+
+    eps is added to sqrt(v) before the bias correction, unlike torch's. A control for RAdam.
+    """
+
+    eps: float = Field(1e-4, ge=0, description="added to sqrt(v), before the bias correction; 1e-4 in the paper")
+
+    @hookimpl
+    def build_optimizer(self, param_groups: ParamGroups, run: Run) -> Optimizer:
+        """Adam-eps over the given groups."""
+        return optimizers.AdamEps(param_groups, **self._settings(run))
+
+
+QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
+LOWEST, HIGHEST = -40, 8
+"""Binary exponents between which the gradient histogram tells magnitudes apart."""
+
+
+class RAdamMonitor(Plugin):
+    """Watch what RAdam is about: rho_t, r_t, the spread of the adaptive learning rate, the first gradients' sizes.
+
+    Works with every optimizer of the Adam family; r_t is then what RAdam would apply. Training is not touched.
+    Gradients are seen as they are when this plugin's turn comes: list it before or after grad_clip accordingly.
+    """
+
+    citation: ClassVar[str] = CITATION
+    neutral: ClassVar[dict[str, Any]] = {}
+
+    first: int = Field(100, ge=0, description="measure after each of the first steps, gradients' sizes only there")
+    every: int = Field(20, ge=1, description="measure after every so many steps later on")
+    sample: int = Field(65_536, ge=1, description="coordinates looked at, equally spaced through all parameters")
+
+    @hookimpl
+    def before_optimizer_step(self, optimizer: Optimizer, run: Run) -> None:
+        """Log the sizes of the gradient's coordinates during the first steps."""
+        if run.step < self.first:
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            if gradients:
+                shares = gradient_histogram(gradients, LOWEST, HIGHEST, self.sample)
+                run.log.record("radam_monitor/gradient_exponents", shares)
+
+    @hookimpl
+    def after_optimizer_step(self, run: Run) -> None:
+        """Log rho_t, r_t and the quantiles of the adaptive learning rate."""
+        if run.step > self.first and run.step % self.every:
+            return
+        t = steps_taken(run.optimizer)
+        if not t:
+            if run.optimizer.state:
+                kind = type(run.optimizer).__name__
+                run.log.note(f"radam_monitor: {kind} has no adaptive learning rate, so that only gradients are logged")
+            return
+        beta2 = run.optimizer.param_groups[0]["betas"][1]
+        r = rectification(t, beta2)
+        run.log.record("radam_monitor/rho", rho(t, beta2))
+        if r is not None:
+            run.log.record("radam_monitor/r", r)
+        rates = adaptive_rate_quantiles(run.optimizer, list(QUANTILES.values()), self.sample)
+        for name, rate in zip(QUANTILES, rates.unbind(), strict=True):
+            run.log.record(f"radam_monitor/rate_{name}", rate)
+
+    def report(self, history: History) -> list[Section]:
+        """Draw the spread of the adaptive learning rate, r_t, and the gradient's sizes in the first steps."""
+        sections = []
+        steps, rates = history.together(*(f"radam_monitor/rate_{name}" for name in QUANTILES))
+        if steps:
+            text = (
+                "1/sqrt of the bias-corrected second moment, over the coordinates that have had a gradient. Where it "
+                "is large and unsettled at the start, r_t damps the step."
+            )
+            sections.append(Section("Adaptive learning rate", text, [_draw_rates(steps, rates, history)]))
+        steps, shares = history.series("radam_monitor/gradient_exponents")
+        if steps:
+            text = "Share of the gradient's coordinates by magnitude; those that are zero are left out."
+            sections.append(Section("Gradient in the first steps", text, [_draw_gradients(steps, shares)]))
+        return sections
+
+
+def _draw_rates(steps: list[int], rates: list[tuple[float, ...]], history: History) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 2.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    p05, p25, p50, p75, p95 = zip(*rates, strict=True)
+    left.fill_between(steps, p05, p95, color="C0", alpha=0.2, linewidth=0, label="5% to 95%")
+    left.fill_between(steps, p25, p75, color="C0", alpha=0.35, linewidth=0, label="25% to 75%")
+    left.plot(steps, p50, color="C0", label="median")
+    left.set(xscale="log", yscale="log", xlabel="step", ylabel="adaptive learning rate")
+    left.legend()
+    right.plot(*history.series("radam_monitor/r"), color="C1")
+    right.set(xlabel="step", ylabel="rectification r_t", ylim=(0, 1.02))
+    return figure
+
+
+def _draw_gradients(steps: list[int], shares: list[list[float]]) -> Figure:
+    from matplotlib.figure import Figure
+
+    # Entry 0, zeros and everything below the histogram, would outshine the rest.
+    rows = [k for k in range(1, len(shares[0])) if any(share[k] for share in shares)] or [1]
+    low, high = rows[0], rows[-1] + 1
+    figure = Figure(figsize=(9.6, 2.9), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(
+        [[share[k] for share in shares] for k in range(low, high)],
+        aspect="auto",
+        origin="lower",
+        interpolation="nearest",
+        extent=(steps[0] - 0.5, steps[-1] + 0.5, LOWEST + low - 1, LOWEST + high - 1),
+    )
+    axes.grid(False)
+    axes.set(xlabel="step", ylabel="log2 of the magnitude")
+    figure.colorbar(image, ax=axes, label="share of coordinates")
+    return figure
