@@ -2,7 +2,7 @@
 
 Plots are drawn once, in the colours of the light page. In the SVG each of these colours is then replaced by
 a CSS variable, for which the page has one value for light and one for dark. matplotlib is imported only when
-a plot is drawn, and only its object interface is used: no pyplot, and no setting outlives a `with` block; only
+a plot is drawn, only its object interface is used (no pyplot), and no setting outlives a `with` block; only
 the name of a colour map, `trainkit`, stays known.
 """
 

@@ -28,6 +28,11 @@ def scientific(value: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
+def rate(value: float) -> str:
+    """Return so many per second: 1,840 or 12.35, without decimals that no measurement has."""
+    return number(round(value) if abs(value) >= 100 else value)
+
+
 def tick(value: float) -> str:
     """Return `value` as the label of an axis: 0, 0.25, 20,000, 5e-4."""
     if value == 0 or 0.01 <= abs(value) < 1e6:
@@ -47,7 +52,7 @@ def duration(seconds: float) -> str:
     """Return a time in its two largest units: 0.42 s, 43.2 s, 1 min 12 s, 2 h 05 min, 3 d 4 h."""
     if not math.isfinite(seconds):
         return "unknown"
-    if seconds < 1:
+    if seconds < 0.995:
         return f"{seconds:.2f} s"
     if seconds < 59.95:
         return f"{seconds:.1f} s"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trainkit.figures import figure, legend_above, smooth, style, thin
+from trainkit.figures import PALETTE, figure, legend_above, smooth, style, thin
 from trainkit.formats import label, number, tick
 from trainkit.log import History
 
@@ -163,11 +163,9 @@ def _metric_plot(history: History, names: Sequence[str]) -> Plot | None:
         axes.plot(epochs, values, marker=_marker(epochs), label=label(name))
         better = BETTER.get(name.removeprefix("val/"))
         if better and finite and name == names[0]:
-            above = better is max and len(names) == 1
-            _mark_best(axes, better(v for v, _ in finite), finite, epochs, above=above)
+            _mark_best(axes, better(v for v, _ in finite), finite)
     if empty:
         return None
-    axes.margins(y=0.16)
     axes.set_xlabel("epoch")
     axes.set_ylabel(label(names[0]) if len(names) == 1 else "share correct")
     _whole_numbers(axes)
@@ -176,26 +174,24 @@ def _metric_plot(history: History, names: Sequence[str]) -> Plot | None:
     short = label(names[0])
     title, about = ABOUT.get(names[0].removeprefix("val/"), (short.capitalize(), "On the validation data."))
     if len(names) > 1:
-        title, about = "Accuracy", about[:-1] + ", and among the five most likely classes."
+        title, about = "Accuracy", about[:-1] + "; top5: in five guesses."
     return Plot(title, about, drawn)
 
 
-def _mark_best(
-    axes: Any, best: float, finite: Sequence[tuple[float, int]], epochs: Sequence[int], *, above: bool
-) -> None:
-    """Ring the first epoch with the best value, and write the value where the curve is not."""
+def _mark_best(axes: Any, best: float, finite: Sequence[tuple[float, int]]) -> None:
+    """Ring the first epoch with the best value; the value stands above the axes, where it covers no data."""
     epoch = next(e for v, e in finite if v == best)
     ring = {"markersize": 6.5, "markerfacecolor": "white", "markeredgewidth": 1.4}
     axes.plot([epoch], [best], "o", color="C0", zorder=4, **ring)
-    right = epoch > (epochs[0] + epochs[-1]) / 2
     axes.annotate(
-        f"best {number(best)}",
-        (epoch, best),
-        xytext=(4 if right else -4, 6 if above else -6),
+        f"best {number(best)} after epoch {epoch}",
+        (1, 1),
+        xycoords="axes fraction",
+        xytext=(0, 2.5),
         textcoords="offset points",
-        ha="right" if right else "left",
-        va="bottom" if above else "top",
-        fontweight="bold",
+        ha="right",
+        va="bottom",
+        color=PALETTE["plot-label"][0],
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from trainkit.formats import clock, duration, label, number
+from trainkit.formats import clock, duration, label, number, rate
 from trainkit.hooks import hookimpl
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ class Progress:
         loss = record.values.get("loss")
         if isinstance(loss, float):
             self._loss = loss
-            self._epoch.losses.append(loss)
+            self._epoch.loss_sum += loss
+            self._epoch.loss_count += 1
             self._measure(run, SHORTEST)
 
     @hookimpl
@@ -187,7 +188,7 @@ class Progress:
         if self._loss is not None:
             parts.append(f"loss {number(self._loss)}")
         if self.images_per_second is not None:
-            parts.append(f"{number(self.images_per_second)} images/s")
+            parts.append(f"{rate(self.images_per_second)} images/s")
         left = self._seconds_left(run)
         if left is not None:
             parts.append(f"{clock(left)} left")
@@ -196,12 +197,12 @@ class Progress:
     def _epoch_line(self, run: Run) -> str:
         epoch = self._epoch
         parts = [_epoch(run), _step(run)]
-        if epoch.losses:
-            parts.append(f"loss {number(sum(epoch.losses) / len(epoch.losses))}")
+        if epoch.loss_count:
+            parts.append(f"loss {number(epoch.loss_sum / epoch.loss_count)}")
         if epoch.evaluated:
             parts += [f"{label(name)} {number(value)}" for name, value in self._metrics.items()]
         if epoch.seconds > 0:
-            parts.append(f"{number(epoch.images / epoch.seconds)} images/s")
+            parts.append(f"{rate(epoch.images / epoch.seconds)} images/s")
         return "  ".join([*parts, duration(self._now() - epoch.began)])
 
     def _frame(self, run: Run, activity: str) -> RenderableType:
@@ -224,7 +225,7 @@ class Progress:
         if watched in self._metrics:
             facts.append((label(watched), number(self._metrics[watched])))
         if self.images_per_second is not None:
-            facts.append(("images/s", number(self.images_per_second)))
+            facts.append(("images/s", rate(self.images_per_second)))
         left = self._seconds_left(run)
         if left is not None:
             facts.append(("left", clock(left)))
@@ -240,7 +241,8 @@ class _Epoch:
     """What is known of the epoch under way; `seconds` and `images` are of training alone."""
 
     began: float
-    losses: list[float] = field(default_factory=list)
+    loss_sum: float = 0.0
+    loss_count: int = 0
     seconds: float = 0.0
     images: int = 0
     evaluated: bool = False
