@@ -1,6 +1,9 @@
 """The training aids in real runs of a timm model: trained, killed, resumed."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,14 +49,16 @@ class Stripes:
 
 
 class StripesData(Plugin):
-    """Provides 45 training images in batches of 8 and 40 to validate on."""
+    """Provides 45 training images in batches of 8 (over all ranks) and 40 to validate on."""
 
     @hookimpl
     def build_data(self, recipe: Recipe, run: Run) -> Data:
         """Return the data."""
         train, val = (Images(Stripes(n, seed), lambda x: x, None, cache=True) for n, seed in ((45, 0), (40, 1)))
-        stream = ShuffledStream(train, seed=0, batch_size=8, accumulate=recipe.train.accumulate)
-        return Data(stream, OrderedStream(val, batch_size=40), 2, (1, 32, 32), "stripes")
+        share = {"rank": run.device.rank, "world": run.device.world}
+        size = 8 // run.device.world
+        stream = ShuffledStream(train, seed=0, batch_size=size, accumulate=recipe.train.accumulate, **share)
+        return Data(stream, OrderedStream(val, batch_size=40, **share), 2, (1, 32, 32), "stripes")
 
 
 def make(plugins: Plugins, folder: Path | None, **sections: Any) -> tuple[Run, Keeper]:
@@ -199,3 +204,48 @@ def test_mixed_labels_train_with_every_loss_that_takes_them(loss: str) -> None:
     plain, _ = train({}, train={"epochs": 1, "loss": {"name": loss}})
     assert all(value.isfinite().all() for value in state(mixed).values())
     assert not same(state(mixed), state(plain))
+
+
+RANKS = """
+import sys
+import torch
+import torch.distributed as dist
+from test_training_aids import Ema, Mixup, make
+from trainkit import Plugin, hookimpl
+from trainkit.loop import fit
+
+class Compare(Plugin):
+    @hookimpl
+    def on_evaluate_end(self, model):
+        for name, value in model.state_dict().items():
+            theirs = value.clone()
+            dist.broadcast(theirs, 0)
+            assert torch.equal(theirs, value), name
+
+for buffers in ("copy", "average", "recompute"):
+    ema = Ema(decay=0.8, buffers=buffers, recompute_batches=2)
+    run, keeper = make({"compare": Compare(), "mixup": Mixup(mixup_alpha=1.0), "ema": ema}, None)
+    fit(run, keeper)
+    losses = run.device.gather(keeper.final["nll"])
+    assert losses[0] == losses[1], losses
+    assert run.step == 12, run.step
+dist.destroy_process_group()
+print("all equal")
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_validate_the_same_average(tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent), str(here.parent / "plugins")])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("all equal") == 2

@@ -159,6 +159,22 @@ def test_recompute_measures_the_averaged_weights_on_the_epochs_first_batches() -
     assert not torch.equal(held["1.running_mean"], before["1.running_mean"])
 
 
+def test_recomputed_statistics_are_averaged_over_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, together = make_run(network()), make_run(network())
+    monkeypatch.setattr(together.device, "world", 2)
+    # The other rank, it is made out, measured 1 more everywhere.
+    monkeypatch.setattr(together.device, "average", lambda values: [v + 0.5 for v in values])
+    held = []
+    for run in (alone, together):
+        ema = Ema(decay=0.5, warmup=False, buffers="recompute")
+        ema.on_fit_start(run)
+        step(run, ema, 0)
+        held.append(evaluated(run, ema))
+    for name, value in held[0].items():
+        shift = 0.5 if name in ("1.running_mean", "1.running_var") else 0
+        torch.testing.assert_close(held[1][name], value + shift)
+
+
 def test_recompute_leaves_frozen_layers_alone() -> None:
     run = make_run(network())
     run.model[1].eval()
