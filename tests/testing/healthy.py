@@ -198,7 +198,7 @@ class Blobs(Plugin):
         inputs = torch.randn(5, 4, 1, 32, 32, generator=generator)
         inputs[:, targets == 1, :, :16] += self.strength
         batches = [Batch(image, targets) for image in inputs]
-        return Data(Listed(batches[:3]), batches[3:], 2, (1, 32, 32), "blobs")  # type: ignore[arg-type]
+        return Data(Listed(batches[:3]), batches[3:], 2, (1, 32, 32), "blobs")
 
 
 class Listed:

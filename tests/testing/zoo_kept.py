@@ -9,7 +9,6 @@ import torch
 from matplotlib.figure import Figure
 from pydantic import PrivateAttr
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
 
 from trainkit import History, Plugin, Run, Section, hookimpl
 
@@ -23,23 +22,60 @@ class Broken(Plugin):
     fails: ClassVar[str]
 
 
-HANDLES: list[Any] = []
+class CountsForAll(Broken):
+    """Anneals by a count of the class, set back where a run begins."""
+
+    fails = "check_isolated"
+    steps: ClassVar[list[int]] = []
+
+    @hookimpl
+    def on_fit_start(self, run: Run) -> None:
+        if run.step == 0:
+            self.steps.clear()
+
+    @hookimpl(wrapper=True)
+    def compute_loss(self) -> Yields:
+        loss = yield
+        self.steps.append(1)
+        return loss * 0.9 ** len(self.steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": len(self.steps)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps[:] = [1] * state["steps"]
 
 
 class PatchesTorch(Broken):
-    """Changes all modules of the process, and never changes them back."""
+    """Changes all linear layers of the process, and never changes them back."""
 
     fails = "check_isolated"
 
     @hookimpl
     def on_fit_start(self) -> None:
-        for handle in HANDLES:
-            handle.remove()
-        HANDLES[:] = [register_module_forward_hook(_halve)]
+        nn.Linear.forward = _half  # type: ignore[method-assign, assignment]
 
 
-def _halve(module: nn.Module, inputs: Any, output: Any) -> Any:
-    return output / 2 if isinstance(module, nn.Linear) else None
+def _half(layer: nn.Linear, inputs: Tensor) -> Tensor:
+    return nn.functional.linear(inputs, layer.weight, layer.bias) / 2
+
+
+class RemembersTheFirst(Broken):
+    """Pulls towards where training began, which it computes once for all runs."""
+
+    fails = "check_isolated"
+    began: ClassVar[list[Tensor]] = []
+
+    @hookimpl
+    def on_fit_start(self, run: Run) -> None:
+        if not self.began:
+            self.began.extend(p.detach().clone() for p in run.model.parameters())
+
+    @hookimpl
+    def before_optimizer_step(self, model: nn.Module) -> None:
+        for parameter, began in zip(model.parameters(), self.began, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - began, alpha=0.1)
 
 
 class ForgetsState(Broken):

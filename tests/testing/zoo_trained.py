@@ -274,27 +274,3 @@ class CountsForEver(Broken):
         loss = yield
         COUNTS["steps"] += 1
         return loss * 0.9 ** COUNTS["steps"]
-
-
-class CountsForAll(Broken):
-    """Anneals by a count of the class, set back where a run begins."""
-
-    fails = "check_isolated"
-    steps: ClassVar[list[int]] = []
-
-    @hookimpl
-    def on_fit_start(self, run: Run) -> None:
-        if run.step == 0:
-            self.steps.clear()
-
-    @hookimpl(wrapper=True)
-    def compute_loss(self) -> Yields:
-        loss = yield
-        self.steps.append(1)
-        return loss * 0.9 ** len(self.steps)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"steps": len(self.steps)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps[:] = [1] * state["steps"]

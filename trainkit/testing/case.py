@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import importlib.util
 import json
+import sys
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -171,6 +174,24 @@ class Case:
         while len(_traces) > _KEPT:
             _traces.popitem(last=False)
         return _traces[key]
+
+    def anew(self) -> Case:
+        """Return this case with the plugin's file run once more: what its module or class keeps is not there yet."""
+        module = sys.modules[self.cls.__module__]
+        file = getattr(module, "__file__", None)
+        twin = copy.copy(self)
+        if file is None or module.__name__ == "__main__" or "<locals>" in self.cls.__qualname__:
+            return twin
+        name = f"{module.__name__}_anew"  # beside the other, so that relative imports find the same package
+        spec = importlib.util.spec_from_file_location(name, file)
+        if spec is not None and spec.loader is not None:
+            sys.modules[name] = fresh = importlib.util.module_from_spec(spec)
+            try:
+                spec.loader.exec_module(fresh)
+                twin.cls = getattr(fresh, self.cls.__qualname__)
+            except Exception:  # a file that cannot be run twice, because it registers something, say
+                del sys.modules[name]
+        return twin
 
     def forget(self) -> None:
         """Train everything anew that is asked for from now on."""

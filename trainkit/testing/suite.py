@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
 from trainkit.errors import suggest
 from trainkit.plugin import Plugin
@@ -149,29 +148,35 @@ def parametrize(
         outcomes: dict[Check, Outcome] = {}
         for check in checks():
             name = f"{case.name}-{check.__name__.removeprefix('check_')}"
-            parameters.append(pytest.param(functools.partial(_as_test, case, check, outcomes), id=name))
+            parameters.append(pytest.param(_Test(case, check, outcomes), id=name))
     return pytest.mark.parametrize("check", parameters)
 
 
-def _as_test(case: Case, check: Check, outcomes: dict[Check, Outcome]) -> None:
-    """Run one check as a pytest test: known failures are xfail, what cannot be checked is skipped."""
-    import pytest
+@dataclass(frozen=True)
+class _Test:
+    """One check of one plugin, to be called by a test function; shares outcomes with the others of its plugin."""
 
-    __tracebackhide__ = True
-    outcome = _outcome(case, check, outcomes)
-    if outcome.status == "failed":
-        _fail(outcome)
-    if outcome.status == "known failure":
-        pytest.xfail(outcome.message)
-    if outcome.status != "passed":
-        pytest.skip(outcome.message)
+    case: Case
+    check: Check
+    outcomes: dict[Check, Outcome]
 
+    def __repr__(self) -> str:
+        return f"{self.check.__name__} of {self.case.name}"
 
-def _fail(outcome: Outcome) -> NoReturn:
-    __tracebackhide__ = True
-    # The plugin's own traceback is worth seeing; that of a check is not.
-    cause = None if isinstance(outcome.error, CheckError) else outcome.error
-    raise CheckError(outcome.message) from cause
+    def __call__(self) -> None:
+        """Pass, fail, or as pytest has it: known failures are xfail, what cannot be checked is skipped."""
+        import pytest
+
+        __tracebackhide__ = True
+        outcome = _outcome(self.case, self.check, self.outcomes)
+        if outcome.status == "failed":
+            # The plugin's own traceback is worth seeing; that of a check is not.
+            cause = None if isinstance(outcome.error, CheckError) else outcome.error
+            raise CheckError(outcome.message) from cause
+        if outcome.status == "known failure":
+            pytest.xfail(outcome.message)
+        if outcome.status != "passed":
+            pytest.skip(outcome.message)
 
 
 def _outcome(case: Case, check: Check, outcomes: dict[Check, Outcome]) -> Outcome:

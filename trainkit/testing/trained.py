@@ -118,9 +118,9 @@ def check_repeatable(case: Case) -> None:
 
 
 def check_isolated(case: Case) -> None:
-    """A run of another seed in the midst of a run changes neither, nor does it change a later run without it."""
+    """A run of another seed in the midst of a run changes neither, and a later run without it is as ever."""
     other = {"seed": case.source.data["seed"] + 1}
-    alone = case.trained(over=other)
+    alone = case.anew().train(over=other)
     inner = _Inner(lambda: case.train(over=other))
     outer = case.train(observers=[inner])
     _same("with another run in its midst, against alone", _all(outer), _all(case.trained()))
