@@ -40,7 +40,7 @@ class GradClip(Plugin):
     """
 
     citation: ClassVar[str] = _CITATION
-    neutral: ClassVar[dict[str, Any]] = {"max_norm": math.inf}
+    neutral: ClassVar[dict[str, Any]] = {"max_norm": math.inf, "max_value": math.inf, "factor": math.inf}
 
     mode: Literal["norm", "value", "adaptive"] = Field(
         "norm", description="clip the joint norm of all gradients, each entry, or each unit relative to its weights"
@@ -48,7 +48,9 @@ class GradClip(Plugin):
     max_norm: float = Field(
         1.0, gt=0, description="mode norm: largest joint L2 norm that is left alone; .inf only logs the norm"
     )
-    max_value: float = Field(0.1, gt=0, description="mode value: largest size of one entry that is left alone")
+    max_value: float = Field(
+        0.1, gt=0, description="mode value: largest size of one entry that is left alone; .inf only logs"
+    )
     factor: float = Field(
         0.01, gt=0, description="mode adaptive: largest norm of a unit's gradient over that of its weights"
     )
@@ -57,10 +59,11 @@ class GradClip(Plugin):
     @model_validator(mode="after")
     def _check(self) -> GradClip:
         uses = {"norm": {"max_norm"}, "value": {"max_value"}, "adaptive": {"factor", "eps"}}
-        for name, field in type(self).model_fields.items():
-            if name != "mode" and name not in uses[self.mode] and getattr(self, name) != field.default:
-                mode = next(mode for mode, names in uses.items() if name in names)
-                raise ValueError(f"{name} does nothing in mode {self.mode}; drop it, or set mode to {mode}")
+        for mode, names in uses.items():
+            for name in names if mode != self.mode else ():
+                # A resolved recipe writes every default out, and infinity clips nothing in any mode.
+                if getattr(self, name) not in (type(self).model_fields[name].default, math.inf):
+                    raise ValueError(f"{name} does nothing in mode {self.mode}; drop it, or set mode to {mode}")
         return self
 
     @hookimpl
@@ -238,12 +241,13 @@ class SmoothnessMonitor(Plugin):
 def classifiers(model: nn.Module) -> list[str]:
     """Return the names of the layers that give the class scores, as timm's model names them (two with distillation)."""
     named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    modules = dict(model.named_modules())
-    found = [name for name in ([named] if isinstance(named, str) else named) if name in modules]
+    # A model without classes has an Identity in the classifier's place.
+    layers = {name: module for name, module in model.named_modules() if any(True for _ in module.parameters())}
+    found = [name for name in ([named] if isinstance(named, str) else named) if name in layers]
     if not found and hasattr(model, "get_classifier"):
         head = cast(Any, model).get_classifier()
         heads = head if isinstance(head, tuple | list) else [head]
-        found = [name for name, module in modules.items() if any(module is h for h in heads)]
+        found = [name for name, module in layers.items() if any(module is h for h in heads)]
     return found
 
 

@@ -121,16 +121,13 @@ def gradient_of(
         raise ValueError(f"parameters {frozen} do not require grad; pass only those that the optimizer moves")
 
     def gradient() -> Sequence[Tensor]:
-        total: list[Tensor] | None = None
+        total: list[Tensor] = []
         with held(), torch.enable_grad():
             for loss, share in zip(chunks, shares, strict=True):
-                part = _gradient(loss(), params, scale)
-                if total is None:
-                    # Not in place: autograd may hand out one tensor twice, or an expanded one.
-                    total = list(torch._foreach_mul(part, share / scale))
-                else:
-                    torch._foreach_add_(total, part, alpha=share / scale)
-        return total or []
+                part = _gradient(loss(), params, share, scale)
+                # Not in place: autograd may hand out one tensor twice, or an expanded one.
+                total = list(torch._foreach_add(total, part)) if total else part
+        return total if scale == 1 else torch._foreach_div(total, scale)
 
     return gradient
 
@@ -164,11 +161,13 @@ def interior_grid(points: int) -> tuple[float, ...]:
     return tuple(i / (points + 1) for i in range(1, points + 1))
 
 
-def _gradient(loss: Tensor, params: Sequence[Tensor], scale: float) -> list[Tensor]:
+def _gradient(loss: Tensor, params: Sequence[Tensor], share: float, scale: float) -> list[Tensor]:
     if loss.numel() != 1:
         raise ValueError(f"the loss must be a scalar, got shape {tuple(loss.shape)}; take its mean or sum")
-    scaled = loss if scale == 1 else loss * scale
-    return list(torch.autograd.grad(scaled, params, allow_unused=True, materialize_grads=True))
+    # Before the backward pass, as in training: in low precision, scaling the gradient afterwards rounds differently.
+    for factor in (share, scale):
+        loss = loss if factor == 1 else loss * factor
+    return list(torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True))
 
 
 def _check(params: Sequence[Tensor], start: Sequence[Tensor], grid: Sequence[float]) -> None:
