@@ -127,6 +127,19 @@ def test_a_missing_package_is_named_with_the_way_to_install_it(monkeypatch: pyte
     assert Wandb(mode="disabled").mode == "disabled"
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"mode": "disabled"}, "disabled: sends and writes nothing"),
+        ({}, "logs into wandb/ of the run folder, for `wandb sync`, project trainkit"),
+        ({"mode": "online", "project": "p"}, "logs to the W&B server, project p"),
+    ],
+)
+def test_plan_says_where_the_numbers_go(calls: list[Any], options: dict[str, Any], line: str) -> None:
+    assert Wandb(**options).explain(make_run(None)) == [line]
+    assert calls == []
+
+
 @pytest.mark.parametrize("options", [{"mode": "dryrun"}, {"project": ""}, {"tags": [1]}])
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(options))):

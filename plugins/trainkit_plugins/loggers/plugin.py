@@ -42,6 +42,7 @@ class TensorBoard(Plugin):
     interrupted one wrote after the checkpoint.
     """
 
+    citation: ClassVar[str] = ""
     neutral: ClassVar[dict[str, Any]] = {}
 
     folder: str = Field("tensorboard", min_length=1, description="where to write, inside the run folder")
@@ -95,6 +96,10 @@ class TensorBoard(Plugin):
             self._writer.flush()
         return {}
 
+    def explain(self, run: Run) -> list[str]:
+        """Say where the files go."""
+        return [f"writes event files into {self.folder}/ of the run folder"]
+
 
 class Wandb(Plugin):
     """Send what the run logs to Weights & Biases; by default into local files that `wandb sync` can upload.
@@ -103,7 +108,8 @@ class Wandb(Plugin):
     it takes again are sent again, and are the same numbers.
     """
 
-    neutral: ClassVar[dict[str, Any]] = {"mode": "disabled"}
+    citation: ClassVar[str] = ""
+    neutral: ClassVar[dict[str, Any]] = {}
 
     mode: Literal["offline", "online", "disabled"] = Field(
         "offline", description="write local files; send to the server; or do nothing"
@@ -175,3 +181,10 @@ class Wandb(Plugin):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put it back."""
         self._id = state["id"]
+
+    def explain(self, run: Run) -> list[str]:
+        """Say where the numbers go."""
+        if self.mode == "disabled":
+            return ["disabled: sends and writes nothing"]
+        where = "to the W&B server" if self.mode == "online" else "into wandb/ of the run folder, for `wandb sync`"
+        return [f"logs {where}, project {self.project}"]
