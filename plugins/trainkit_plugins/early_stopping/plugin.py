@@ -13,6 +13,7 @@ from trainkit import Plugin, Run, UserError, hookimpl
 class EarlyStopping(Plugin):
     """Stop when a validation metric has not improved for a number of validations."""
 
+    citation: ClassVar[str] = ""
     neutral: ClassVar[dict[str, Any]] = {"patience": 10**9}
 
     metric: str | None = Field(None, description="what to watch; default: the recipe's checkpoint.metric")
