@@ -78,7 +78,10 @@ def restore_run(run: Run, state: dict[str, Any]) -> None:
 def atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make the file `path` so that a crash leaves the old one or the new one, never half of one."""
     part = path.with_name(f".{path.name}.part")
+    part.touch()
+    mode = part.stat().st_mode  # what the user's umask allows; safetensors would let nobody else read
     write(part)
+    part.chmod(mode)
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.replace(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import random
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,6 +52,12 @@ def test_every_check_says_in_one_sentence_what_it_is_about() -> None:
     for check in checks():
         assert sentence(check).endswith(".")
         assert sentence(check).count("\n") == 0
+
+
+def test_the_docs_have_every_check_with_its_sentence() -> None:
+    text = (HERE.parents[1] / "docs" / "testing.md").read_text()
+    rows = re.findall(r"^\| `(check_\w+)` \| (.*) \|$", text, re.MULTILINE)
+    assert rows == [(check.__name__, sentence(check)) for check in checks()]
 
 
 def test_every_check_is_found_by_some_broken_plugin() -> None:

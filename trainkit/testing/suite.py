@@ -183,7 +183,7 @@ def _outcome(case: Case, check: Check, outcomes: dict[Check, Outcome]) -> Outcom
     """Run a check after those that it needs, each once."""
     if check not in outcomes:
         needed = [_outcome(case, need, outcomes) for need in _NEEDS[check]]
-        unmet = next((outcome for outcome in needed if outcome.status != "passed"), None)
+        unmet = next((outcome for outcome in needed if outcome.status in ("failed", "not run")), None)
         if unmet is None:
             outcomes[check] = _against_known(case, _run(case, check))
         else:

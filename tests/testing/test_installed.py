@@ -1,0 +1,33 @@
+"""Every plugin that is installed, and the first plugin of the docs, pass the conformance kit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import trainkit.testing
+from trainkit.discovery import installed
+from trainkit.testing import Case
+
+ROOT = Path(__file__).parents[2]
+
+# What a plugin needs in order to act within six steps, where its defaults are for longer runs.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "early_stopping": {"options": {"patience": 1, "min_delta": 1.0}},
+}
+ABSENT = {name for name in ("wandb",) if find_spec(name) is None}  # an optional package that the plugin is about
+
+
+@trainkit.testing.parametrize(*(Case(name, **EXAMPLES.get(name, {})) for name in installed() if name not in ABSENT))
+def test_an_installed_plugin_conforms(check: Callable[[], None]) -> None:
+    check()
+
+
+def test_the_first_plugin_of_the_docs_conforms(tmp_path: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "first_plugin.md").read_text(), re.DOTALL)
+    assert code is not None
+    (tmp_path / "noise.py").write_text(code[1])
+    trainkit.testing.check_plugin(f"{tmp_path / 'noise.py'}:GradientNoise", {"scale": 0.1})
