@@ -84,6 +84,11 @@ def test_six_different_mistakes_get_six_lines_in_one_go(write: Write) -> None:
         ("optimizer: {lr: .inf}", "optimizer.lr: should be a finite number; got Infinity"),
         ("optimizer: {weight_decay: .nan}", "optimizer.weight_decay: should be a finite number; got NaN"),
         ("checkpoint: {mode: most}", "checkpoint.mode: should be 'max' or 'min'; got \"most\""),
+        (
+            "scheduler: {name: plateau}",
+            "scheduler.name: should be 'cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt' or 'constant'; "
+            'got "plateau"',
+        ),
         ("plugins: [ema]", 'plugins: should be a mapping; got ["ema"]'),
         ("plugins: {ema: 3}", "plugins.ema: should be a mapping; got 3"),
         ("plugins: ema", 'plugins: should be a mapping; got "ema"'),

@@ -127,9 +127,9 @@ class Defaults:
             warmup_epochs=spec.warmup_epochs,
             warmup_lr=spec.warmup_lr,
             min_lr=spec.min_lr,
-            step_on_epochs=spec.name == "plateau",
+            step_on_epochs=False,
             updates_per_epoch=steps,
-            **({"plateau_mode": run.recipe.checkpoint.mode} | spec.args),
+            **spec.args,
         )
         return cast(Scheduler, scheduler)
 

@@ -85,11 +85,18 @@ def fit(run: Run, keeper: Keeper, *, interrupted: Callable[[], bool] = lambda: F
         if (run.epoch + 1) % run.recipe.train.evaluate_every == 0 or run.epoch + 1 == epochs:
             evaluate(run, keeper)
         run.hook.on_epoch_end(run=run)
+        run.log.commit(run.step, run.epoch)
+        publish(run, keeper)  # the checkpoint holds nothing that is still to be written
+        if run.device.any(bool(run.stop_reason)):
+            run.stop("another rank asked for it")  # a plugin may do so where only one rank is told, in on_log say
         run.epoch += 1
         keeper.save(run)
-        if run.epoch < epochs and (run.device.any(interrupted()) or run.step == until):
+        going_on = run.epoch < epochs and not run.stop_reason
+        if going_on and (run.device.any(interrupted()) or run.step == until):
             raise Interrupted(run.folder)
     run.hook.on_fit_end(run=run)
+    run.log.commit(run.step, run.epoch)
+    run.log.flush()
 
 
 def train_step(run: Run, step_loss: nn.Module, position: int, batches: Iterator[Any]) -> None:

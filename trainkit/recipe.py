@@ -75,7 +75,7 @@ class SchedulerSpec(BaseModel):
     """The `scheduler:` section: one of timm's schedules, updated every step."""
 
     model_config = STRICT
-    name: Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "plateau", "constant"] = Field(
+    name: Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant"] = Field(
         "cosine", description="timm's name of the schedule"
     )
     warmup_epochs: float = Field(0, ge=0, description="epochs of linear warm-up")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,50 +123,73 @@ def _digits(spec: DigitsSpec) -> Splits:
 
 _LAYOUTS = {
     "folder": "images in {root}/{train}/<class>/ and {root}/{val}/<class>/",
-    "tar": "archives {root}/{train}.tar and {root}/{val}.tar with a folder per class",
+    "tar": "archives {root}/{train} and {root}/{val} with a folder per class",
     "torch/cifar10": "the extracted folder cifar-10-batches-py in {root}, or set data.download=true",
     "torch/cifar100": "the extracted folder cifar-100-python in {root}, or set data.download=true",
-    "torch/image_folder": "images in {root}/{train}/<class>/ and {root}/{val}/<class>/",
 }
+_LAYOUTS |= dict.fromkeys(("torch/folder", "torch/image_folder"), _LAYOUTS["folder"])
+_BY_SPLIT = ("folder", "tar", "torch/folder", "torch/image_folder")  # where each split is a folder or file of its own
 
 
 def _timm(spec: TimmSpec, recipe: Recipe) -> Splits:
+    # An archive is named in full, a split without its ending.
+    ending = ".tar" if spec.name == "tar" else ""
+    splits = [f"{split.removesuffix(ending)}{ending}" for split in (spec.train_split, spec.val_split)]
+    layout = _LAYOUTS.get(spec.name, "the files as timm's documentation of this data set says")
+    expected = layout.format(root=spec.root, train=splits[0], val=splits[1])
     mark = recipe.source.nearest("data", "name")
-    mode = "L" if recipe.model.in_chans == 1 else "RGB"
     found = []
-    for split, training in ((spec.train_split, True), (spec.val_split, False)):
+    for split in splits:
         try:
             dataset = timm.data.create_dataset(
                 spec.name,
                 root=spec.root,
                 split=split,
-                is_training=training,
+                is_training=split == splits[0],
                 download=spec.download,
                 class_map=spec.class_map,
-                input_img_mode=mode,
+                input_img_mode="L" if recipe.model.in_chans == 1 else "RGB",
             )
-            empty = len(dataset) == 0
+            wrong = _unusable(dataset, spec)
         except (AssertionError, OSError, RuntimeError, ValueError, KeyError, ImportError, TypeError) as error:
-            layout = _LAYOUTS.get(spec.name or "folder", "the files as timm's documentation of this data set says")
-            expected = layout.format(root=spec.root, train=spec.train_split, val=spec.val_split)
-            said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            nothing = type(error).__name__ if Path(spec.root).exists() else f"there is no {spec.root}"
+            wrong = (str(error).strip().splitlines() or [nothing])[0]
+        if wrong:
             raise UserError(
-                f"{mark}: data: cannot open split {split!r} of {spec.name!r} ({said}); expected {expected}"
-            ) from None
-        if empty:
-            raise UserError(f"{mark}: data: split {split!r} under {spec.root} has no images")
+                f"{mark}: data: cannot open split {split!r} of {spec.name!r} ({wrong}); expected {expected}"
+            )
         found.append(dataset)
-    cfg = _pretrained_cfg(recipe)
-    return Splits(found[0], found[1], _num_classes(found[0], spec, recipe), cfg.mean, cfg.std, fits=False)
-
-
-def _num_classes(dataset: Any, spec: TimmSpec, recipe: Recipe) -> int:
-    names = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or getattr(dataset, "classes", None)
-    count = spec.num_classes or (len(names) if names else None) or recipe.model.num_classes
-    if count is None:
-        mark = recipe.source.nearest("data")
+    names = [_class_names(dataset) for dataset in found]
+    if names[0] and names[1] and names[0] != names[1]:
+        one = sorted(set(names[0]) ^ set(names[1]))[0]
+        where = splits[0] if one in names[0] else splits[1]
+        message = (
+            f"the splits differ in their classes: {one!r} is in {where!r} only; give both the same, or a class_map"
+        )
+        raise UserError(f"{mark}: data: {message}")
+    count = spec.num_classes or len(names[0]) or recipe.model.num_classes
+    if not count:
         raise UserError(f"{mark}: data: the source does not say how many classes it has; set data.num_classes")
-    return int(count)
+    cfg = _pretrained_cfg(recipe)
+    return Splits(found[0], found[1], count, cfg.mean, cfg.std, fits=False)
+
+
+def _unusable(dataset: Any, spec: TimmSpec) -> str | None:
+    """Return why a split that timm has opened cannot be trained on, or None."""
+    if isinstance(dataset, timm.data.IterableImageDataset):
+        return "it is a stream, whose order and place cannot be restored; use one with random access"
+    root = getattr(getattr(dataset, "reader", dataset), "root", None)
+    if spec.name in _BY_SPLIT and root is not None and Path(root) == Path(spec.root):
+        return "it is not there, and timm would take everything below the root instead"
+    return None if len(dataset) else "it is empty"
+
+
+def _class_names(dataset: Any) -> list[str]:
+    """Return the classes of a data set in order; none where it does not say."""
+    reader = getattr(dataset, "reader", dataset)
+    said = (getattr(reader, attribute, None) for attribute in ("class_to_idx", "class_name_to_idx", "classes"))
+    names = next((names for names in said if names), ())
+    return [str(name) for name in names]
 
 
 def _pretrained_cfg(recipe: Recipe) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+
+from trainkit.errors import suggest
 
 STRICT = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, validate_default=True)
 
@@ -47,9 +49,9 @@ class DigitsSpec(DataSpec):
 
 
 class TimmSpec(DataSpec):
-    """Any data set of `timm.data.create_dataset`: `folder`, `tar`, `torch/cifar10`, `hfds/…`, `wds/…`, …"""
+    """Any data set with random access of `timm.data.create_dataset`: `folder`, `tar`, `torch/cifar10`, `hfds/…`, …"""
 
-    name: str = Field(min_length=1, description="timm's name of the data set")
+    name: str = Field(description="timm's name of the data set")
     root: str = Field(description="folder (or archive) that holds the files")
     train_split: str = Field("train", description="timm's name of the training split")
     val_split: str = Field("validation", description="timm's name of the validation split")
@@ -61,9 +63,21 @@ class TimmSpec(DataSpec):
         AugmentSpec(scale=(0.08, 1.0)), description="random transforms of training images; null: no change"
     )
 
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = [*BUILT_IN, *_FILES]
+        if "/" not in name and name not in known:
+            near = suggest(name, known)
+            raise ValueError(f"no data set has this name{near} (there are: {', '.join(known)}, torch/…, hfds/…)")
+        return name
+
 
 BUILT_IN = {"digits": "digits"}
 """Names that do not go to timm. A new embedded source adds its spec here, below, and in `data/sources.py`."""
+
+
+_FILES = ("folder", "tar")  # timm's names without a prefix: it would read any other as a folder too
 
 
 def _tag(value: Any) -> str:
