@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ from trainkit.run import Run
 def start(recipe: Path, overrides: Sequence[str], folder: Path | None, observers: Sequence[object]) -> Path:
     """Train a recipe in a fresh folder; return the folder. Raises what `_train` raises."""
     setup = compose(recipe, overrides)
-    target = new_folder(folder, recipe.stem)
+    # The other ranks write nothing; a folder made by each would be one too many, or found not empty.
+    target = new_folder(folder, recipe.stem) if os.environ.get("RANK", "0") == "0" else Path()
     run = build(setup, target, observers)
     keeper = Keeper(run.folder, run)
     if run.folder is not None:
