@@ -55,9 +55,7 @@ def test_tick(value: float, text: str) -> None:
     assert tick(value) == text
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(950, "950"), (12345, "12.3 k"), (4923456, "4.92 M"), (1.2e9, "1.2 G")]
-)
+@pytest.mark.parametrize(("value", "text"), [(950, "950"), (12345, "12.3 k"), (4923456, "4.92 M"), (1.2e9, "1.2 G")])
 def test_compact(value: float, text: str) -> None:
     assert compact(value) == text
 
@@ -79,9 +77,7 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(6.6, "0:07"), (750, "12:30"), (3723, "1:02:03"), (-1, "0:00")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(6.6, "0:07"), (750, "12:30"), (3723, "1:02:03"), (-1, "0:00")])
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
 

@@ -38,9 +38,7 @@ def make_run(epochs: int = 3, steps_per_epoch: int = 10, last_window: int = 64) 
     return SimpleNamespace(
         step=0,
         epoch=0,
-        recipe=SimpleNamespace(
-            train=SimpleNamespace(epochs=epochs), checkpoint=SimpleNamespace(metric="accuracy")
-        ),
+        recipe=SimpleNamespace(train=SimpleNamespace(epochs=epochs), checkpoint=SimpleNamespace(metric="accuracy")),
         data=SimpleNamespace(
             train=SimpleNamespace(steps_per_epoch=steps_per_epoch, examples_per_step=64, window=window)
         ),

@@ -99,9 +99,7 @@ plugins:
 """
 
 
-def write_run(
-    folder: Path, logged: list[Record] | None = None, summary: dict[str, Any] | None = SUMMARY
-) -> Path:
+def write_run(folder: Path, logged: list[Record] | None = None, summary: dict[str, Any] | None = SUMMARY) -> Path:
     logged = records() if logged is None else logged
     (folder / "metrics.jsonl").write_text("".join(r.to_json() + "\n" for r in logged))
     (folder / "recipe.yaml").write_text(RECIPE)
@@ -215,9 +213,7 @@ def test_ids_are_unique_in_the_page(tmp_path: Path) -> None:
 def test_every_colour_has_a_value_on_the_light_and_on_the_dark_page(tmp_path: Path) -> None:
     write_run(tmp_path)
     text = write_report(tmp_path, []).read_text()
-    dark = re.search(
-        r"@media screen and \(prefers-color-scheme: dark\) \{\s*:root \{(.*?)\}", text, re.DOTALL
-    )
+    dark = re.search(r"@media screen and \(prefers-color-scheme: dark\) \{\s*:root \{(.*?)\}", text, re.DOTALL)
     assert dark is not None
     used = set(re.findall(r"var\(--(plot-[a-z]+)\)", text))
     assert used <= set(PALETTE)
@@ -278,9 +274,7 @@ def test_a_plugin_that_raises_loses_only_its_own_section(tmp_path: Path) -> None
 
     good = sections(lambda _: [Section("Fine", "All is well.")], "good")
     page = read(write_run(tmp_path), sections(fail, "failing"), sections(unprintable, "unprintable"), good)
-    assert (
-        "failing\nOne line about it.\nThis plugin's report failed: KeyError: 'no <such> name'\n" in page.text
-    )
+    assert "failing\nOne line about it.\nThis plugin's report failed: KeyError: 'no <such> name'\n" in page.text
     assert "in fail" in page.text
     assert "This plugin's report failed: ValueError" in page.text
     assert "First\nKept." in page.text
@@ -336,18 +330,14 @@ def test_a_single_step(tmp_path: Path) -> None:
 
 
 def test_no_validation_yet(tmp_path: Path) -> None:
-    page = read(
-        write_run(tmp_path, records(15), SUMMARY | {"final": {}, "best": None, "status": "interrupted"})
-    )
+    page = read(write_run(tmp_path, records(15), SUMMARY | {"final": {}, "best": None, "status": "interrupted"}))
     assert titles(page) == {"Loss", "Learning rate", "Throughput"}
     assert "interrupted" in page.words
     assert "best accuracy" not in page.text
 
 
 def test_an_empty_metrics_file(tmp_path: Path) -> None:
-    page = read(
-        write_run(tmp_path, [], None), sections(lambda h: [Section("Count", f"{len(h.records)} records")])
-    )
+    page = read(write_run(tmp_path, [], None), sections(lambda h: [Section("Count", f"{len(h.records)} records")]))
     assert "Nothing has been logged yet." in page.text
     assert "0 records" in page.text
     assert "svg" not in page.tags
