@@ -50,6 +50,7 @@ def test_saving_and_loading_continues_identically(method, stop):
     second = torch.nn.Parameter(saved["theta"])
     resumed = BUILD[method]([second])
     resumed.load_state_dict(saved["optimizer"])
+    assert resumed.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
     take(resumed, second, all_gradients[stop:])
     assert torch.equal(second, straight)
 
