@@ -2,30 +2,26 @@
 
 import pytest
 import torch
-import yaml
 from pydantic import ValidationError
 from trainkit_plugins.radam import optimizers, rectification, rho
 from trainkit_plugins.radam.plugin import Adam2k, AdamEps, AdamWarmup, RAdam, RAdamMonitor
 
+from tests.reference.tiny import train, with_plugins
 from trainkit import History, Record, Run
-from trainkit.build import build, compose
-from trainkit.checkpoint import Keeper
+from trainkit.build import build
 from trainkit.log import Log
-from trainkit.loop import fit
 from trainkit.recipe import Recipe
 
-RECIPE = {
-    "model": {"name": "test_resnet", "in_chans": 1},
-    "data": {"name": "digits", "image_size": 16, "batch_size": 480},
-    "train": {"epochs": 3, "log_every": 1},
-    "optimizer": {"lr": 2e-3, "weight_decay": 0.1},
-}
+STEPS = range(1, 13)
+"""Those of the tiny recipe."""
 
 
 @pytest.fixture
 def run():
     """A run that has a recipe and a log, which is what the optimizers read."""
-    recipe = Recipe.model_validate(RECIPE)
+    recipe = Recipe.model_validate(
+        {"model": {"name": "test_vit"}, "data": {"name": "digits"}, "optimizer": {"lr": 2e-3, "weight_decay": 0.1}}
+    )
     return Run(recipe, hook=None, plugins={}, device=None, log=Log())
 
 
@@ -92,40 +88,33 @@ def test_options_out_of_range_are_refused(plugin, options):
         plugin(**options)
 
 
-def trained(tmp_path, name, plugins, **overrides):
-    path = tmp_path / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(RECIPE | {"plugins": plugins} | overrides))
-    folder = tmp_path / name
-    folder.mkdir()
-    run = build(compose(path), folder)
-    fit(run, Keeper(folder, run))
-    return run, History.read(folder / "metrics.jsonl")
+def history_of(run):
+    return History.read(run.folder / "metrics.jsonl")
 
 
-def test_explain_says_how_long_the_warm_up_is(tmp_path):
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(RECIPE | {"plugins": {"radam": {}}, "scheduler": {"warmup_epochs": 1}}))
-    run = build(compose(path))
-    lines = "\n".join(run.plugins["radam"].explain(run))
+def test_explain_says_how_long_the_warm_up_is(tiny):
+    run = build(with_plugins(tiny, [], RAdam()))
+    lines = "\n".join(RAdam().explain(run))
     assert "takes the place of adamw; lr 0.002 (optimizer.lr)" in lines
     assert "the schedule warms up too, for 1 epochs" in lines
-    assert "momentum SGD before step 6; r_t reaches 0.5 at step 556 and 0.9 at step 2737, and this run has 9" in lines
-    short = "\n".join(RAdam(betas=(0.9, 0.6), unrectified="skip").explain(run))
+    assert "momentum SGD before step 6; r_t reaches 0.5 at step 556 and 0.9 at step 2737, and this run has 12" in lines
+    short = "\n".join(RAdam(lr=0.1, betas=(0.9, 0.6), unrectified="skip").explain(run))
+    assert "lr 0.1," in short
     assert "rho_inf = 4 is not above 5: no update for the whole run" in short
 
 
-def test_the_monitor_is_invisible_and_logs_what_it_sees(tmp_path):
-    plain, _ = trained(tmp_path, "plain", {"radam": {}})
-    options = {"first": 7, "every": 2, "sample": 1000}
-    watched, history = trained(tmp_path, "watched", {"radam": {}, "radam_monitor": options})
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(plain.model.state_dict().values(), watched.model.state_dict().values(), strict=True)
-    )
-    assert history.series("radam_monitor/rho")[0] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert history.series("radam_monitor/rho")[1] == pytest.approx([rho(t, 0.999) for t in range(1, 9)])
+def test_the_monitor_is_invisible_and_logs_what_it_sees(tiny, tmp_path):
+    plain, _ = train(with_plugins(tiny, [], RAdam()))
+    monitor = RAdamMonitor(first=7, every=3, sample=1000)
+    watched, _ = train(with_plugins(tiny, [], RAdam(), monitor), tmp_path)
+    assert all(map(torch.equal, plain.model.state_dict().values(), watched.model.state_dict().values()))
+
+    history = history_of(watched)
+    steps, lengths = history.series("radam_monitor/rho")
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 9, 12]
+    assert lengths == pytest.approx([rho(t, 0.999) for t in steps])
     steps, r = history.series("radam_monitor/r")
-    assert steps == [6, 7, 8]
+    assert steps == [6, 7, 9, 12]
     assert r == pytest.approx([rectification(t, 0.999) for t in steps])
     steps, shares = history.series("radam_monitor/gradient_exponents")
     assert steps == [1, 2, 3, 4, 5, 6, 7]
@@ -134,25 +123,27 @@ def test_the_monitor_is_invisible_and_logs_what_it_sees(tmp_path):
     assert all(0 < low <= middle <= high for low, middle, high in rates)
 
 
-def test_the_monitor_watches_other_optimizers(tmp_path):
-    _, history = trained(tmp_path, "adamw", {"radam_monitor": {}})
-    assert history.series("radam_monitor/rate_p50")[0] == list(range(1, 10))
-    run, history = trained(tmp_path, "sgd", {"radam_monitor": {}}, optimizer={"name": "sgd", "lr": 0.1})
-    assert "has no adaptive learning rate" in run.log.notes[0]
-    assert history.series("radam_monitor/rho")[0] == []
-    assert len(history.series("radam_monitor/gradient_exponents")[0]) == 9
+def test_the_monitor_watches_the_recipes_own_optimizer(tiny, tmp_path):
+    adamw, _ = train(with_plugins(tiny, [], RAdamMonitor()), tmp_path)
+    assert history_of(adamw).series("radam_monitor/rate_p50")[0] == list(STEPS)
 
 
-def test_radam_in_a_run_is_radam_by_hand(tmp_path):
-    """Layer decay scales each group's rate, the schedule moves it, and torch's RAdam does the same steps."""
-    optimizer = RECIPE["optimizer"] | {"layer_decay": 0.7}
-    ours, _ = trained(tmp_path, "ours", {"radam": {}}, optimizer=optimizer)
-    theirs, _ = trained(tmp_path, "theirs", {}, optimizer=optimizer | {"name": "radamw"})
+def test_the_monitor_says_what_it_cannot_see(tiny, tmp_path):
+    sgd, _ = train(with_plugins(tiny, ["optimizer.name=sgd"], RAdamMonitor()), tmp_path)
+    assert sgd.log.notes == ["radam_monitor: SGD has no adaptive learning rate, so that only gradients are logged"]
+    assert history_of(sgd).series("radam_monitor/rho")[0] == []
+    assert history_of(sgd).series("radam_monitor/gradient_exponents")[0] == list(STEPS)
+
+
+def test_radam_in_a_run_takes_the_steps_of_torchs(tiny):
+    """Layer decay scales each group's rate and the schedule moves it; torch's RAdam through timm does the same."""
+    ours, _ = train(with_plugins(tiny, ["optimizer.layer_decay=0.7"], RAdam()))
+    theirs, _ = train(with_plugins(tiny, ["optimizer.layer_decay=0.7", "optimizer.name=radamw"]))
     assert type(ours.optimizer) is optimizers.RAdam
     assert type(theirs.optimizer) is torch.optim.RAdam
-    assert theirs.optimizer.defaults["decoupled_weight_decay"]
+    assert len({group["lr_scale"] for group in ours.optimizer.param_groups}) > 3
     for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-5)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_the_report_draws_what_was_logged():

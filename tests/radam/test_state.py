@@ -50,6 +50,7 @@ def test_saving_and_loading_continues_identically(method, stop):
     second = torch.nn.Parameter(saved["theta"])
     resumed = BUILD[method]([second])
     resumed.load_state_dict(saved["optimizer"])
+    assert resumed.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
     take(resumed, second, all_gradients[stop:])
     assert torch.equal(second, straight)
 
@@ -68,23 +69,32 @@ def test_copies_continue_identically(duplicate):
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_checkpoint_of_torch_radam_continues_here_and_back(fused):
-    """In the rectified phase an AdamW kernel state is the same state: step, exp_avg, exp_avg_sq."""
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (lambda p, **s: torch.optim.RAdam(p, decoupled_weight_decay=True, **s), RAdam),
+        (torch.optim.AdamW, lambda p, **s: AdamWarmup(p, warmup_steps=0, **s)),
+        (lambda p, **s: torch.optim.AdamW(p, fused=True, **s), lambda p, **s: AdamWarmup(p, warmup_steps=0, **s)),
+    ],
+    ids=["RAdam", "AdamW", "fused AdamW"],
+)
+def test_a_checkpoint_of_torch_continues_here_and_back(theirs, ours, fused):
+    """The state has the same names and meaning. eps is 0 because torch's AdamW has it in another place."""
     all_gradients = gradients(30)
-    settings = {"lr": 0.05, "weight_decay": 0.1, "decoupled_weight_decay": True}
+    settings = {"lr": 0.05, "weight_decay": 0.1, "eps": 0.0}
     straight = parameter()
-    take(torch.optim.RAdam([straight], **settings), straight, all_gradients)
+    take(theirs([straight], **settings), straight, all_gradients)
 
     theta = parameter()
-    optimizer = torch.optim.RAdam([theta], **settings)
+    optimizer = theirs([theta], **settings)
     take(optimizer, theta, all_gradients[:10])
-    ours = RAdam([theta], fused=fused)
-    ours.load_state_dict(optimizer.state_dict())
-    take(ours, theta, all_gradients[10:20])
-    assert ours.state[theta]["step"] == 20
-    theirs = torch.optim.RAdam([theta])
-    theirs.load_state_dict(ours.state_dict())
-    take(theirs, theta, all_gradients[20:])
+    here = ours([theta], fused=fused)
+    here.load_state_dict(optimizer.state_dict())
+    take(here, theta, all_gradients[10:20])
+    assert here.state[theta]["step"] == 20
+    back = theirs([theta])
+    back.load_state_dict(here.state_dict())
+    take(back, theta, all_gradients[20:])
     torch.testing.assert_close(theta, straight, rtol=0, atol=1e-13)
 
 

@@ -156,6 +156,8 @@ class MomentOptimizer(Optimizer, ABC):
             ValueError: the state was written with amsgrad=True.
         """
         super().__setstate__(state)
+        # torch adds this to whatever it restores; a loaded group must not differ from one that never stopped.
+        self.defaults.pop("differentiable", None)
         for group in self.param_groups:
             if group.get("amsgrad"):
                 raise ValueError(f"{type(self).__name__} cannot continue a state with amsgrad=True")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from trainkit import History, Plugin, Run, Section, hookimpl
+from trainkit import History, Plugin, Run, Section, figure, hookimpl
 
 from . import optimizers
 from .measure import adaptive_rate_quantiles, gradient_histogram, steps_taken
@@ -204,10 +204,7 @@ class RAdamMonitor(Plugin):
 
 
 def _draw_rates(steps: list[int], rates: list[tuple[float, ...]], history: History) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 2.9), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    drawn, (left, right) = figure(1, 2)
     p05, p25, p50, p75, p95 = zip(*rates, strict=True)
     left.fill_between(steps, p05, p95, color="C0", alpha=0.2, linewidth=0, label="5% to 95%")
     left.fill_between(steps, p25, p75, color="C0", alpha=0.35, linewidth=0, label="25% to 75%")
@@ -216,17 +213,14 @@ def _draw_rates(steps: list[int], rates: list[tuple[float, ...]], history: Histo
     left.legend()
     right.plot(*history.series("radam_monitor/r"), color="C1")
     right.set(xlabel="step", ylabel="rectification r_t", ylim=(0, 1.02))
-    return figure
+    return drawn
 
 
 def _draw_gradients(steps: list[int], shares: list[list[float]]) -> Figure:
-    from matplotlib.figure import Figure
-
     # Entry 0, zeros and everything below the histogram, would outshine the rest.
     rows = [k for k in range(1, len(shares[0])) if any(share[k] for share in shares)] or [1]
     low, high = rows[0], rows[-1] + 1
-    figure = Figure(figsize=(9.6, 2.9), layout="constrained")
-    axes = figure.subplots()
+    drawn, axes = figure(width=9.6)
     image = axes.imshow(
         [[share[k] for share in shares] for k in range(low, high)],
         aspect="auto",
@@ -236,5 +230,5 @@ def _draw_gradients(steps: list[int], shares: list[list[float]]) -> Figure:
     )
     axes.grid(False)
     axes.set(xlabel="step", ylabel="log2 of the magnitude")
-    figure.colorbar(image, ax=axes, label="share of coordinates")
-    return figure
+    drawn.colorbar(image, ax=axes, label="share of coordinates")
+    return drawn
