@@ -190,7 +190,7 @@ def test_six_mistakes_get_six_messages_in_order(tmp_path):
 
 
 def test_a_bundled_recipe_goes_by_its_name_and_can_be_copied(tmp_path):
-    assert trainkit("recipes").output.count("digits") == 1
+    assert "digits" in trainkit("recipes").output
     assert trainkit("recipes", "copy", "digits", "--to", tmp_path).exit_code == 0
     assert (tmp_path / "digits.yaml").read_bytes() == (shelf.folder() / "digits.yaml").read_bytes()
     assert trainkit("recipes", "copy", "digits", "--to", tmp_path).exit_code == 2
