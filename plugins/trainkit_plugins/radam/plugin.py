@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -222,7 +223,7 @@ def _draw_gradients(steps: list[int], shares: list[list[float]]) -> Figure:
     low, high = rows[0], rows[-1] + 1
     drawn, axes = figure(width=9.6)
     image = axes.imshow(
-        [[share[k] for share in shares] for k in range(low, high)],
+        [[share[k] or math.nan for share in shares] for k in range(low, high)],  # nothing is drawn where nothing is
         aspect="auto",
         origin="lower",
         interpolation="nearest",
