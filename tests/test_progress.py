@@ -104,7 +104,7 @@ def test_plain_lines_within_long_epochs_are_rare_and_tell_the_time_left() -> Non
         *("1,240", "1,480", "1,720", "1,960"),
     ]
     assert lines[0] == "epoch 1/2  step   240/2,000  3:40 left"
-    assert "loss 0.002  512 images/s" in lines[-1]
+    assert "loss 0.0020  512 images/s" in lines[-1]
 
 
 def test_nothing_is_written_to_a_file_that_a_terminal_would_interpret() -> None:

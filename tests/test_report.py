@@ -78,6 +78,7 @@ def records(steps: int = 60, per_epoch: int = 20, *, validate: bool = True) -> l
 
 SUMMARY = {
     "status": "finished",
+    "data": "digits: 1,437 training images",
     "steps": 60,
     "epochs": 3,
     "seconds": 72.3,
@@ -108,7 +109,8 @@ def write_run(folder: Path, logged: list[Record] | None = None, summary: dict[st
     )
     if summary is not None:
         (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "last.pt").write_bytes(b"x" * 12345)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "checkpoints" / "last.pt").write_bytes(b"x" * 12345)
     return folder
 
 
@@ -143,7 +145,7 @@ def titles(page: Page) -> set[str]:
 def test_headline_numbers(tmp_path: Path) -> None:
     text = read(write_run(tmp_path)).text
     assert text.startswith(f"resnet10t on digits · {tmp_path.name}\nresnet10t on digits\nfinished\n")
-    assert "seed 7\nwith radam, trick\n" in text
+    assert "seed 7\ndigits: 1,437 training images\nwith radam, trick\n" in text
     assert "best accuracy\n0.9833\nafter epoch 2\n" in text
     assert "final accuracy\n0.9000\n" in text
     assert "final calibration error\n0.0123\n" in text
@@ -171,7 +173,7 @@ def test_records_of_the_run(tmp_path: Path) -> None:
     text = read(write_run(tmp_path)).text
     mean = sum(2.0 / step for step in range(21, 41)) / 20
     assert f"\n2\n40\n{mean:.4f}\n0.9833\n0.5000\n0.0123\n" in text
-    assert "\nlast.pt\n12.3 kB\ncheckpoint to resume from\n" in text
+    assert "\ncheckpoints/last.pt\n12.3 kB\ncheckpoint to resume from\n" in text
     assert "\ndevice.threads\n2\n" in text
     assert "\ngit\nnone\nranks\n0, 1\n" in text
     assert "\nbest.value\n0.98333334\n" in text
@@ -399,6 +401,12 @@ def test_a_loss_over_decades_gets_a_log_axis_and_a_spike_does_not_flatten_it() -
     assert plot.figure.axes[0].get_yscale() == "linear"
     assert plot.figure.axes[0].get_ylim()[1] < 2
     assert "1 value is outside the plot." in plot.caption
+
+
+def test_a_falling_metric_over_decades_gets_a_log_axis_and_a_rising_one_does_not() -> None:
+    logged = [Record(e, e, {"val/nll": 3.0 / 10**e, "val/accuracy": 0.01 * (e + 1) ** 3}) for e in range(4)]
+    scales = {plot.title: plot.figure.axes[0].get_yscale() for plot in core_plots(History(logged))}
+    assert scales == {"Loss": "log", "Negative log likelihood": "log", "Accuracy": "linear"}
 
 
 def test_a_long_run_makes_a_small_page() -> None:

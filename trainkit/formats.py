@@ -6,7 +6,7 @@ import math
 
 
 def number(value: float) -> str:
-    """Return `value` as a short decimal: 0.9833, 2.303, 1,234, 3e-4; whole numbers in full."""
+    """Return `value` as a short decimal: 0.9833, 2.3026, 12.35, 1,234, 3e-4; whole numbers in full."""
     if isinstance(value, int):
         return f"{value:,}"
     if not math.isfinite(value):
@@ -16,9 +16,9 @@ def number(value: float) -> str:
         return f"{value:,.0f}" if size < 1e9 else scientific(value)
     if size >= 10:
         return f"{value:.1f}" if size >= 100 else f"{value:.2f}"
-    if size >= 0.01 or size == 0:
-        return f"{value:.4f}" if size else "0"
-    return f"{value:.3g}" if size >= 1e-3 else scientific(value)
+    if size >= 0.001:
+        return f"{value:.4f}"
+    return scientific(value) if size else "0"
 
 
 def scientific(value: float) -> str:

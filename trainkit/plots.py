@@ -100,10 +100,15 @@ def loss_plot(history: History) -> Plot | None:
             clip_on=False,
             label="not finite",
         )
-    axes.set_ylabel("loss" + (" (log scale)" if axes.get_yscale() == "log" else ""))
+    _value_axis(axes, "loss")
     _step_axis(axes)
     legend_above(axes)
     return Plot("Loss", _loss_caption(axes, every, len(broken), window), drawn)
+
+
+def spans_decades(values: Sequence[float] | Floats) -> bool:
+    """Return whether values that fall towards zero need a log axis for their end to be seen."""
+    return min(values) > 0 and max(values) / min(values) > 30
 
 
 def _loss_scale(axes: Any, every: Floats, core: Floats) -> None:
@@ -115,7 +120,7 @@ def _loss_scale(axes: Any, every: Floats, core: Floats) -> None:
         return
     low = min(core.min(), np.quantile(every, 0.002))
     high = max(core.max(), np.quantile(every, 0.998))
-    if low > 0 and core.max() / core.min() > 30:
+    if low > 0 and spans_decades(core):
         axes.set_yscale("log")
         low, high = np.log10([low, high])
     if high > low:
@@ -164,10 +169,12 @@ def _metric_plot(history: History, names: Sequence[str]) -> Plot | None:
         better = BETTER.get(name.removeprefix("val/"))
         if better and finite and name == names[0]:
             _mark_best(axes, better(v for v, _ in finite), finite)
+            if better is min and spans_decades([v for v, _ in finite]):
+                axes.set_yscale("log")
     if empty:
         return None
     axes.set_xlabel("epoch")
-    axes.set_ylabel(label(names[0]) if len(names) == 1 else "share correct")
+    _value_axis(axes, label(names[0]) if len(names) == 1 else "share correct")
     _whole_numbers(axes)
     if len(names) > 1:
         legend_above(axes)
@@ -219,6 +226,10 @@ def line_plot(history: History, name: str, title: str, caption: str, unit: str =
 def _marker(x: Sequence[float] | Floats) -> str:
     """Few points are shown one by one; a single one would be invisible without."""
     return "o" if len(x) <= 40 else ""
+
+
+def _value_axis(axes: Any, name: str) -> None:
+    axes.set_ylabel(name + (" (log scale)" if axes.get_yscale() == "log" else ""))
 
 
 def _step_axis(axes: Any) -> None:

@@ -29,8 +29,8 @@ FILES = {
     "summary.json": "how the run ended, final and best metrics",
     "metrics.jsonl": "everything that was logged, one line per step or validation",
     "metrics.csv": "the same as one table",
-    "last.pt": "checkpoint to resume from",
-    "weights.safetensors": "weights that timm loads",
+    "weights.safetensors": "the best weights; timm loads them",
+    "checkpoints/last.pt": "checkpoint to resume from",
 }
 """What the files of a run folder are."""
 
@@ -98,8 +98,8 @@ def write_report(folder: Path, plugins: Sequence[Plugin]) -> Path:
             summary=[row for row in _flat(summary) if not row[0].startswith("notes")],
             environment=_flat(environment),
             files=[
-                (f.name, file_size(f.stat().st_size), FILES.get(f.name, ""))
-                for f in sorted(folder.iterdir())
+                (name := f.relative_to(folder).as_posix(), file_size(f.stat().st_size), FILES.get(name, ""))
+                for f in sorted(folder.rglob("*"))
                 if f.is_file() and f != path
             ],
         )
@@ -147,7 +147,7 @@ def _heading(recipe_text: str, summary: Mapping[str, Any], folder: Path) -> dict
     except (yaml.YAMLError, KeyError, TypeError):
         recipe, title = {}, folder.resolve().name
     status = str(summary.get("status", "not finished"))
-    kinds = {"finished": "good", "interrupted": "warn", "stopped early": "note"}
+    kinds = {"finished": "good", "interrupted": "warn", "stopped early": "note", "failed": "bad"}
     kind = next((kind for start, kind in kinds.items() if status.startswith(start)), "warn")
     return {
         "title": title,
@@ -155,6 +155,7 @@ def _heading(recipe_text: str, summary: Mapping[str, Any], folder: Path) -> dict
         "status_kind": kind,
         "plugin_names": list(recipe.get("plugins") or {}),
         "seed": recipe.get("seed"),
+        "data": str(summary.get("data", "")),
     }
 
 
