@@ -8,32 +8,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
-from trainkit import Plugin, hookimpl, moment, value
+from tests.reference.entries import entries_of, refusals
+from trainkit import Plugin, hookimpl
 from trainkit.build import compose
-from trainkit.errors import Mark, RecipeError
-from trainkit.manager import Entry, arrange, make_manager
+from trainkit.errors import RecipeError
+from trainkit.manager import arrange
 
 Write = Callable[..., Path]
-
-
-class Quiet:
-    """Core without answers, for tests that only look at what is refused."""
-
-
-def entries_of(*plugins: Plugin) -> list[Entry]:
-    """Return entries of plugins named by their class, on lines 1, 2, 3 … of a recipe."""
-    entries = []
-    for i, plugin in enumerate(plugins):
-        name = type(plugin).__name__.lower()
-        plugin.bind(name, 0)
-        entries.append(Entry(name, plugin, Mark("r.yaml", i + 1)))
-    return entries
-
-
-def refusals(*plugins: Plugin) -> list[str]:
-    return [str(problem) for problem in make_manager(entries_of(*plugins), Quiet())[1]]
 
 
 def order(*plugins: Plugin) -> tuple[list[str], list[str]]:
@@ -191,101 +174,6 @@ def test_every_mistake_of_every_plugin_is_told_at_once() -> None:
     found = refusals(One(), Two())
     assert [line.split(": ")[0] for line in found] == ["r.yaml:1", "r.yaml:1", "r.yaml:2"]
     assert found[2] == "r.yaml:2: plugins.two: there is no hook 'nothing_like_it'"
-
-
-# Hooks that a plugin publishes.
-
-
-class Spoken:
-    """Hooks of a plugin."""
-
-    @value
-    def choose_word(self, start, run):
-        """Value: a word."""
-
-    @moment
-    def word_spoken(self, word, run):
-        """Moment: it was said."""
-
-
-class Speaker(Plugin):
-    hookspecs: ClassVar[type | None] = Spoken
-
-    @hookimpl
-    def choose_word(self, start):
-        return start
-
-
-class Louder(Plugin):
-    requires: ClassVar[tuple[str, ...]] = ("speaker",)
-
-    @hookimpl(wrapper=True)
-    def choose_word(self):
-        return (yield).upper()
-
-
-class Listener(Plugin):
-    _heard: list[str] = PrivateAttr(default_factory=list)
-
-    @hookimpl
-    def word_spoken(self, word):
-        self._heard.append(word)
-
-
-def test_a_plugins_own_hooks_are_hooks_like_any_other() -> None:
-    listener = Listener()
-    manager, problems = make_manager(entries_of(Louder(), listener, Speaker()), Quiet())
-    assert problems == []
-    word = manager.hook.choose_word(start="hey", run=None)
-    manager.hook.word_spoken(word=word, run=None)
-    assert word == "HEY"
-    assert listener._heard == ["HEY"]
-
-
-def test_a_published_hook_is_unknown_without_its_plugin() -> None:
-    assert refusals(Louder()) == ["r.yaml:1: plugins.louder: there is no hook 'choose_word'"]
-
-
-def test_an_optional_hook_may_be_missing() -> None:
-    class Maybe(Plugin):
-        @hookimpl(optionalhook=True)
-        def choose_word(self, start): ...
-
-    assert refusals(Maybe()) == []
-
-
-def test_published_hooks_are_checked_as_cores_are() -> None:
-    class Quieter(Plugin):
-        @hookimpl
-        def choose_word(self, stert):
-            return "psst"
-
-    assert refusals(Speaker(), Quieter()) == [
-        "r.yaml:2: plugins.quieter: hook choose_word has no argument 'stert'; did you mean 'start'? "
-        "(it has: start, run)"
-    ]
-
-
-def test_two_plugins_cannot_publish_the_same_hook_nor_one_of_cores() -> None:
-    class Again(Plugin):
-        hookspecs: ClassVar[type | None] = Spoken
-
-    class Steal(Plugin):
-        class Own:
-            @moment
-            def on_fit_start(self, run): ...
-
-        hookspecs: ClassVar[type | None] = Own
-
-    class Nothing(Plugin):
-        hookspecs: ClassVar[type | None] = Quiet
-
-    assert refusals(Speaker(), Again(), Steal(), Nothing()) == [
-        "r.yaml:2: plugins.again: it publishes a hook choose_word, but there is one of that name already; rename it",
-        "r.yaml:2: plugins.again: it publishes a hook word_spoken, but there is one of that name already; rename it",
-        "r.yaml:3: plugins.steal: it publishes a hook on_fit_start, but there is one of that name already; rename it",
-        "r.yaml:4: plugins.nothing: its hookspecs Quiet has no method marked @value or @moment",
-    ]
 
 
 # Order.
