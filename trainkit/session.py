@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,15 @@ def start(recipe: Path, overrides: Sequence[str], folder: Path | None, observers
     setup = compose(recipe, overrides)
     # The other ranks write nothing; a folder made by each would be one too many, or found not empty.
     target = new_folder(folder, recipe.stem) if os.environ.get("RANK", "0") == "0" else Path()
-    run = build(setup, target, observers)
+    try:
+        run = build(setup, target, observers)
+    except BaseException:
+        with suppress(OSError):
+            target.rmdir()  # nothing was written: leave no empty folder behind
+        raise
     keeper = Keeper(run.folder, run)
     if run.folder is not None:
-        (run.folder / "recipe.yaml").write_text(setup.recipe.dump())
+        (run.folder / "recipe.yaml").write_text(setup.recipe.dump(), encoding="utf-8")
         (run.folder / "environment.json").write_text(json.dumps(facts(run.device), indent=2) + "\n")
     return _train(run, keeper, target)
 
@@ -47,12 +52,24 @@ def resume(folder: Path, observers: Sequence[object]) -> Path:
     setup = compose(path)
     if setup.recipe.dump() != state["recipe"]:
         raise UserError(f"{path}: was changed since the checkpoint was written; restore it, or start a new run")
-    if state["epoch"] >= setup.recipe.train.epochs or state["stop_reason"]:
+    if (state["epoch"] >= setup.recipe.train.epochs or state["stop_reason"]) and _ended(folder):
         raise UserError(f"{folder}: this run is finished after {state['step']} steps; there is nothing to resume")
     run = build(setup, folder, observers)
     keeper = Keeper(run.folder, run)
     keeper.restore(run, state)
     return _train(run, keeper, folder)
+
+
+def _ended(folder: Path) -> bool:
+    """Return whether a run wrote its summary at its end; killed after its last step, it has still to do so."""
+    try:
+        status = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["status"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return str(status).startswith((_FINISHED, _STOPPED))
+
+
+_FINISHED, _STOPPED = "finished", "stopped early"
 
 
 def measure(folder: Path, weights: str) -> dict[str, float]:
@@ -77,7 +94,8 @@ def measure(folder: Path, weights: str) -> dict[str, float]:
         try:
             load_checkpoint(run.model, str(file), weights_only=True)
         except Exception as error:
-            raise UserError(f"{file}: these weights do not fit the model: {str(error).splitlines()[0]}") from None
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{file}: these weights do not fit the model: {reason}") from None
     return evaluate(run)
 
 
@@ -88,17 +106,20 @@ def _train(run: Run, keeper: Keeper, folder: Path) -> Path:
         Interrupted: the user stopped the run; it can be resumed.
         TrainingError: the run cannot go on.
     """
-    status = "finished"
+    status = _FINISHED
     try:
         with interruptible() as interrupted:
             fit(run, keeper, interrupted=interrupted)
         if run.stop_reason:
-            status = f"stopped early: {run.stop_reason}"
-    except Interrupted:
+            status = f"{_STOPPED}: {run.stop_reason}"
+    except (Interrupted, KeyboardInterrupt):
         status = "interrupted"
         raise
     except TrainingError as error:
         status = f"failed: {error}"
+        raise
+    except BaseException as error:  # whatever it is, the summary must not call the run finished
+        status = f"failed: {type(error).__name__}: {error}"
         raise
     finally:
         if run.folder is not None and keeper.ran(run):
