@@ -147,3 +147,12 @@ def test_a_metric_that_is_not_measured_is_refused(tiny: Path) -> None:
         "command line `checkpoint.metric=acuracy`: checkpoint.metric: this run does not measure 'acuracy' "
         "(it measures: accuracy, calibration_error, nll)"
     )
+
+
+def test_a_second_order_optimizer_is_refused(tiny: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        compose(tiny, ["optimizer.name=adahessian"])
+    assert str(caught.value) == (
+        "command line `optimizer.name=adahessian`: optimizer.name: adahessian differentiates the gradient again, "
+        "which the loop does not prepare for; choose another"
+    )

@@ -40,6 +40,9 @@ def check_names(source: Source) -> list[Problem]:
     if optimizer and optimizer not in known:
         message = f"timm {timm.__version__} has no optimizer {optimizer!r}{suggest(optimizer, known)}"
         problems.append(Problem(source.nearest("optimizer", "name"), "optimizer.name", message))
+    elif optimizer and timm.optim.get_optimizer_info(optimizer).second_order:
+        message = f"{optimizer} differentiates the gradient again, which the loop does not prepare for; choose another"
+        problems.append(Problem(source.nearest("optimizer", "name"), "optimizer.name", message))
     return problems
 
 

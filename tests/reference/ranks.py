@@ -1,0 +1,34 @@
+"""Run as a script on each rank by test_distributed: train a recipe and write down what this rank ends with."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+import torch
+
+from trainkit.build import build, compose
+from trainkit.checkpoint import Keeper, read_state
+from trainkit.errors import Interrupted
+from trainkit.loop import fit
+
+
+def main(recipe: Path, folder: Path, until: int, overrides: list[str]) -> None:
+    """Train to step `until` (0: to the end), going on from the checkpoint in `folder` if there is one."""
+    torch.set_num_threads(1)
+    run = build(compose(recipe, overrides), folder)
+    keeper = Keeper(run.folder, run)
+    last = folder / "checkpoints" / "last.pt"
+    if last.exists():
+        keeper.restore(run, read_state(last))
+    with contextlib.suppress(Interrupted):
+        fit(run, keeper, until=until or None)
+    weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    seen = {"weights": weights, "metrics": keeper.final, "examples_per_step": run.data.train.examples_per_step}
+    torch.save(seen | {"stop_reason": run.stop_reason, "step": run.step}, folder / f"rank{run.device.rank}.pt")
+    run.device.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
