@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pluggy
 import timm
@@ -14,7 +14,7 @@ from torch import nn
 
 from trainkit.defaults import Defaults, check_names
 from trainkit.device import Device
-from trainkit.errors import PluginError, Problem, RecipeError, UserError
+from trainkit.errors import Mark, PluginError, Problem, RecipeError, UserError
 from trainkit.hooks import Hooks
 from trainkit.log import Log
 from trainkit.manager import Entry, make_manager, plugins_of
@@ -134,3 +134,10 @@ def _check_metric(run: Run) -> None:
         mark = run.recipe.source.nearest("checkpoint", "metric")
         message = f"this run does not measure {metric!r} (it measures: {', '.join(known)})"
         raise RecipeError([Problem(mark, "checkpoint.metric", message)])
+    # torchmetrics says which way its metrics improve; a plugin's own collection need not.
+    measured = cast(Any, run.metrics)[metric] if hasattr(run.metrics, "__getitem__") else None
+    higher = getattr(measured, "higher_is_better", None)
+    unsaid = run.recipe.where("checkpoint", "mode") == Mark("default")
+    if higher is False and unsaid:
+        mark = run.recipe.source.nearest("checkpoint", "metric")
+        raise RecipeError([Problem(mark, "checkpoint.mode", f"less {metric} is better; set checkpoint.mode to min")])

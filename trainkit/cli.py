@@ -50,7 +50,9 @@ def _command(function: F) -> F:
         except TrainingError as error:
             _end(str(error), FAILED)
         except Interrupted as stopped:
-            _end(f"interrupted, and saved; go on with: trainkit train --resume {stopped.folder}", INTERRUPTED)
+            # Only the rank that writes knows the folder; the others leave the word to it.
+            words = f"interrupted, and saved; go on with: trainkit train --resume {stopped.folder}"
+            _end(words if stopped.folder else "", INTERRUPTED)
         except KeyboardInterrupt:
             _end("interrupted at once; what the last checkpoint holds is safe", INTERRUPTED)
         except BrokenPipeError:

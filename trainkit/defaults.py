@@ -216,6 +216,8 @@ def _layer_groups(model: nn.Module, weight_decay: float, exempt: set[str], layer
 class NegativeLogLikelihood(torchmetrics.MeanMetric):  # type: ignore[misc]  # torchmetrics is half typed
     """Mean of -log p(target) over all examples, from logits [N, K] and classes [N]."""
 
+    higher_is_better = False
+
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Count one batch."""
         super().update(nn.functional.cross_entropy(logits, targets, reduction="none"))
