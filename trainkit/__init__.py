@@ -1,12 +1,16 @@
 """Training techniques as plugins for timm models."""
 
-from trainkit.errors import UserError
-from trainkit.figures import figure
-from trainkit.hooks import Hooks, hookimpl, moment, value
-from trainkit.log import History, Record
-from trainkit.plugin import Plugin
-from trainkit.report import Section
-from trainkit.run import Batch, Predictions, Run
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainkit.errors import UserError
+    from trainkit.figures import figure
+    from trainkit.hooks import Hooks, hookimpl, moment, value
+    from trainkit.log import History, Record
+    from trainkit.plugin import Plugin
+    from trainkit.report import Section
+    from trainkit.run import Batch, Predictions, Run
 
 __version__ = "0.1.0"
 
@@ -25,3 +29,22 @@ __all__ = [
     "moment",
     "value",
 ]
+
+_HOMES = {
+    "errors": ("UserError",),
+    "figures": ("figure",),
+    "hooks": ("Hooks", "hookimpl", "moment", "value"),
+    "log": ("History", "Record"),
+    "plugin": ("Plugin",),
+    "report": ("Section",),
+    "run": ("Batch", "Predictions", "Run"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: the command line starts without pydantic."""
+    for module, names in _HOMES.items():
+        if name in names:
+            found = globals()[name] = getattr(import_module(f"trainkit.{module}"), name)
+            return found
+    raise AttributeError(f"module 'trainkit' has no attribute {name!r}")

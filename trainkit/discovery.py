@@ -11,9 +11,12 @@ from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from trainkit.errors import UserError, suggest
-from trainkit.plugin import Plugin
+
+if TYPE_CHECKING:
+    from trainkit.plugin import Plugin
 
 GROUP = "trainkit.plugins"
 
@@ -108,6 +111,8 @@ def load_class(key: str, folder: Path) -> tuple[str, type[Plugin]]:
         except Exception as error:
             raise UserError(f"cannot be imported: {_short(error)}") from error
         name = key
+    from trainkit.plugin import Plugin  # here, because listing plugins must not wait for pydantic
+
     if not isinstance(found, type) or not issubclass(found, Plugin):
         raise UserError(f"{found!r} is not a subclass of trainkit.Plugin")
     return name, found
