@@ -1,0 +1,188 @@
+"""The generalised batch normalisation as pure functions (Summers & Dinneen 2020, arXiv 1906.03548).
+
+Legend, in the letters of the authors' code: N examples, C channels, S positions in space (1 for a vector);
+n examples per block (the ghost size), G channel groups of c = C / G channels; mu and var are the moments that
+normalise, gamma and beta the layer's weight and bias, alpha the weight of an example in its own inference
+statistics. Special cases: G = C, n = N is batch norm; G = C, n < N ghost batch norm; n = 1 group norm (G = 1
+layer norm, G = C instance norm); n > 1, G < C the paper's batch/group norm.
+
+Variances are formed around their mean and never as a difference of raw moments, so none comes out negative.
+bfloat16 and float16 are summed in float32.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Blocks = Literal["strided", "consecutive"]
+
+
+class Normalised(NamedTuple):
+    """What a training pass makes.
+
+    Attributes:
+        output: normalised, scaled and shifted input, in its shape and dtype.
+        mean: mean of each channel over the whole batch, [C], float32 or wider, without gradient.
+        var: biased variance of each channel over the whole batch, [C], float32 or wider, without gradient.
+    """
+
+    output: Tensor
+    mean: Tensor
+    var: Tensor
+
+
+def block_sizes(batch: int, ghost_size: int | None) -> list[int]:
+    """Split a batch into blocks of ``ghost_size`` examples that use every example.
+
+    A remainder of more than half a ghost size is a block of its own; a smaller one joins the last block. A
+    block of one example is therefore made by ``ghost_size=1`` alone. ``None`` makes one block.
+
+    Returns:
+        The sizes of the blocks, in order; they sum to ``batch``.
+    """
+    if ghost_size is None or batch <= ghost_size:
+        return [batch]
+    full, rest = divmod(batch, ghost_size)
+    sizes = [ghost_size] * full
+    if 2 * rest > ghost_size:
+        sizes.append(rest)
+    else:
+        sizes[-1] += rest
+    return sizes
+
+
+def normalise_blocks(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    ghost_size: int | None,
+    channel_groups: int | None,
+    eps: float,
+    blocks: Blocks = "strided",
+) -> Normalised:
+    """Normalise a training batch by the moments of its blocks of examples and groups of channels.
+
+    ``y = gamma (x - mu) / sqrt(var + eps) + beta`` with mu and the biased var over n examples, c channels and
+    space (paper section 3.4 and the authors' ``normalization.py``).
+
+    Args:
+        x: [N, C, ...] in any floating dtype.
+        weight: gamma, [C], or None for 1.
+        bias: beta, [C], or None for 0.
+        ghost_size: n; ``None`` takes the whole batch.
+        channel_groups: G, which divides C; ``None`` is C. A group is c neighbouring channels.
+        eps: added to the variance.
+        blocks: which examples share a block. With B equal blocks, block b of ``"strided"`` holds the examples
+            b, b + B, b + 2 B ...; block b of ``"consecutive"`` (the authors' code) holds n neighbours. A last
+            block of another size (see :func:`block_sizes`) always holds the batch's last examples.
+    """
+    sizes = block_sizes(x.shape[0], ghost_size)
+    x4 = x.reshape(x.shape[0], channel_groups or x.shape[1], -1, x[0, 0].numel()).to(_wide(x.dtype))
+    even = len(sizes) if sizes[-1] == sizes[0] else len(sizes) - 1
+    parts = []
+    if even:
+        head = x4[: even * sizes[0]]
+        shape = (sizes[0], even) if blocks == "strided" else (even, sizes[0])
+        examples = 0 if blocks == "strided" else 1
+        parts.append(_standardise(head.unflatten(0, shape), (examples, 3, 4), eps).flatten(0, 1))
+    if even < len(sizes):
+        parts.append(_standardise(x4[even * sizes[0] :], (0, 2, 3), eps))
+    y = _affine(torch.cat(parts).reshape(x.shape), weight, bias)
+    with torch.no_grad():
+        whole = x.detach().to(_wide(x.dtype)).reshape(x.shape[0], x.shape[1], -1)
+        var, mean = torch.var_mean(whole, dim=(0, 2), correction=0)
+    return Normalised(y.to(x.dtype), mean, var)
+
+
+@torch.no_grad()
+def update_moments(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float) -> None:
+    """Move the running moments of each channel towards a batch's, in place, by the authors' rule.
+
+    They average the raw moments, ``m1 <- (1 - momentum) m1 + momentum E[x]`` and ``m2 <- (1 - momentum) m2 +
+    momentum E[x^2]``, and infer with the variance ``m2 - m1^2``. torch's two buffers hold the same: m1 and m2
+    - m1^2, of which the latter is here averaged without forming m2. It exceeds torch's own rule by
+    ``momentum (1 - momentum) (E[x] - m1)^2``, and torch's has the batch variance times N / (N - 1).
+
+    Args:
+        running_mean: m1, [C].
+        running_var: m2 - m1^2, [C].
+        mean: E[x] over the batch, [C].
+        var: biased variance over the batch, [C].
+        momentum: weight of the batch (torch's convention; 1 - decay in the authors').
+    """
+    shift = mean - running_mean.to(mean.dtype)
+    running_var.copy_(
+        (1 - momentum) * running_var.to(var.dtype) + momentum * var + momentum * (1 - momentum) * shift * shift
+    )
+    running_mean.copy_(running_mean.to(mean.dtype) + momentum * shift)
+
+
+def mix_moments(
+    x: Tensor, running_mean: Tensor, running_var: Tensor, *, example_weight: float, channel_groups: int | None
+) -> tuple[Tensor, Tensor]:
+    """Return the inference moments of each example and channel group ("inference example weighing", section 3.1).
+
+    ``mu_i = (1 - alpha) m1 + alpha e_i`` and ``var_i = (1 - alpha) m2 + alpha q_i - mu_i^2``, all first averaged
+    over the channels of a group; e_i and q_i are the raw moments of example i over space. The raw moments are
+    mixed, not the variances.
+
+    Args:
+        x: [N, C, ...].
+        running_mean: m1, [C].
+        running_var: m2 - m1^2, [C].
+        example_weight: alpha in [0, 1]: 0 uses the running moments alone, 1 the example's alone.
+        channel_groups: G; ``None`` is C.
+
+    Returns:
+        (mu, var), each [N, G], float32 or wider.
+    """
+    groups = channel_groups or x.shape[1]
+    wide = _wide(x.dtype)
+    m1 = running_mean.to(wide).unflatten(0, (groups, -1))
+    mu = m1.mean(1)
+    var = (running_var.to(wide).unflatten(0, (groups, -1)) + (m1 - mu[:, None]) ** 2).mean(1)
+    if example_weight == 0:
+        return mu.expand(x.shape[0], -1), var.expand(x.shape[0], -1)
+    own_var, own_mu = torch.var_mean(x.to(wide).reshape(x.shape[0], groups, -1), dim=2, correction=0)
+    between = example_weight * (1 - example_weight) * (own_mu - mu) ** 2
+    return torch.lerp(mu, own_mu, example_weight), torch.lerp(var, own_var, example_weight) + between
+
+
+def normalise_examples(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    example_weight: float,
+    channel_groups: int | None,
+    eps: float,
+) -> Tensor:
+    """Normalise each example by its :func:`mix_moments`; the arguments are those of the functions above.
+
+    Returns:
+        [N, C, ...] in the dtype of ``x``.
+    """
+    mu, var = mix_moments(x, running_mean, running_var, example_weight=example_weight, channel_groups=channel_groups)
+    x3 = x.to(mu.dtype).reshape(x.shape[0], mu.shape[1], -1)
+    y = (x3 - mu[:, :, None]) * torch.rsqrt(var + eps)[:, :, None]
+    return _affine(y.reshape(x.shape), weight, bias).to(x.dtype)
+
+
+def _standardise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    var, mu = torch.var_mean(x, dim=dims, correction=0, keepdim=True)
+    return (x - mu) * torch.rsqrt(var + eps)
+
+
+def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    shape = (-1,) + (1,) * (y.dim() - 2)
+    if weight is not None:
+        y = y * weight.to(y.dtype).reshape(shape)
+    return y if bias is None else y + bias.to(y.dtype).reshape(shape)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype.itemsize >= torch.float32.itemsize else torch.float32
