@@ -18,8 +18,8 @@ from trainkit_plugins.batch_norm.exposure import exposed_norms, is_batch_norm, i
 
 def main() -> None:
     """Walk every model; print a line per family and the totals."""
-    file = Path(sys.argv[1]).open("w", buffering=1) if len(sys.argv) > 1 else None
-    rows, failed, seconds = [], [], 0.0
+    file = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    rows, failed, seconds, lines = [], [], 0.0, ""
     for name in timm.list_models():
         with torch.device("meta"):
             model = timm.create_model(name, num_classes=10)
@@ -39,7 +39,8 @@ def main() -> None:
             {"model": name, "family": family, "norms": norms, "exposed": len(exposed), "any_norm_blocks": behind}
         )
         if file is not None:
-            file.write(json.dumps(rows[-1] | {"names": exposed}) + "\n")
+            lines += json.dumps(rows[-1] | {"names": exposed}) + "\n"
+            file.write_text(lines)
     families = defaultdict(list)
     for row in rows:
         families[row["family"]].append(row)
@@ -49,7 +50,8 @@ def main() -> None:
         print(f"{family:28}{len(own):7}{counts[0]:8}{counts[1]:9}{counts[2]:23}")
     counts = [sum(row[key] for row in rows) for key in ("norms", "exposed", "any_norm_blocks")]
     print(f"{'all':28}{len(rows):7}{counts[0]:8}{counts[1]:9}{counts[2]:23}")
-    print(f"exactly one exposed: {sum(row['exposed'] == 1 for row in rows)}; none: {sum(not r['exposed'] for r in rows)}")
+    one, none = (sum(row["exposed"] == count for row in rows) for count in (1, 0))
+    print(f"exactly one exposed: {one} models; none: {none}")
     print(f"{seconds / max(1, len(rows)):.2f} s a model; failed: {len(failed)}", *failed, sep="\n  ")
 
 

@@ -25,7 +25,7 @@ def test_sgd_takes_the_gradient_of_the_authors_penalty() -> None:
     wd, lr = 0.3, 0.1
     gamma, beta = parameters([2.0, 1.0, 0.25]), parameters([0.5, 0.0, -1.0])
     twin_gamma, twin_beta = gamma.detach().clone().requires_grad_(), beta.detach().clone().requires_grad_()
-    groups = decay_groups([{"params": [gamma, beta]}], [gamma], [beta], scale=wd, shift=wd)
+    groups = decay_groups([{"params": [gamma, beta]}], [gamma], [beta], scale=(wd, ""), shift=(wd, ""))
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
     plain = torch.optim.SGD([twin_gamma, twin_beta], lr=lr, momentum=0.9)
     decay_toward_one(optimizer, [gamma])
@@ -45,7 +45,9 @@ def test_sgd_takes_the_gradient_of_the_authors_penalty() -> None:
 def test_decay_alone_moves_as_it_must() -> None:
     """gamma = 1 and beta = 0 stay exactly; gamma = 2 moves by lr * wd; nothing ever passes one."""
     gamma, beta = parameters([1.0, 2.0, 0.0]), parameters([0.0, 0.0, 0.0])
-    optimizer = torch.optim.SGD(decay_groups([{"params": [gamma, beta]}], [gamma], [beta], scale=0.5, shift=0.5), lr=0.1)
+    optimizer = torch.optim.SGD(
+        decay_groups([{"params": [gamma, beta]}], [gamma], [beta], scale=(0.5, ""), shift=(0.5, "")), lr=0.1
+    )
     decay_toward_one(optimizer, [gamma])
     for parameter in (gamma, beta):
         parameter.grad = torch.zeros_like(parameter)
@@ -126,16 +128,17 @@ def test_groups_keep_what_they_say_and_are_not_changed() -> None:
         {"params": [gamma, beta], "weight_decay": 0.7, "name": "no_decay", "lr_scale": 0.25},
         {"params": [other], "weight_decay": 0.0, "name": "rest", "lr_scale": 1.0},
     ]
-    found = decay_groups(groups, [gamma, other, frozen], [beta], scale=0.01, shift=0.02)
+    found = decay_groups(groups, [gamma, other, frozen], [beta], scale=(0.01, "up"), shift=(0.02, "down"))
     assert [(g["name"], g["weight_decay"], g["lr_scale"]) for g in found] == [
         ("decay", 0.1, 0.5),
         ("norm_scale_no_decay", 0.01, 0.25),
         ("norm_scale_rest", 0.01, 1.0),
         ("norm_shift", 0.02, 0.25),
     ]
+    assert [group.get("rule") for group in found] == [None, "up", "up", "down"]
     assert [id(p) for g in found for p in g["params"]] == [id(p) for p in (weight, gamma, other, beta)]
     assert [len(g["params"]) for g in groups] == [1, 2, 1]
-    assert decay_groups(groups, [], [], scale=0.1, shift=0.1) == groups
+    assert decay_groups(groups, [], [], scale=(0.1, ""), shift=(0.1, "")) == groups
 
 
 @pytest.mark.parametrize("name", ["lamb", "lars", "adafactor"])
@@ -148,7 +151,7 @@ def test_optimizers_that_scale_steps_by_the_weights_are_refused(name: str) -> No
 def test_a_wrapper_that_calls_no_hooks_is_refused_and_what_it_wraps_is_not() -> None:
     gamma = parameters([3.0], torch.float32)
     wrapper: Any = of_timm("lookahead_sgd")([{"params": [gamma], "weight_decay": 1.0}])
-    with pytest.raises(ValueError, match="Lookahead.step calls no step hooks"):
+    with pytest.raises(ValueError, match=r"Lookahead\.step calls no step hooks"):
         decay_toward_one(wrapper, [gamma])
     decay_toward_one(wrapper._base_optimizer, [gamma])
     for _ in range(400):
@@ -159,5 +162,5 @@ def test_a_wrapper_that_calls_no_hooks_is_refused_and_what_it_wraps_is_not() -> 
 
 def test_short_types_are_refused() -> None:
     gamma: Tensor = parameters([1.0], torch.bfloat16)
-    with pytest.raises(ValueError, match="rounded coarsely in torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"rounded coarsely in torch\.bfloat16"):
         decay_toward_one(torch.optim.SGD([gamma], lr=0.1), [gamma])

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from .exposure import exposed_norms, is_batch_norm, is_norm
 
 Groups = list[dict[str, Any]]
 
@@ -23,8 +25,44 @@ Groups = list[dict[str, Any]]
 _BY_SIZE = ("trust_clip", "scale_parameter")
 
 
+def batch_norms(model: nn.Module, input_size: Sequence[int] | None) -> dict[str, nn.Module]:
+    """Return the batch norms of `model` to decay: all, or those that no later norm of any kind undoes.
+
+    Args:
+        model: any module.
+        input_size: shape of one example, to find out which these are; None for all.
+
+    Raises:
+        ValueError: there is none, or it cannot be found out.
+    """
+    norms = {name: module for name, module in model.named_modules() if is_batch_norm(module)}
+    if not norms:
+        raise ValueError(f"{type(model).__name__} has no batch norm whose scale and shift could decay; drop the plugin")
+    if input_size is None:
+        return norms
+    exposed = exposed_norms(model, input_size, blocking=is_norm)
+    if not exposed:
+        raise ValueError(
+            "every path from each of the batch norms passes another norm, which undoes it; set where to all"
+        )
+    return {name: norms[name] for name in exposed}
+
+
+def scales_and_shifts(norms: Iterable[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the gammas and the betas of norms that have them and train them."""
+    norms = list(norms)
+    both = ([getattr(norm, name, None) for norm in norms] for name in ("weight", "bias"))
+    scales, shifts = ([t for t in tensors if t is not None and t.requires_grad] for tensors in both)
+    return scales, shifts
+
+
 def decay_groups(
-    groups: Sequence[Mapping[str, Any]], scales: Iterable[Tensor], shifts: Iterable[Tensor], *, scale: float, shift: float
+    groups: Sequence[Mapping[str, Any]],
+    scales: Iterable[Tensor],
+    shifts: Iterable[Tensor],
+    *,
+    scale: tuple[float, str],
+    shift: tuple[float, str],
 ) -> Groups:
     """Move scales and shifts of norms into groups of their own, with weight decays of their own.
 
@@ -35,22 +73,23 @@ def decay_groups(
         groups: parameter groups as torch's optimizers take them.
         scales: gammas; those that are in no group (frozen ones) are left out.
         shifts: betas.
-        scale: weight decay of the gammas.
-        shift: weight decay of the betas.
+        scale: weight decay of the gammas, and the rule by which they have it, in words.
+        shift: the same of the betas.
 
     Returns:
         The given groups without these parameters, without those left empty, and behind them the new groups, named
         `norm_scale` and `norm_shift`, with the old group's name behind that where there are several.
     """
-    kinds = {"norm_scale": (set(map(id, scales)), scale), "norm_shift": (set(map(id, shifts)), shift)}
-    moved = set().union(*(members for members, _ in kinds.values()))
+    kinds = {"norm_scale": (set(map(id, scales)), *scale), "norm_shift": (set(map(id, shifts)), *shift)}
+    moved = set().union(*(members for members, _, _ in kinds.values()))
     kept = [{**group, "params": [p for p in group["params"] if id(p) not in moved]} for group in groups]
     new: Groups = []
-    for kind, (members, decay) in kinds.items():
-        own = [{**g, "params": [p for p in g["params"] if id(p) in members], "weight_decay": decay} for g in groups]
+    for kind, (members, decay, rule) in kinds.items():
+        own = [{**group, "params": [p for p in group["params"] if id(p) in members]} for group in groups]
         own = [group for group in own if group["params"]]
         for group in own:
-            group["name"] = f"{kind}_{group['name']}" if len(own) > 1 and "name" in group else kind
+            name = f"{kind}_{group['name']}" if len(own) > 1 and "name" in group else kind
+            group |= {"name": name, "weight_decay": decay, "rule": rule}
         new += own
     return [group for group in kept if group["params"]] + new
 
@@ -70,7 +109,7 @@ def decay_toward_one(optimizer: Optimizer, scales: Sequence[Tensor]) -> Callable
         A function that ends it.
 
     Raises:
-        ValueError: the optimizer's steps grow with the size of the weights, or it calls no step hooks, or the gammas are
+        ValueError: the optimizer's steps grow with the size of the weights, it calls no step hooks, or the gammas are
             of a shorter type.
     """
     reason = why_not_toward_one(optimizer)
