@@ -48,6 +48,49 @@ class DigitsSpec(DataSpec):
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share held out, stratified; the same for every seed")
 
 
+SCRIPTS = ("latin", "greek", "cyrillic", "armenian", "georgian")
+FACES = tuple(
+    f"DejaVu{family}{style}"
+    for family, italic in (("Sans", "Oblique"), ("SansMono", "Oblique"), ("Serif", "Italic"))
+    for style in ("", "-Bold", f"-{italic}", f"-Bold{italic}")
+)
+"""The faces in which all glyphs are rendered, by the names of their font files."""
+
+Script = Literal["latin", "greek", "cyrillic", "armenian", "georgian"]
+
+
+class GlyphsSpec(DataSpec):
+    """Letters rendered from the fonts that come with matplotlib: a class is a letter, an image one face of it."""
+
+    name: Literal["glyphs"]
+    image_size: int | None = Field(28, ge=8, description="side in pixels; null: the model's own")
+    scripts: tuple[Script, ...] = Field(("latin", "greek"), min_length=1, description="whose letters are the classes")
+    letters: int | None = Field(None, ge=2, description="use only so many letters, evenly spread; default: all")
+    variants: int = Field(2, ge=1, le=16, description="images of each letter in each of 12 faces, distorted anew")
+    val_faces: tuple[str, ...] = Field(
+        ("DejaVuSans-Oblique", "DejaVuSansMono-Bold", "DejaVuSerif-BoldItalic"),
+        min_length=1,
+        description="faces held out for validation, by their file names in matplotlib",
+    )
+
+    @field_validator("scripts", "val_faces")
+    @classmethod
+    def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("names one twice")
+        return names
+
+    @field_validator("val_faces")
+    @classmethod
+    def _faces(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in FACES:
+                raise ValueError(f"{name!r} is no face{suggest(name, FACES)} (there are: {', '.join(FACES)})")
+        if len(names) == len(FACES):
+            raise ValueError("holds out every face; leave some for training")
+        return names
+
+
 class TimmSpec(DataSpec):
     """Any data set with random access of `timm.data.create_dataset`: `folder`, `tar`, `torch/cifar10`, `hfds/…`, …"""
 
@@ -73,7 +116,7 @@ class TimmSpec(DataSpec):
         return name
 
 
-BUILT_IN = {"digits": "digits"}
+BUILT_IN = {"digits": "digits", "glyphs": "glyphs"}
 """Names that do not go to timm. A new embedded source adds its spec here, below, and in `data/sources.py`."""
 
 
@@ -85,4 +128,7 @@ def _tag(value: Any) -> str:
     return BUILT_IN.get(name, "timm") if isinstance(name, str) else "timm"
 
 
-AnyDataSpec = Annotated[Annotated[DigitsSpec, Tag("digits")] | Annotated[TimmSpec, Tag("timm")], Discriminator(_tag)]
+AnyDataSpec = Annotated[
+    Annotated[DigitsSpec, Tag("digits")] | Annotated[GlyphsSpec, Tag("glyphs")] | Annotated[TimmSpec, Tag("timm")],
+    Discriminator(_tag),
+]
