@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainkit.errors import UserError
-    from trainkit.figures import figure
+    from trainkit.figures import figure, style
     from trainkit.hooks import Hooks, hookimpl, moment, value
     from trainkit.log import History, Record
     from trainkit.plugin import Plugin
     from trainkit.report import Section
     from trainkit.run import Batch, Predictions, Run
+    from trainkit.session import open_run
 
 __version__ = "0.1.0"
 
@@ -27,17 +28,20 @@ __all__ = [
     "figure",
     "hookimpl",
     "moment",
+    "open_run",
+    "style",
     "value",
 ]
 
 _HOMES = {
     "errors": ("UserError",),
-    "figures": ("figure",),
+    "figures": ("figure", "style"),
     "hooks": ("Hooks", "hookimpl", "moment", "value"),
     "log": ("History", "Record"),
     "plugin": ("Plugin",),
     "report": ("Section",),
     "run": ("Batch", "Predictions", "Run"),
+    "session": ("open_run",),
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import classification
 from trainkit_plugins.batch_norm import convert_batch_norm, converted_layers
+from trainkit_plugins.batch_norm.choice import choose_on_half, tune
 from trainkit_plugins.batch_norm.tuning import (
     Point,
     calibration_error,
@@ -20,7 +21,6 @@ from trainkit_plugins.batch_norm.tuning import (
     points,
     score,
     sweep,
-    tune,
 )
 
 ALPHAS = (0.0, 0.1, 1.0)
@@ -141,3 +141,25 @@ def test_gain_has_the_interval_of_the_paired_mean() -> None:
     assert found.half == pytest.approx(1.96 * (((1 - 7 / 3) ** 2 + (2 - 7 / 3) ** 2 + (4 - 7 / 3) ** 2) / 2 / 3) ** 0.5)
     assert str(found).startswith("+2.3333 ± ")
     assert math.isnan(gain(values[:1], baseline[:1]).half)
+
+
+def test_the_half_that_reports_has_no_say() -> None:
+    """Even examples prefer alpha 1 and odd ones lose by it: it is chosen all the same, and the loss is told."""
+    nll = torch.tensor([[1.0, 0.0] * 4, [0.0, 2.0] * 4], dtype=torch.float64)
+    correct = torch.tensor([[0.0, 1.0] * 4, [1.0, 0.0] * 4], dtype=torch.float64)
+    scores = torch.stack([nll, torch.ones(2, 8), correct], dim=1)
+    found = choose_on_half(scores, (0.0, 1.0), "nll")
+    assert (found.alpha, found.examples) == (1.0, (4, 4))
+    assert list(found.stages) == ["as it came", "alpha 1"]
+    assert (found.nll.mean, found.accuracy.mean) == (2.0, -1.0)
+    assert found.summary().startswith(
+        "alpha 1 is best; against the model as it came: nll +2.0000 ± 0.0000, accuracy -1"
+    )
+    assert found.verdict()[1:] == [
+        ["as it came", "1.0000", "0.0000", "0.0000"],
+        ["alpha 1", "0.0000", "2.0000", "1.0000"],
+    ]
+    renewed = choose_on_half(scores.flip(0), (0.0, 1.0), "nll", before=scores[:1] + 0.5)
+    assert list(renewed.stages) == ["as it came", "statistics measured anew", "alpha 0"]
+    assert renewed.nll.mean == 1.5
+    assert "alpha 0 is best: no weighing; against" in renewed.summary()

@@ -1,9 +1,11 @@
-"""How many channel groups a layer gets whose channels the wanted number does not divide."""
+"""How examples and channels are grouped, where numbers do not divide evenly, and how that is told."""
 
 from __future__ import annotations
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from .functional import Blocks, block_sizes
 
 
 def fitting_groups(channels: int, wanted: int) -> int:
@@ -22,7 +24,17 @@ def layers_by_groups(model: nn.Module, wanted: int | None) -> dict[int, list[str
     return dict(sorted(found.items(), reverse=True))
 
 
-def described(layers: dict[int, list[str]], wanted: int | None) -> list[str]:
+def described_blocks(batch: int, size: int | None, blocks: Blocks) -> str:
+    """Return how micro-batches of `batch` examples are divided into blocks of `size`, in words."""
+    sizes = block_sizes(batch, size)
+    whole = f"each micro-batch of {batch} examples, on each rank,"
+    if len(sizes) == 1:
+        return f"{whole} is one block, as in plain batch norm"
+    last = "" if sizes[-1] == sizes[0] else f", the last of {sizes[-1]}"
+    return f"{whole} becomes {len(sizes)} blocks of {sizes[0]}{last} ({blocks})"
+
+
+def described_groups(layers: dict[int, list[str]], wanted: int | None) -> list[str]:
     """Return a line for each number of groups in `layers`, saying why it is not `wanted` where it is not."""
     lines = []
     for groups, names in layers.items():

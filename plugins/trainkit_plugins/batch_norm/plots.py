@@ -29,7 +29,8 @@ def draw_curves(axes: Sequence[Any], chosen: float, curves: dict[str, Sequence[P
         _spread(place, [p.alpha for points in curves.values() for p in points])
         place.set_xlabel("alpha")
         place.set_ylabel(label)
-    axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, borderpad=0.2, frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False)
 
 
 def _spread(axes: Any, alphas: Sequence[float]) -> None:

@@ -16,13 +16,14 @@ from torch.optim import Optimizer
 
 from trainkit import History, Plugin, Run, Section, UserError, figure, hookimpl
 
+from .choice import tune
 from .decay import batch_norms, decay_groups, decay_toward_one, scales_and_shifts
 from .exposure import is_batch_norm
-from .functional import Blocks, block_sizes
-from .grouping import described, layers_by_groups
+from .functional import Blocks
+from .grouping import described_blocks, described_groups, layers_by_groups
 from .plots import curve_table, draw_curves
 from .surgery import convert_batch_norm, converted_layers
-from .tuning import ALPHAS, Metric, Point, evaluating, sweep, tune
+from .tuning import ALPHAS, Metric, Point, evaluating, sweep
 
 ParamGroups = list[dict[str, Any]]
 
@@ -54,6 +55,11 @@ class _Summers(Plugin):
         """Let no statistic take in more than `examples` examples; what already limits it more stays."""
         sizes = {layer.ghost_size for layer in converted_layers(model).values()} | {examples}
         self._convert(model, run, ghost_size=min((s for s in sizes if s is not None), default=None), **fields)
+
+    def _blocks(self, run: Run) -> str:
+        layers = list(converted_layers(run.model).values())
+        divided = described_blocks(_micro_batch(run), layers[0].ghost_size, layers[0].blocks)
+        return f"{len(layers)} batch norms: {divided}"
 
 
 def _micro_batch(run: Run) -> int:
@@ -94,13 +100,7 @@ class GhostBatchNorm(_Summers):
 
     def explain(self, run: Run) -> list[str]:
         """Say how each batch is divided."""
-        batch, layers = _micro_batch(run), len(converted_layers(run.model))
-        sizes = block_sizes(batch, self.size)
-        if len(sizes) == 1:
-            return [f"{layers} batch norms: each micro-batch of {batch} examples is one block, as in plain batch norm"]
-        last = "" if sizes[-1] == sizes[0] else f", the last of {sizes[-1]}"
-        divided = f"{len(sizes)} blocks of {sizes[0]}{last} ({self.blocks})"
-        return [f"{layers} batch norms: each micro-batch of {batch} examples, on each rank, becomes {divided}"]
+        return [self._blocks(run)]
 
 
 class BatchGroupNorm(_Summers):
@@ -131,10 +131,8 @@ class BatchGroupNorm(_Summers):
 
     def explain(self, run: Run) -> list[str]:
         """Say what shares statistics, and in which layers there are fewer groups."""
-        sizes = {layer.ghost_size for layer in converted_layers(run.model).values()} - {None}
-        examples = min([_micro_batch(run), *(size for size in sizes if size)])
-        lines = [f"a statistic takes in {examples} of the {_micro_batch(run)} examples of a micro-batch"]
-        return [*lines, *described(layers_by_groups(run.model, self.channel_groups), self.channel_groups)]
+        groups = described_groups(layers_by_groups(run.model, self.channel_groups), self.channel_groups)
+        return [self._blocks(run), *groups]
 
 
 class ExampleWeighing(_Summers):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -110,16 +110,18 @@ def sweep(
 
 
 @contextmanager
-def evaluating(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Put `model` into evaluation mode with other weights; afterwards all is as before."""
+def evaluating(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+    """Put `model` into evaluation mode, with other weights where they are given; afterwards all is as before."""
     modes = [(module, module.training) for module in model.modules()]
-    trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trained = {name: t.clone() for name, t in model.state_dict().items()} if weights is not None else {}
     try:
-        model.load_state_dict(weights)
+        if weights is not None:
+            model.load_state_dict(weights)
         model.eval()
         yield
     finally:
-        model.load_state_dict(trained)
+        if trained:
+            model.load_state_dict(trained)
         for module, training in modes:
             module.training = training
 
@@ -172,69 +174,6 @@ def halves(scores: Tensor) -> tuple[Tensor, Tensor]:
     if scores.shape[2] < 2:
         raise ValueError(f"{scores.shape[2]} example cannot be split into one half to tune on and one to report on")
     return scores[:, :, 0::2], scores[:, :, 1::2]
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """The alpha chosen on some examples, and what choosing it so is worth on others.
-
-    Attributes:
-        alpha: the best on all of the examples.
-        metric: what it is best in.
-        examples: how many there were.
-        curve: what each alpha gives on all of them.
-        alphas: the best on the half in even positions and on the half in odd ones.
-        nll: gain over alpha 0 of each half measured with the alpha that the other half chose; below 0 is better.
-        accuracy: the same; above 0 is better.
-    """
-
-    alpha: float
-    metric: Metric
-    examples: int
-    curve: list[Point]
-    alphas: tuple[float, float]
-    nll: Gain
-    accuracy: Gain
-
-    def summary(self) -> str:
-        """Say in sentences what was chosen, what it is worth, and how it is applied."""
-        return (
-            f"alpha {self.alpha:g} has the best {self.metric} on the {self.examples} validation examples. With each "
-            f"half measured at the alpha chosen on the other ({self.alphas[0]:g} and {self.alphas[1]:g}), against "
-            f"alpha 0: nll {self.nll}, accuracy {self.accuracy} (95% intervals). Metrics and weights of this run are "
-            f"those of alpha 0; convert_batch_norm(model, example_weight={self.alpha:g}) applies it"
-        )
-
-    def columns(self) -> dict[str, Tensor]:
-        """Return each attribute of the curve's points as a float64 tensor [len(curve)]."""
-        rows = [asdict(point) for point in self.curve]
-        return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
-
-    def facts(self) -> dict[str, Any]:
-        """Return everything as plain data for JSON."""
-        return asdict(self)
-
-
-def tune(scores: Tensor, alphas: Sequence[float], metric: Metric) -> Tuned:
-    """Choose alpha on all examples, and tell its worth by cross-fitting: no example is measured with its own choice.
-
-    Args:
-        scores: [len(alphas), 3, N] of `sweep`.
-        alphas: what was measured; 0 is among them.
-        metric: by which to choose.
-
-    Raises:
-        ValueError: there is one example, or no alpha gives finite predictions.
-    """
-    even, odd = halves(scores)
-    curve = points(scores, alphas)
-    best = choose(curve, metric)
-    known = list(map(float, alphas))
-    first, second = (choose(points(half, alphas), metric).alpha for half in (even, odd))
-    fitted = torch.cat([odd[known.index(first)], even[known.index(second)]], dim=1)
-    plain = torch.cat([odd[known.index(0.0)], even[known.index(0.0)]], dim=1)
-    gains = gain(fitted[0], plain[0]), gain(fitted[2], plain[2])
-    return Tuned(best.alpha, metric, scores.shape[2], curve, (first, second), *gains)
 
 
 def gain(values: Tensor, baseline: Tensor) -> Gain:
