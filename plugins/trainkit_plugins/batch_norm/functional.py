@@ -10,10 +10,12 @@ Variances are formed around their mean and never as a difference of raw moments,
 bfloat16 and float16 are summed in float32.
 """
 
+import math
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -124,16 +126,15 @@ def mix_moments(
     Returns:
         (mu, var), each [N, G], float32 or wider.
     """
-    groups = channel_groups or x.shape[1]
-    wide = _wide(x.dtype)
-    m1 = running_mean.to(wide).reshape(groups, -1)
-    mu = m1.mean(1)
-    var = (running_var.to(wide).reshape(groups, -1) + (m1 - mu[:, None]) ** 2).mean(1)
+    groups, wide = channel_groups or x.shape[1], _wide(x.dtype)
+    m1, var = _group_moments(running_mean.to(wide), running_var.to(wide), groups)
     if example_weight == 0:
-        return mu.expand(x.shape[0], -1), var.expand(x.shape[0], -1)
-    own_var, own_mu = torch.var_mean(x.to(wide).reshape(x.shape[0], groups, -1), dim=2, correction=0)
-    between = example_weight * (1 - example_weight) * (own_mu - mu) ** 2
-    return torch.lerp(mu, own_mu, example_weight), torch.lerp(var, own_var, example_weight) + between
+        return m1.expand(x.shape[0], -1), var.expand(x.shape[0], -1)
+    own = x.to(wide).reshape(x.shape[0], groups, math.prod(x.shape[1:]) // groups)
+    own_mu = own.mean(2)
+    own_var = (own - own_mu[:, :, None]).square().mean(2)
+    between = example_weight * (1 - example_weight) * (own_mu - m1).square()
+    return torch.lerp(m1, own_mu, example_weight), torch.lerp(var, own_var, example_weight) + between
 
 
 def normalise_examples(
@@ -152,10 +153,25 @@ def normalise_examples(
     Returns:
         [N, C, ...] in the dtype of ``x``.
     """
+    groups, wide = channel_groups or x.shape[1], _wide(x.dtype)
+    members = x.shape[1] // groups
+    gamma, beta = (None if t is None else t.to(wide) for t in (weight, bias))
+    if example_weight == 0:
+        moments = _group_moments(running_mean.to(wide), running_var.to(wide), groups)
+        mu, var = (m.repeat_interleave(members) for m in moments)
+        return F.batch_norm(x.to(wide), mu, var, gamma, beta, False, 0.0, eps).to(x.dtype)
     mu, var = mix_moments(x, running_mean, running_var, example_weight=example_weight, channel_groups=channel_groups)
-    x3 = x.to(mu.dtype).reshape(x.shape[0], mu.shape[1], -1)
-    y = (x3 - mu[:, :, None]) * torch.rsqrt(var + eps)[:, :, None]
-    return _affine(y.reshape(x.shape), weight, bias).to(x.dtype)
+    mu, a = (m.repeat_interleave(members, dim=1) for m in (mu, torch.rsqrt(var + eps)))
+    a = a if gamma is None else a * gamma
+    c = -mu * a if beta is None else beta - mu * a
+    shape = (*a.shape, *[1] * (x.dim() - 2))
+    return (x.to(wide) * a.view(shape) + c.view(shape)).to(x.dtype)
+
+
+def _group_moments(running_mean: Tensor, running_var: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    m1 = running_mean.view(groups, -1)
+    mu = m1.mean(1)
+    return mu, (running_var.view(groups, -1) + (m1 - mu[:, None]).square()).mean(1)
 
 
 @lru_cache(maxsize=1024)
@@ -176,13 +192,6 @@ def _by_operations(x: Tensor) -> bool:
 
 def _dense(x: Tensor) -> Tensor:
     return x if x.is_contiguous() or flat(x).transpose(1, 2).is_contiguous() else x.contiguous()
-
-
-def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    shape = (-1,) + (1,) * (y.dim() - 2)
-    if weight is not None:
-        y = y * weight.to(y.dtype).reshape(shape)
-    return y if bias is None else y + bias.to(y.dtype).reshape(shape)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
