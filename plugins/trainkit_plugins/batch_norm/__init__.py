@@ -1,9 +1,9 @@
 """Batch normalisation with ghost batches, channel groups and example weighing, for any model that has BatchNorm."""
 
+from .blocks import block_sizes
 from .functional import (
     Blocks,
     Normalised,
-    block_sizes,
     mix_moments,
     normalise_blocks,
     normalise_examples,

@@ -10,10 +10,17 @@ Variances are formed around their mean and never as a difference of raw moments,
 bfloat16 and float16 are summed in float32.
 """
 
+import math
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from .blocks import Settings, block_sizes, flat, normalise, pool
+from .cpu import BlockNorm
 
 Blocks = Literal["strided", "consecutive"]
 
@@ -30,26 +37,6 @@ class Normalised(NamedTuple):
     output: Tensor
     mean: Tensor
     var: Tensor
-
-
-def block_sizes(batch: int, ghost_size: int | None) -> list[int]:
-    """Split a batch into blocks of ``ghost_size`` examples that use every example.
-
-    A remainder of more than half a ghost size is a block of its own; a smaller one joins the last block. A
-    block of one example is therefore made by ``ghost_size=1`` alone. ``None`` makes one block.
-
-    Returns:
-        The sizes of the blocks, in order; they sum to ``batch``.
-    """
-    if ghost_size is None or batch <= ghost_size:
-        return [batch]
-    full, rest = divmod(batch, ghost_size)
-    sizes = [ghost_size] * full
-    if 2 * rest > ghost_size:
-        sizes.append(rest)
-    else:
-        sizes[-1] += rest
-    return sizes
 
 
 def normalise_blocks(
@@ -77,23 +64,23 @@ def normalise_blocks(
         blocks: which examples share a block. With B equal blocks, block b of ``"strided"`` holds the examples
             b, b + B, b + 2 B ...; block b of ``"consecutive"`` (the authors' code) holds n neighbours. A last
             block of another size (see :func:`block_sizes`) always holds the batch's last examples.
+
+    Raises:
+        ValueError: a statistic would be that of a single number.
     """
-    sizes = block_sizes(x.shape[0], ghost_size)
-    x4 = x.reshape(x.shape[0], channel_groups or x.shape[1], -1, x[0, 0].numel()).to(_wide(x.dtype))
-    even = len(sizes) if sizes[-1] == sizes[0] else len(sizes) - 1
-    parts = []
-    if even:
-        head = x4[: even * sizes[0]]
-        shape = (sizes[0], even) if blocks == "strided" else (even, sizes[0])
-        examples = 0 if blocks == "strided" else 1
-        parts.append(_standardise(head.unflatten(0, shape), (examples, 3, 4), eps).flatten(0, 1))
-    if even < len(sizes):
-        parts.append(_standardise(x4[even * sizes[0] :], (0, 2, 3), eps))
-    y = _affine(torch.cat(parts).reshape(x.shape), weight, bias)
-    with torch.no_grad():
-        whole = x.detach().to(_wide(x.dtype)).reshape(x.shape[0], x.shape[1], -1)
-        var, mean = torch.var_mean(whole, dim=(0, 2), correction=0)
-    return Normalised(y.to(x.dtype), mean, var)
+    settings = _settings(x.shape[0], ghost_size, channel_groups or x.shape[1], eps, blocks == "consecutive")
+    if min(settings.sizes) * (x.numel() // x.shape[0]) == settings.groups:
+        raise ValueError(
+            f"expected more than 1 value per statistic in training; {settings.groups} channel groups of blocks "
+            f"of {min(settings.sizes)} have 1 in an input of shape {tuple(x.shape)}"
+        )
+    wide = _wide(x.dtype)
+    gamma, beta = (None if t is None else t.to(wide) for t in (weight, bias))
+    if _by_operations(x):
+        y, mean, var = normalise(x.to(wide), gamma, beta, settings)
+    else:
+        y, mean, var = BlockNorm.apply(_dense(x.to(wide)), gamma, beta, settings)
+    return Normalised(y.to(x.dtype), *pool(mean, var, settings.sizes))
 
 
 @torch.no_grad()
@@ -113,10 +100,11 @@ def update_moments(running_mean: Tensor, running_var: Tensor, mean: Tensor, var:
         momentum: weight of the batch (torch's convention; 1 - decay in the authors').
     """
     shift = mean - running_mean.to(mean.dtype)
-    running_var.copy_(
-        (1 - momentum) * running_var.to(var.dtype) + momentum * var + momentum * (1 - momentum) * shift * shift
-    )
-    running_mean.copy_(running_mean.to(mean.dtype) + momentum * shift)
+    wide = running_var if running_var.dtype == var.dtype else running_var.to(var.dtype)
+    wide.lerp_(var, momentum).addcmul_(shift, shift, value=momentum * (1 - momentum))
+    if wide is not running_var:
+        running_var.copy_(wide)
+    running_mean.add_(shift, alpha=momentum)
 
 
 def mix_moments(
@@ -138,16 +126,15 @@ def mix_moments(
     Returns:
         (mu, var), each [N, G], float32 or wider.
     """
-    groups = channel_groups or x.shape[1]
-    wide = _wide(x.dtype)
-    m1 = running_mean.to(wide).unflatten(0, (groups, -1))
-    mu = m1.mean(1)
-    var = (running_var.to(wide).unflatten(0, (groups, -1)) + (m1 - mu[:, None]) ** 2).mean(1)
+    groups, wide = channel_groups or x.shape[1], _wide(x.dtype)
+    m1, var = _group_moments(running_mean.to(wide), running_var.to(wide), groups)
     if example_weight == 0:
-        return mu.expand(x.shape[0], -1), var.expand(x.shape[0], -1)
-    own_var, own_mu = torch.var_mean(x.to(wide).reshape(x.shape[0], groups, -1), dim=2, correction=0)
-    between = example_weight * (1 - example_weight) * (own_mu - mu) ** 2
-    return torch.lerp(mu, own_mu, example_weight), torch.lerp(var, own_var, example_weight) + between
+        return m1.expand(x.shape[0], -1), var.expand(x.shape[0], -1)
+    own = x.to(wide).reshape(x.shape[0], groups, math.prod(x.shape[1:]) // groups)
+    own_mu = own.mean(2)
+    own_var = (own - own_mu[:, :, None]).square().mean(2)
+    between = example_weight * (1 - example_weight) * (own_mu - m1).square()
+    return torch.lerp(m1, own_mu, example_weight), torch.lerp(var, own_var, example_weight) + between
 
 
 def normalise_examples(
@@ -166,22 +153,45 @@ def normalise_examples(
     Returns:
         [N, C, ...] in the dtype of ``x``.
     """
+    groups, wide = channel_groups or x.shape[1], _wide(x.dtype)
+    members = x.shape[1] // groups
+    gamma, beta = (None if t is None else t.to(wide) for t in (weight, bias))
+    if example_weight == 0:
+        moments = _group_moments(running_mean.to(wide), running_var.to(wide), groups)
+        mu, var = (m.repeat_interleave(members) for m in moments)
+        return F.batch_norm(x.to(wide), mu, var, gamma, beta, False, 0.0, eps).to(x.dtype)
     mu, var = mix_moments(x, running_mean, running_var, example_weight=example_weight, channel_groups=channel_groups)
-    x3 = x.to(mu.dtype).reshape(x.shape[0], mu.shape[1], -1)
-    y = (x3 - mu[:, :, None]) * torch.rsqrt(var + eps)[:, :, None]
-    return _affine(y.reshape(x.shape), weight, bias).to(x.dtype)
+    mu, a = (m.repeat_interleave(members, dim=1) for m in (mu, torch.rsqrt(var + eps)))
+    a = a if gamma is None else a * gamma
+    c = -mu * a if beta is None else beta - mu * a
+    shape = (*a.shape, *[1] * (x.dim() - 2))
+    return (x.to(wide) * a.view(shape) + c.view(shape)).to(x.dtype)
 
 
-def _standardise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
-    var, mu = torch.var_mean(x, dim=dims, correction=0, keepdim=True)
-    return (x - mu) * torch.rsqrt(var + eps)
+def _group_moments(running_mean: Tensor, running_var: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    m1 = running_mean.view(groups, -1)
+    mu = m1.mean(1)
+    return mu, (running_var.view(groups, -1) + (m1 - mu[:, None]).square()).mean(1)
 
 
-def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    shape = (-1,) + (1,) * (y.dim() - 2)
-    if weight is not None:
-        y = y * weight.to(y.dtype).reshape(shape)
-    return y if bias is None else y + bias.to(y.dtype).reshape(shape)
+@lru_cache(maxsize=1024)
+def _settings(batch: int, ghost_size: int | None, groups: int, eps: float, consecutive: bool) -> Settings:
+    return Settings(tuple(block_sizes(batch, ghost_size)), groups, eps, consecutive)
+
+
+def _by_operations(x: Tensor) -> bool:
+    # Where the hand-written pass is of no use: other devices, tracers and compilers, torch.func, forward mode.
+    return (
+        x.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if x.is_contiguous() or flat(x).transpose(1, 2).is_contiguous() else x.contiguous()
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -1,13 +1,13 @@
 """The generalised layer: what a torch BatchNorm becomes by an exchange of its class."""
 
-from functools import cache
 from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .functional import Blocks, block_sizes, normalise_blocks, normalise_examples, update_moments
+from .blocks import block_sizes
+from .functional import Blocks, normalise_blocks, normalise_examples, update_moments
 
 
 class GeneralisedBatchNorm(_BatchNorm):
@@ -35,7 +35,7 @@ class GeneralisedBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [N, C, ...]; a timm BatchNormAct2d then drops and activates as it always did."""
-        self._check_input_dim(input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
         momentum = self._count() if self.training and self.track_running_stats else 0.0
         batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
         y = self._by_batch(input, momentum) if batch_statistics else self._by_running(input)
@@ -67,8 +67,9 @@ class GeneralisedBatchNorm(_BatchNorm):
 
     def extra_repr(self) -> str:
         """Return torch's own line and the fields of this layer."""
+        plain = super().extra_repr()  # type: ignore[no-untyped-call]
         return (
-            f"{super().extra_repr()}, ghost_size={self.ghost_size}, channel_groups={self.channel_groups}, "
+            f"{plain}, ghost_size={self.ghost_size}, channel_groups={self.channel_groups}, "
             f"example_weight={self.example_weight}, blocks={self.blocks}"
         )
 
@@ -92,7 +93,8 @@ class GeneralisedBatchNorm(_BatchNorm):
         eps, groups = self.__dict__["eps"], self._groups()
         tracked = self.training and self.track_running_stats
         mean, var = (self.running_mean, self.running_var) if tracked else (None, None)
-        if groups is None and len(block_sizes(x.shape[0], self.ghost_size)) == 1:
+        one_block = len(block_sizes(x.shape[0], self.ghost_size)) == 1
+        if (one_block and groups is None) or x.numel() == 0:
             return F.batch_norm(x, mean, var, self.weight, self.bias, True, momentum, eps)
         done = normalise_blocks(
             x,
@@ -124,16 +126,20 @@ class GeneralisedBatchNorm(_BatchNorm):
         )
 
 
-@cache
+_made: dict[type[_BatchNorm], type[GeneralisedBatchNorm]] = {}
+
+
 def generalised(plain: type[_BatchNorm]) -> type[GeneralisedBatchNorm]:
     """Return the generalised subclass of a BatchNorm class, always the same one."""
-    # It keeps the module's name: torch.fx takes a layer for a leaf by it.
-    names = {"plain_class": plain, "__module__": plain.__module__, "__doc__": GeneralisedBatchNorm.__doc__}
-    made = type(f"Generalised{plain.__name__}", (GeneralisedBatchNorm, plain), names)
-    return cast(type[GeneralisedBatchNorm], made)
+    if plain not in _made:
+        # It keeps the module's name: torch.fx takes a layer for a leaf by it.
+        names = {"plain_class": plain, "__module__": plain.__module__, "__doc__": GeneralisedBatchNorm.__doc__}
+        made = type(f"Generalised{plain.__name__}", (GeneralisedBatchNorm, plain), names)
+        _made[plain] = cast(type[GeneralisedBatchNorm], made)
+    return _made[plain]
 
 
 def _empty(plain: type[_BatchNorm]) -> GeneralisedBatchNorm:
     # A pickle cannot name a class that is made on demand, so it names the one it is made from.
     cls = generalised(plain)
-    return cast(GeneralisedBatchNorm, cls.__new__(cls))
+    return cls.__new__(cls)

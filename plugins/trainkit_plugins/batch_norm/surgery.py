@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from difflib import get_close_matches
+from typing import cast
 
 from torch import nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
@@ -84,7 +85,7 @@ def revert_batch_norm(model: nn.Module) -> list[str]:
     for layer in layers.values():
         for field in ("ghost_size", "channel_groups", "example_weight", "blocks"):
             del layer.__dict__[field]
-        layer.__class__ = layer.plain_class
+        layer.__class__ = layer.plain_class  # type: ignore[assignment]
     return list(layers)
 
 
@@ -99,12 +100,13 @@ def converted_layers(model: nn.Module) -> dict[str, GeneralisedBatchNorm]:
 
 
 def _convert(layer: _BatchNorm) -> GeneralisedBatchNorm:
-    if not isinstance(layer, GeneralisedBatchNorm):
-        layer.__class__ = generalised(type(layer))
-        assert isinstance(layer, GeneralisedBatchNorm)
-        layer.ghost_size = layer.channel_groups = None
-        layer.example_weight, layer.blocks = 0.0, "strided"
-    return layer
+    if isinstance(layer, GeneralisedBatchNorm):
+        return layer
+    layer.__class__ = generalised(type(layer))
+    converted = cast(GeneralisedBatchNorm, layer)
+    converted.ghost_size = converted.channel_groups = None
+    converted.example_weight, converted.blocks = 0.0, "strided"
+    return converted
 
 
 def _refuse_values(
@@ -161,8 +163,7 @@ def _against(name: str, layer: _BatchNorm) -> str | None:
         )
     if isinstance(layer, LazyModuleMixin):
         return f"{where} that has not seen its number of channels; send one batch through the model first"
-    known = (_BatchNorm.forward, *(_forward for _forward in [_timm_forward(type(layer))] if _forward))
-    if type(layer).forward not in known:
+    if type(layer).forward not in (_BatchNorm.forward, _timm_forward(type(layer))):
         return f"{where}, a BatchNorm with a forward of its own, which a conversion would drop"
     return None
 
