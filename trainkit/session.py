@@ -120,9 +120,11 @@ def _load_weights(run: Run, file: Path) -> None:
         raise UserError(f"{file}: there are no weights here")
     try:
         load_checkpoint(run.model, str(file), weights_only=True)
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{file}: these weights do not fit the model: {reason}") from None
+    except Exception as error:  # spoiled bytes may raise anything
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        if "state_dict" in lines[0]:  # torch's first line says only this, the next one what is wrong
+            raise UserError(f"{file}: these weights do not fit the model: {lines[min(1, len(lines) - 1)]}") from None
+        raise UserError(f"{file}: cannot be read as weights ({lines[0][:160]})") from None
 
 
 def measure(folder: Path, weights: str) -> dict[str, float]:
