@@ -11,7 +11,6 @@ bfloat16 and float16 are summed in float32.
 """
 
 import math
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -68,11 +67,12 @@ def normalise_blocks(
     Raises:
         ValueError: a statistic would be that of a single number.
     """
-    settings = _settings(x.shape[0], ghost_size, channel_groups or x.shape[1], eps, blocks == "consecutive")
-    if min(settings.sizes) * (x.numel() // x.shape[0]) == settings.groups:
+    sizes = tuple(block_sizes(x.shape[0], ghost_size))
+    settings = Settings(sizes, channel_groups or x.shape[1], eps, blocks == "consecutive")
+    if min(sizes) * (x.numel() // x.shape[0]) == settings.groups:
         raise ValueError(
             f"expected more than 1 value per statistic in training; {settings.groups} channel groups of blocks "
-            f"of {min(settings.sizes)} have 1 in an input of shape {tuple(x.shape)}"
+            f"of {min(sizes)} have 1 in an input of shape {tuple(x.shape)}"
         )
     wide = _wide(x.dtype)
     gamma, beta = (None if t is None else t.to(wide) for t in (weight, bias))
@@ -80,7 +80,7 @@ def normalise_blocks(
         y, mean, var = normalise(x.to(wide), gamma, beta, settings)
     else:
         y, mean, var = BlockNorm.apply(_dense(x.to(wide)), gamma, beta, settings)
-    return Normalised(y.to(x.dtype), *pool(mean, var, settings.sizes))
+    return Normalised(y.to(x.dtype), *pool(mean, var, sizes))
 
 
 @torch.no_grad()
@@ -172,11 +172,6 @@ def _group_moments(running_mean: Tensor, running_var: Tensor, groups: int) -> tu
     m1 = running_mean.view(groups, -1)
     mu = m1.mean(1)
     return mu, (running_var.view(groups, -1) + (m1 - mu[:, None]).square()).mean(1)
-
-
-@lru_cache(maxsize=1024)
-def _settings(batch: int, ghost_size: int | None, groups: int, eps: float, consecutive: bool) -> Settings:
-    return Settings(tuple(block_sizes(batch, ghost_size)), groups, eps, consecutive)
 
 
 def _by_operations(x: Tensor) -> bool:
