@@ -46,8 +46,14 @@ def build(recipe: Recipe, device: Device) -> Data:
         splits = _digits(spec)
     elif isinstance(spec, GlyphsSpec):
         splits = _glyphs(spec, recipe)
-    else:
+    elif isinstance(spec, TimmSpec):
         splits = _timm(spec, recipe)
+    else:
+        mark = recipe.source.nearest("data", "name")
+        raise UserError(
+            f"{mark}: data: {spec.name} has no class with both training and validation images; it is for few-shot "
+            "tasks: switch on a plugin that draws them, or name other data"
+        )
     return streams(splits, recipe, device)
 
 
@@ -58,8 +64,8 @@ def streams(splits: Splits, recipe: Recipe, device: Device) -> Data:
         UserError: there are too few examples.
     """
     spec, channels = recipe.data, recipe.model.in_chans
-    _check_channels(recipe)
-    size = _size(spec, recipe)
+    check_channels(recipe)
+    size = size_of(spec, recipe)
     mean, std = (_channels(values, channels) for values in (spec.mean or splits.mean, spec.std or splits.std))
     common = {"input_size": (channels, size, size), "mean": mean, "std": std}
     plain = _as_mode(timm.data.create_transform(**common, interpolation="bicubic", crop_pct=1.0), channels)
@@ -130,7 +136,7 @@ def _digits(spec: DigitsSpec) -> Splits:
 def _glyphs(spec: GlyphsSpec, recipe: Recipe) -> Splits:
     from trainkit.data.glyphs import LARGEST, load_glyphs
 
-    everything = load_glyphs(min(_size(spec, recipe), LARGEST), spec.variants)
+    everything = load_glyphs(min(size_of(spec, recipe), LARGEST), spec.variants)
     try:
         glyphs = everything.of(spec.scripts, spec.letters)
     except ValueError as error:
@@ -223,11 +229,12 @@ def _pretrained_cfg(recipe: Recipe) -> Any:
     return timm.models.get_pretrained_cfg(recipe.model.name) or timm.models.PretrainedCfg()
 
 
-def _size(spec: DataSpec, recipe: Recipe) -> int:
+def size_of(spec: DataSpec, recipe: Recipe) -> int:
+    """Return the side of an image in pixels: what the data say, or what the model was made for."""
     return spec.image_size or int(_pretrained_cfg(recipe).input_size[-1])
 
 
-def _check_channels(recipe: Recipe) -> None:
+def check_channels(recipe: Recipe) -> None:
     """Refuse numbers of channels that do not fit images or one another."""
     channels = recipe.model.in_chans
     if channels not in (1, 3):
