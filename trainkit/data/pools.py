@@ -85,7 +85,7 @@ def class_pool(recipe: Recipe, split: Split) -> ClassPool:
     Raises:
         UserError: the files are not there, or the data have no such split, or are to be augmented.
     """
-    spec = recipe.data
+    spec = _images(recipe.data, recipe, ("data",))
     if spec.augment is not None and spec.augment != type(spec).model_fields["augment"].default:
         mark = recipe.source.nearest("data", "augment")
         raise UserError(f"{mark}: data.augment: images of few-shot tasks are not augmented; set data.augment to null")
@@ -107,7 +107,7 @@ def target_pool(recipe: Recipe, data: Mapping[str, Any], *keys: str) -> ClassPoo
         RecipeError: the section has mistakes.
     """
     try:
-        spec: DataSpec = TypeAdapter(AnyDataSpec).validate_python(data)
+        spec: AnyDataSpec = TypeAdapter(AnyDataSpec).validate_python(data)
     except ValidationError as error:
         problems = []
         for item in error.errors():
@@ -115,16 +115,25 @@ def target_pool(recipe: Recipe, data: Mapping[str, Any], *keys: str) -> ClassPoo
             message = item["msg"].removeprefix("Value error, ")
             problems.append(Problem(recipe.source.nearest(*keys, *inner), ".".join((*keys, *inner)), message))
         raise RecipeError(problems) from None
-    return _pool(recipe, spec, "target", keys)
+    return _pool(recipe, _images(spec, recipe, keys), "target", keys)
+
+
+def _images(spec: AnyDataSpec, recipe: Recipe, keys: tuple[str, ...]) -> DataSpec:
+    mark, place = recipe.source.nearest(*keys), ".".join(keys)
+    if not isinstance(spec, DataSpec):
+        raise UserError(f"{mark}: {place}: {spec.name} has no images in classes to make few-shot tasks of")
+    if spec.missing is not None:
+        raise UserError(f"{mark}: {place}.missing: few-shot tasks have no missing entries; leave it out")
+    return spec
 
 
 def _pool(recipe: Recipe, spec: DataSpec, where: Where, keys: tuple[str, ...]) -> ClassPool:
     sources.check_channels(recipe)
-    size = sources.size_of(recipe.data, recipe)
+    scale = _images(recipe.data, recipe, ("data",))
+    size = sources.size_of(scale, recipe)
     shape = (recipe.model.in_chans, size, size)
     try:
         images = open_split(spec, where, shape, ".".join(keys))
     except UserError as error:
         raise UserError(f"{recipe.source.nearest(*keys)}: {error}") from None
-    scale = recipe.data
     return ClassPool(images, shape, scale.mean or (0.0,), scale.std or (1.0,), getattr(spec, "rotations", False))
