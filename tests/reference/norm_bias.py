@@ -43,3 +43,22 @@ def momentum_sgd(phi: Numbers, gradients: Sequence[Numbers], lr: float, momentum
 def flat(tensors: Sequence[Tensor]) -> Numbers:
     """Return every number of every tensor, in order."""
     return torch.cat([t.detach().double().flatten() for t in tensors]).tolist()
+
+
+def dense_convolution(
+    weight: Tensor, grid: tuple[int, int], stride: tuple[int, ...], dilation: tuple[int, ...], groups: int
+) -> Tensor:
+    """The matrix [out m_h m_w, in n_h n_w] of a convolution with circular padding, entry by entry."""
+    out, per_group, k_h, k_w = weight.shape
+    (n_h, n_w), (s_h, s_w) = grid, stride
+    m_h, m_w = n_h // s_h, n_w // s_w
+    matrix = weight.new_zeros(out, m_h, m_w, per_group * groups, n_h, n_w)
+    for o in range(out):
+        first = o // (out // groups) * per_group
+        for y in range(m_h):
+            for x in range(m_w):
+                for a in range(k_h):
+                    for b in range(k_w):
+                        row, column = (s_h * y + dilation[0] * a) % n_h, (s_w * x + dilation[1] * b) % n_w
+                        matrix[o, y, x, first : first + per_group, row, column] += weight[o, :, a, b]
+    return matrix.reshape(out * m_h * m_w, -1)
