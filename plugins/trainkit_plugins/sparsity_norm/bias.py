@@ -87,6 +87,16 @@ def measure_for(targets: Tensor) -> Measure:
 
 
 @torch.no_grad()
+def points_of(
+    inputs: Tensor, outputs: Tensor, targets: Tensor, measure: Measure | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Return observed entries, output and truth of a batch's rows [3, N] on the CPU; see `sparsity_bias`."""
+    count = observed(inputs, mask).flatten(1).sum(dim=1)
+    output, truth = (measure or measure_for(targets))(outputs, targets)
+    return torch.stack([values.float().cpu() for values in (count, output, truth)])
+
+
+@torch.no_grad()
 def sparsity_bias(
     model: nn.Module, loader: Iterable[tuple[Tensor, ...]], measure: Measure | None = None
 ) -> SparsityBias:
@@ -112,9 +122,8 @@ def sparsity_bias(
     try:
         for inputs, targets, *rest in loader:
             inputs, targets = inputs.to(device), targets.to(device)
-            mask = observed(inputs, rest[0].to(device) if rest else None)
-            found = (measure or measure_for(targets))(model(inputs).float(), targets)
-            points.append(torch.stack([mask.flatten(1).sum(dim=1).float(), *(f.float() for f in found)]).cpu())
+            mask = rest[0].to(device) if rest else None
+            points.append(points_of(inputs, model(inputs).float(), targets, measure, mask))
     finally:
         for module, mode in modes:
             module.training = mode
