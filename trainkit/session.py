@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.build import build, compose
-from trainkit.checkpoint import Keeper, atomically, read_state
+from trainkit.checkpoint import Keeper, atomically, misfit, read_state
 from trainkit.environment import facts
 from trainkit.errors import Interrupted, TrainingError, UserError
 from trainkit.log import History
@@ -94,8 +94,7 @@ def measure(folder: Path, weights: str) -> dict[str, float]:
         try:
             load_checkpoint(run.model, str(file), weights_only=True)
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{file}: these weights do not fit the model: {reason}") from None
+            raise UserError(f"{file}: these weights do not fit the model: {misfit(error)}") from None
     return evaluate(run)
 
 

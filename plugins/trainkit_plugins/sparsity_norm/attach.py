@@ -64,21 +64,19 @@ def widen(model: nn.Module, input_size: Sequence[int], by: int) -> None:
     names = config.get("first_conv") or ()
     layers = [model.get_submodule(name) for name in ([names] if isinstance(names, str) else names)]
     channels, entries = input_size[0], torch.Size(input_size).numel()
-    for layer in layers:
-        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.in_channels == channels:
-            layer.in_channels += by
-            _grow(layer, by)
-        elif isinstance(layer, nn.Linear) and layer.in_features == entries:
-            layer.in_features += by * entries // channels
-            _grow(layer, by * entries // channels)
-        else:
-            layers = []
-            break
-    if not layers:
+    convolutions = [m for m in layers if isinstance(m, nn.Conv2d) and m.groups == 1 and m.in_channels == channels]
+    matrices = [m for m in layers if isinstance(m, nn.Linear) and m.in_features == entries]
+    if not layers or len(convolutions) + len(matrices) < len(layers):
         raise ValueError(
             f"{type(model).__name__} does not say which of its layers takes the {channels} channels, so the mask "
             "cannot be fed to it; choose another method"
         )
+    for convolution in convolutions:
+        convolution.in_channels += by
+        _grow(convolution, by)
+    for matrix in matrices:
+        matrix.in_features += by * entries // channels
+        _grow(matrix, by * entries // channels)
 
 
 def _grow(layer: nn.Conv2d | nn.Linear, by: int) -> None:

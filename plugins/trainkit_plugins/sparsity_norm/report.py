@@ -90,7 +90,8 @@ def draw_series(axes: Any, series: Sequence[tuple[Sequence[int], Sequence[float]
     axes.set_ylim(-1.05, 1.05)
     axes.set_xlabel("step")
     axes.set_title("correlation with log(observed)")
-    axes.legend(loc="best")
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="best")
 
 
 def _said(found: Correlation) -> str:
