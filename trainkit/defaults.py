@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from trainkit import models
 from trainkit.data import sources
 from trainkit.data.types import Data
-from trainkit.errors import Mark, Problem, UserError, suggest
+from trainkit.errors import Problem, UserError, suggest
 from trainkit.hooks import hookimpl
 from trainkit.measures import classification_metrics, criterion, regression_metrics
 from trainkit.recipe import LossSpec, Recipe
@@ -171,19 +171,16 @@ def _in_chans(recipe: Recipe, data: Data) -> int:
     """Return how many channels the model is to take: the recipe's for images, all features for rows of them.
 
     Raises:
-        UserError: the data are rows, and the model or the number of channels is for images.
+        UserError: the data are rows, and the model is for images.
     """
-    spec, where = recipe.model, recipe.source.nearest
+    spec = recipe.model
     if len(data.input_size) != 1:
         return spec.in_chans
     (features,) = data.input_size
     if spec.name not in models.FEATURE_MODELS:
         known = ", ".join(models.FEATURE_MODELS)
         wrong = f"{spec.name} takes images, and these data are rows of {features} features; use one of {known}"
-        raise UserError(f"{where('model', 'name')}: model.name: {wrong}")
-    if recipe.where("model", "in_chans") != Mark("default") and spec.in_chans != features:
-        wrong = f"these data have {features} features, not {spec.in_chans}; leave it out"
-        raise UserError(f"{where('model', 'in_chans')}: model.in_chans: {wrong}")
+        raise UserError(f"{recipe.source.nearest('model', 'name')}: model.name: {wrong}")
     return features
 
 

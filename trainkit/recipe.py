@@ -26,7 +26,7 @@ class ModelSpec(BaseModel):
     pretrained: bool = Field(False, description="start from timm's weights (downloads them)")
     checkpoint: str | None = Field(None, description="start from this file (.safetensors or .pth)")
     num_classes: int | None = Field(None, ge=0, description="outputs; default: the classes of the data")
-    in_chans: int = Field(3, ge=1, description="channels of the input")
+    in_chans: int = Field(3, ge=1, description="channels of images; rows of features are taken whole")
     args: dict[str, Any] = Field({}, description="further arguments of timm.create_model, such as drop_path_rate")
 
 

@@ -149,7 +149,7 @@ def made_up(spec: RatingsSpec) -> Ratings:
     The share is drawn log-uniformly from `spec.rate`, independently of the ratings: how many ratings a user has says
     nothing about them. Every user has two ratings at least.
     """
-    draw = np.random.default_rng(derive_seed(0, "made-up ratings"))
+    draw = np.random.default_rng(derive_seed(spec.seed, "made-up ratings"))
     p, q = draw.standard_normal((spec.users, spec.rank)), draw.standard_normal((spec.items, spec.rank))
     r = 3.5 + p @ q.T / math.sqrt(spec.rank) + spec.noise * draw.standard_normal((spec.users, spec.items))
     low, high = np.log(spec.rate)

@@ -166,6 +166,7 @@ class RatingsSpec(StreamSpec):
     rate: tuple[float, float] = Field(
         (0.03, 0.8), description="made up: share of items that a user rates, drawn log-uniformly for each user"
     )
+    seed: int = Field(0, ge=0, lt=2**63, description="made up: of everything; the recipe's seed does not change it")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="share of each user's ratings held out; same for any seed")
 
     @model_validator(mode="after")

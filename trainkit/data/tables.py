@@ -55,7 +55,12 @@ def build(spec: TableSpec, recipe: Recipe, device: Device) -> Data:
     table = read_table(spec.path, spec.gaps)
     name = _target_name(table, spec, recipe)
     target = read_target(table, name, spec.task)
-    train, val = split(target, spec.val_fraction)
+    try:
+        train, val = split(target, spec.val_fraction)
+    except ValueError as error:
+        mark, count = recipe.source.nearest("data", "val_fraction"), f"{table.rows} rows cannot be split so"
+        reason = str(error).split(". ")[0]
+        raise UserError(f"{mark}: data.val_fraction: {count} ({reason[:1].lower()}{reason[1:]})") from None
     features = [column for column in table.columns if column != name and column not in spec.drop]
     if not features:
         raise UserError(f"{recipe.source.nearest('data')}: data: no column is left beside the target {name!r}")
@@ -146,17 +151,13 @@ def split(target: Target, val_fraction: float) -> tuple[Indices, Indices]:
     """Return the rows for training and those for validation, the same for every recipe seed, stratified by class.
 
     Raises:
-        UserError: there are too few rows.
+        ValueError: there are too few rows.
     """
     from sklearn.model_selection import train_test_split
 
     stratify = target.values if target.classes else None
-    try:
-        train, val = train_test_split(
-            np.arange(len(target.values)), test_size=val_fraction, stratify=stratify, random_state=0
-        )
-    except ValueError as error:
-        raise UserError(f"data.val_fraction: {len(target.values)} rows cannot be split so: {error}") from None
+    rows = np.arange(len(target.values))
+    train, val = train_test_split(rows, test_size=val_fraction, stratify=stratify, random_state=0)
     return np.sort(train), np.sort(val)
 
 
