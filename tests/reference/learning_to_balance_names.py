@@ -26,8 +26,8 @@ _PARTS = (("dense", "dense"), ("mu", "mu"), ("sigma", "rho"))
 
 
 def turned(kernel):
-    """[kh, kw, in, out] -> [out, in, kh, kw]; [in, out] -> [out, in]."""
-    return kernel.permute(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T
+    """[kh, kw, in, out] -> [out, in, kh, kw]; [in, out] -> [out, in]; a bias stays."""
+    return kernel.permute(3, 2, 0, 1) if kernel.ndim == 4 else kernel.permute(*reversed(range(kernel.ndim)))
 
 
 def channels_first(matrix, side):
@@ -39,3 +39,23 @@ def channels_first(matrix, side):
 def images(x):
     """[N, H, W, C] -> [N, C, H, W]."""
     return torch.permute(x, (0, 3, 1, 2))
+
+
+def backbone_weights(w, side):
+    """Return the state of `Conv4` with a zero head, and alpha by the same names, from the authors' weights.
+
+    Args:
+        w: weights by the authors' names.
+        side: height and width of the last map.
+    """
+    theta, alpha = {}, {}
+    for layer in ("conv1", "conv2", "conv3", "conv4"):
+        for part, name in (("w", "weight"), ("b", "bias")):
+            theta[f"{layer}.{name}"] = turned(w[f"theta.{layer}_{part}"])
+            alpha[f"{layer}.{name}"] = turned(w[f"alpha.{layer}_{part}"])
+        theta[f"norm{layer[-1]}.bias"] = w[f"{layer}_bn.beta"]
+    head = channels_first(w["alpha.dense_w"], side)  # [1, features]: the same for every class
+    ways = 5
+    theta["head.weight"] = torch.zeros(ways, head.shape[1], dtype=head.dtype)
+    theta["head.bias"] = torch.zeros(ways, dtype=head.dtype)
+    return theta, alpha | {"head.weight": head, "head.bias": w["alpha.dense_b"]}
