@@ -1,16 +1,20 @@
 """Learning to Balance: per-task class weights, step multipliers and modulated initial parameters for MAML."""
 
-from .balance import class_weights, inverse_frequency, modulate, scale_steps
+from .balance import balance, class_weights, inverse_frequency, modulate, scale_steps
 from .encoder import InferenceNetwork
+from .layout import Layout, lay_out
 from .posterior import DiagonalNormal, Latents, Posterior
 
 __all__ = [
     "DiagonalNormal",
     "InferenceNetwork",
     "Latents",
+    "Layout",
     "Posterior",
+    "balance",
     "class_weights",
     "inverse_frequency",
+    "lay_out",
     "modulate",
     "scale_steps",
 ]

@@ -7,9 +7,13 @@ are, bit for bit. Names of parameters come as data, so this fits any model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .layout import Layout
+from .posterior import Latents
 
 
 def class_weights(latent: Tensor) -> Tensor:
@@ -67,3 +71,29 @@ def modulate(
         return value + z if name in shifted else value * (1 + z)
 
     return {name: changed(name) if name in parts else value for name, value in params.items()}
+
+
+def balance(
+    params: Mapping[str, Tensor],
+    step_sizes: Mapping[str, Tensor],
+    latents: Latents,
+    layout: Layout,
+    z_scale: float = 1.0,
+) -> dict[str, Any]:
+    """Return what the latents of a task replace in its plan: `class_weights`, `step_sizes` and `params`, as far as on.
+
+    Args:
+        params: the initial parameters by name.
+        step_sizes: by name.
+        latents: of the task.
+        layout: what their dimensions stand for.
+        z_scale: as in `modulate`.
+    """
+    changed: dict[str, Any] = {}
+    if latents.omega is not None:
+        changed["class_weights"] = class_weights(latents.omega)
+    if latents.gamma is not None:
+        changed["step_sizes"] = scale_steps(step_sizes, latents.gamma, layout.groups)
+    if latents.z is not None:
+        changed["params"] = modulate(params, latents.z, layout.scaled, layout.shifted, z_scale)
+    return changed
