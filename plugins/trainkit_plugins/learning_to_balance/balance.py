@@ -21,6 +21,16 @@ def class_weights(latent: Tensor) -> Tensor:
     return torch.softmax(latent, 0)
 
 
+def multipliers(latent: Tensor) -> Tensor:
+    """Return γ = exp(γ̃) [groups]."""
+    return latent.exp()
+
+
+def shots_of(targets: Tensor, ways: int) -> Tensor:
+    """Return the number of examples of each class [ways] among `targets` [N], without waiting for the device."""
+    return torch.eye(ways, device=targets.device)[targets].sum(0)
+
+
 def inverse_frequency(targets: Tensor, ways: int) -> Tensor:
     """Return class weights proportional to 1/n_c [ways], summing to one: the trivial answer to imbalance.
 
@@ -28,7 +38,7 @@ def inverse_frequency(targets: Tensor, ways: int) -> Tensor:
         targets: classes of the support [N], from 0 to ways − 1.
         ways: number of classes. A class without examples gets no weight.
     """
-    shots = torch.eye(ways, device=targets.device)[targets].sum(0)
+    shots = shots_of(targets, ways)
     inverse = torch.where(shots > 0, 1 / shots.clamp(min=1), 0)
     return inverse / inverse.sum()
 
@@ -41,7 +51,7 @@ def scale_steps(step_sizes: Mapping[str, Tensor], latent: Tensor, groups: Mappin
         latent: γ̃ [groups].
         groups: index of the group of each parameter; the step sizes of names that are not in it stay as they are.
     """
-    gamma = latent.exp()
+    gamma = multipliers(latent)
     return {
         name: step * gamma[groups[name]].to(step.dtype) if name in groups else step for name, step in step_sizes.items()
     }

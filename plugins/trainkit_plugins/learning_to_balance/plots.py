@@ -39,7 +39,9 @@ def draw_multipliers(axes: Any, sizes: Sequence[float], gamma: Mapping[str, Sequ
     at = [i for i, value in enumerate(sizes) if math.isfinite(value)]
     for i, (label, values) in enumerate(gamma.items()):
         style = ("-", (0, (4, 2)), (0, (1, 1)))[i // 6 % 3]
-        axes.plot([sizes[j] for j in at], [values[j] for j in at], f"C{i % 6}", linestyle=style, marker="o", label=label)
+        axes.plot(
+            [sizes[j] for j in at], [values[j] for j in at], f"C{i % 6}", linestyle=style, marker="o", label=label
+        )
     axes.set_yscale("log")
     axes.set_xlabel("examples in the support set")
     axes.set_ylabel("step multiplier γ")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Mapping
+import math
+from collections.abc import Generator
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import Field, PositiveInt, PrivateAttr, model_validator
+from pydantic import Field, PositiveInt, PrivateAttr
 from timm.models import group_with_matcher
 from torch import Tensor, nn
 
 from trainkit import Batch, History, Plugin, Run, Section, UserError, figure, hookimpl
 
-from .balance import balance, inverse_frequency
+from .balance import balance, class_weights, inverse_frequency, multipliers, shots_of
 from .encoder import InferenceNetwork
 from .layout import Layout, lay_out
 from .plots import draw_multipliers, draw_weights, multiplier_table, weight_table
@@ -53,7 +54,9 @@ class LearningToBalance(Plugin):
     max_shot: PositiveInt | None = Field(
         None, ge=2, description="examples of a class at which its cardinality is 1; default: max_shot of maml"
     )
-    draws: PositiveInt = Field(10, description="draws of the latents at test, whose probabilities are averaged")
+    draws: int = Field(
+        10, ge=0, description="draws of the latents at test, whose probabilities are averaged; 0 takes the mean instead"
+    )
     kl_weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="what the divergence is multiplied by")
     groups: Literal["blocks", "stages"] = Field(
         "blocks", description="layers that share a multiplier: timm's fine or coarse groups of the model"
@@ -71,3 +74,187 @@ class LearningToBalance(Plugin):
     @property
     def _infers(self) -> bool:
         return self.omega == "learned" or self.gamma or self.z
+
+    @hookimpl(wrapper=True)
+    def build_model(self, run: Run) -> Generator[None, nn.Module, nn.Module]:
+        """Add the inference network as `meta.learning_to_balance`."""
+        model = yield
+        if not self._infers:
+            return model
+        self._layout = self._lay_out(model, run)
+        channels, *size = run.data.input_size
+        # The network starts from the plugin's seed, whatever other plugins draw while the model is built.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.generator().initial_seed())
+            try:
+                encoder = InferenceNetwork(
+                    channels,
+                    (size[0], size[1]),
+                    max_shot=self._most(run),
+                    groups=len(self._layout.labels) if self.gamma else 0,
+                    channels=self._layout.channels if self.z else 0,
+                    omega=self.omega == "learned",
+                )
+            except ValueError as error:
+                raise self._refusal(run, str(error)) from None
+        if not hasattr(model, "meta"):
+            model.meta = nn.ModuleDict()
+        cast(nn.ModuleDict, model.meta)[self.name] = encoder
+        return model
+
+    def _most(self, run: Run) -> int:
+        maml = cast(Any, run.plugins["maml"])
+        return self.max_shot or maml.max_shot or max(2, maml.shots)
+
+    def _lay_out(self, model: nn.Module, run: Run) -> Layout:
+        names = [name for name, _ in model.named_parameters() if not name.startswith("meta.")]
+        matcher, classifier = getattr(model, "group_matcher", None), getattr(model, "get_classifier", None)
+        if matcher is None or classifier is None:
+            raise self._refusal(
+                run,
+                f"{type(model).__name__} does not say which of its parameters belong together (timm's group_matcher)",
+            )
+        fine, coarse = (
+            group_with_matcher(((n, n) for n in names), matcher(coarse=c), reverse=True) for c in (False, True)
+        )
+        found = classifier()
+        heads = {id(p) for head in (found if isinstance(found, list | tuple) else [found]) for p in head.parameters()}
+        body = [name for name, p in model.named_parameters() if id(p) not in heads and not name.startswith("meta.")]
+        norms = self.z_layers == "norms"
+        grouping = fine if self.groups == "blocks" else coarse
+        layout = lay_out(model, grouping, body, norms=norms)
+        if self.z_layers == "last_stage":
+            last = max((coarse[name] for name in layout.scaled), default=0)
+            layout = lay_out(model, grouping, [name for name in body if coarse[name] == last], norms=norms)
+        if self.z and not layout.channels:
+            raise self._refusal(run, f"{run.recipe.model.name} has nothing that z_layers: {self.z_layers} names")
+        return layout
+
+    def _refusal(self, run: Run, why: str) -> UserError:
+        mark = run.recipe.source.nearest("plugins", self.name)
+        return UserError(f"{mark}: plugins.{self.name}: {why}")
+
+    @hookimpl(wrapper=True)
+    def plan_task(self, support: Batch, query_size: int, phase: str, draw: int, run: Run) -> Generator[None, Any, Any]:
+        """Replace what the latents change in the plan, and add their divergence to the task's loss."""
+        plan = yield
+        ways = run.data.num_classes
+        if self.omega == "inverse":
+            plan = dataclasses.replace(plan, class_weights=inverse_frequency(support.targets, ways))
+        if not self._infers:
+            return plan
+        encoder = cast(InferenceNetwork, run.model.get_submodule(f"meta.{self.name}"))
+        posterior: Posterior = encoder(support.inputs, support.targets, ways)
+        latents = self._latents(posterior, phase, run)
+        changed = balance(plan.params, plan.step_sizes, latents, self._layout, self.z_scale)
+        if phase == "train":
+            cost = self._divergence(posterior) * (self.kl_weight / (len(support.targets) + query_size))
+            changed["penalty"] = cost if plan.penalty is None else plan.penalty + cost
+        elif draw == 0:
+            self._watch(posterior, support.targets, ways)
+        if phase == "test" and self.draws:
+            changed["predictive_draws"] = self.draws
+        return dataclasses.replace(plan, **changed)
+
+    def _latents(self, posterior: Posterior, phase: str, run: Run) -> Latents:
+        if phase == "validate" or (phase == "test" and not self.draws):
+            return posterior.mean()
+        if phase == "test":
+            if self._test_noise is None:
+                self._new_test_noise()
+            return posterior.sample(cast(torch.Generator, self._test_noise))
+        # Every rank has the same stream and takes its own draws of it.
+        drawn = [posterior.sample(self.generator()) for _ in range(run.device.world)]
+        return drawn[run.device.rank]
+
+    def _new_test_noise(self) -> None:
+        # The test has a stream of its own, from the start at every evaluation: measured again, it gives the same.
+        self._test_noise = torch.Generator().manual_seed(self.generator().initial_seed() ^ 1)
+
+    def _divergence(self, posterior: Posterior) -> Tensor:
+        parts = posterior.divergences()
+        for name, value in parts.items():
+            self._divergences.setdefault(name, []).append(value.detach())
+        return torch.stack(list(parts.values())).sum()
+
+    def _watch(self, posterior: Posterior, targets: Tensor, ways: int) -> None:
+        seen = {"shots": shots_of(targets, ways)}
+        if posterior.omega is not None:
+            seen["omega"] = class_weights(posterior.omega.mu)
+        if posterior.gamma is not None:
+            seen["gamma"] = multipliers(posterior.gamma.mu)
+        for name, value in seen.items():
+            self._seen.setdefault(name, []).append(value.detach())
+
+    @hookimpl
+    def before_optimizer_step(self, run: Run) -> None:
+        """Log the step's divergence of each variable, the mean over its tasks."""
+        for name, values in self._divergences.items():
+            run.log.record(f"{self.name}/kl_{name}", torch.stack(values).mean())
+        self._divergences = {}
+
+    @hookimpl
+    def on_evaluate_start(self) -> None:
+        """Forget other tasks, and begin the noise of the test anew."""
+        self._seen = {}
+        if self._infers:
+            self._new_test_noise()
+
+    @hookimpl
+    def on_evaluate_end(self, run: Run) -> None:
+        """Log how the posterior means went with shots and task size in the tasks just seen (on rank 0: its share)."""
+        seen = {name: torch.stack(values) for name, values in self._seen.items()}
+        self._seen = {}
+        if "omega" in seen:
+            found = weights_by_shots(seen["shots"], seen["omega"], self._most(run))
+            for name, value in zip(found._fields, found, strict=True):
+                run.log.record(f"{self.name}/omega_{name}", value)
+        if "gamma" in seen:
+            sizes, gamma = multipliers_by_size(seen["shots"].sum(1), seen["gamma"])
+            run.log.record(f"{self.name}/size", sizes)
+            for label, values in zip(self._layout.labels, gamma.T, strict=True):
+                run.log.record(f"{self.name}/gamma_{label}", values)
+
+    def explain(self, run: Run) -> list[str]:
+        """Say what is inferred, for which layers, and what the divergence costs at the start."""
+        lines = [f"class weights: {self.omega}"]
+        if not self._infers:
+            return lines
+        encoder = run.model.get_submodule(f"meta.{self.name}")
+        count = sum(p.numel() for p in encoder.parameters())
+        dims = {"omega": run.data.num_classes * (self.omega == "learned")}
+        if self.gamma:
+            dims["gamma"] = len(self._layout.labels)
+            lines.append(f"step multipliers: {', '.join(self._layout.labels)}")
+        if self.z:
+            dims["z"] = self._layout.channels
+            layers = len({name.rpartition(".")[0] for name in (*self._layout.scaled, *self._layout.shifted)})
+            lines.append(f"modulation: {self._layout.channels} channels of weights and biases of {layers} layers")
+        nats = _NATS * sum(dims.values())
+        lines.append(f"inference network: {count:,} parameters; divergence at the start about {nats:.1f} nats a task")
+        return lines
+
+    def report(self, history: History) -> list[Section]:
+        """Show class weights over shots and step multipliers over task size, as of the last evaluation."""
+        sections = []
+        last = {name: history.series(name)[1][-1] for name in history.names if name.startswith(f"{self.name}/")}
+        value = {name.removeprefix(f"{self.name}/"): found for name, found in last.items()}
+        if any(map(math.isfinite, value.get("omega_mean", []))):
+            drawn, axes = figure()
+            draw_weights(axes, value["omega_mean"], value["omega_deviation"], value["omega_inverse"])
+            text = "Classes of tasks whose classes differ in shots; means over the tasks of the last evaluation."
+            if math.isfinite(value["omega_unevenness"]):
+                text += (
+                    f" Where all classes had the same number of shots, a weight was off the uniform one by at most "
+                    f"{value['omega_unevenness']:.1%} (mean over tasks)."
+                )
+            table = weight_table(value["omega_mean"], value["omega_inverse"])
+            sections.append(Section("Class weights and shots", text, [drawn], table))
+        if any(map(math.isfinite, value.get("size", []))):
+            gamma = {name.removeprefix("gamma_"): v for name, v in value.items() if name.startswith("gamma_")}
+            drawn, axes = figure()
+            draw_multipliers(axes, value["size"], gamma)
+            text = "Means over the tasks of the last evaluation, in ranges of the number of support examples."
+            table = multiplier_table(value["size"], gamma)
+            sections.append(Section("Step multipliers and task size", text, [drawn], table))
+        return sections

@@ -55,7 +55,11 @@ class Posterior(NamedTuple):
 
     def kl(self) -> Tensor:
         """Return the KL divergence from the standard normal prior in nats, summed over what is switched on."""
-        return torch.stack([q.kl() for q in self if q is not None]).sum()
+        return torch.stack(list(self.divergences().values())).sum()
+
+    def divergences(self) -> dict[str, Tensor]:
+        """Return the divergence of each variable that is switched on, by its name."""
+        return {name: q.kl() for name, q in zip(self._fields, self, strict=True) if q is not None}
 
     def mean(self) -> Latents:
         """Return the posterior means."""

@@ -41,7 +41,9 @@ def weights_by_shots(shots: Tensor, omega: Tensor, most: int) -> ByShots:
     member = member / member.sum(1, keepdim=True)  # 0/0 is NaN: nothing was seen
     mean = member @ omega[mixed].flatten()
     deviation = (member @ omega[mixed].flatten().square() - mean.square()).clamp(min=0).sqrt()
-    unevenness = (shots.shape[1] * omega[~mixed] - 1).abs().amax(1).mean() if (~mixed).any() else mean.new_tensor(torch.nan)
+    unevenness = (
+        (shots.shape[1] * omega[~mixed] - 1).abs().amax(1).mean() if (~mixed).any() else mean.new_tensor(torch.nan)
+    )
     return ByShots(mean, deviation, member @ inverse[mixed].flatten(), unevenness)
 
 
