@@ -143,7 +143,7 @@ def _glyphs(spec: GlyphsSpec, where: Where, size: int, key: str) -> ByClass:
     return ByClass(enlarged, members, glyphs.names)
 
 
-def _files(classes: dict[str, Path], shape: tuple[int, int, int], expected: str) -> ByClass:
+def _files(classes: dict[str, Path], shape: tuple[int, int, int], key: str, expected: str) -> ByClass:
     """Return the images below one folder for each class."""
     paths: list[str] = []
     members = []
@@ -151,7 +151,8 @@ def _files(classes: dict[str, Path], shape: tuple[int, int, int], expected: str)
         try:
             found = [path for path, _ in timm.data.ImageDataset(str(folder)).reader.samples]
         except (OSError, RuntimeError, AssertionError):  # timm asserts that the folder is there
-            raise UserError(f"there are no images of class {name!r} in {folder}; expected {expected}") from None
+            message = f"{key}: there are no images of class {name!r} in {folder}; expected {expected}"
+            raise UserError(message) from None
         members.append(range(len(paths), len(paths) + len(found)))
         paths += found
 
@@ -189,7 +190,7 @@ def _folder(spec: TimmSpec, where: Where, shape: tuple[int, int, int], key: str)
                     f"{key}: class {shared!r} is in {folder!r} and in {other!r}; the splits of few-shot data have no "
                     "class in common"
                 )
-    return _files(classes, shape, expected)
+    return _files(classes, shape, key, expected)
 
 
 def _cifar_fs(spec: CifarFsSpec, where: Where, shape: tuple[int, int, int], key: str) -> ByClass:
@@ -201,7 +202,7 @@ def _cifar_fs(spec: CifarFsSpec, where: Where, shape: tuple[int, int, int], key:
         names = listing.read_text(encoding="utf-8").split()
     except OSError:
         raise UserError(f"{key}: there is no {listing}; expected {expected}") from None
-    return _files({name: root / "data" / name for name in names}, shape, expected)
+    return _files({name: root / "data" / name for name in names}, shape, key, expected)
 
 
 def _omniglot(spec: OmniglotSpec, where: Where, shape: tuple[int, int, int], key: str) -> ByClass:
@@ -236,7 +237,7 @@ def _omniglot(spec: OmniglotSpec, where: Where, shape: tuple[int, int, int], key
         classes = (every[:first], every[first:second], every[second:])[index]
     if not classes:
         raise UserError(f"{key}: there are too few alphabets in {root / 'omniglot-py'} for a {where} split")
-    found = _files(dict(classes), shape, "images in <alphabet>/<character>/")
+    found = _files(dict(classes), shape, key, "images in <alphabet>/<character>/")
     # Ink is black in the files; as in the glyphs, and in the papers, it is light here.
     return ByClass(lambda numbers: 255 - found.read(numbers), found.members, found.names)
 
