@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -68,8 +69,8 @@ class LearningToBalance(Plugin):
 
     _layout: Layout = PrivateAttr(default_factory=Layout)
     _divergences: dict[str, list[Tensor]] = PrivateAttr(default_factory=dict)
-    _seen: dict[str, list[Tensor]] = PrivateAttr(default_factory=dict)
-    _test_noise: torch.Generator | None = PrivateAttr(default=None)
+    _seen: dict[str, dict[str, list[Tensor]]] = PrivateAttr(default_factory=dict)
+    _now: dict[str, list[Tensor]] = PrivateAttr(default_factory=dict)
 
     @property
     def _infers(self) -> bool:
@@ -144,9 +145,10 @@ class LearningToBalance(Plugin):
         if not self._infers:
             return plan
         encoder = cast(InferenceNetwork, run.model.get_submodule(f"meta.{self.name}"))
-        posterior: Posterior = encoder(support.inputs, support.targets, ways)
-        latents = self._latents(posterior, phase, run)
-        changed = balance(plan.params, plan.step_sizes, latents, self._layout, self.z_scale)
+        with nullcontext() if phase == "train" else torch.no_grad():
+            posterior: Posterior = encoder(support.inputs, support.targets, ways)
+            latents = self._latents(posterior, phase, run)
+            changed = balance(plan.params, plan.step_sizes, latents, self._layout, self.z_scale)
         if phase == "train":
             cost = self._divergence(posterior) * (self.kl_weight / (len(support.targets) + query_size))
             changed["penalty"] = cost if plan.penalty is None else plan.penalty + cost
@@ -160,16 +162,10 @@ class LearningToBalance(Plugin):
         if phase == "validate" or (phase == "test" and not self.draws):
             return posterior.mean()
         if phase == "test":
-            if self._test_noise is None:
-                self._new_test_noise()
-            return posterior.sample(cast(torch.Generator, self._test_noise))
+            return posterior.sample(self.generator())
         # Every rank has the same stream and takes its own draws of it.
         drawn = [posterior.sample(self.generator()) for _ in range(run.device.world)]
         return drawn[run.device.rank]
-
-    def _new_test_noise(self) -> None:
-        # The test has a stream of its own, from the start at every evaluation: measured again, it gives the same.
-        self._test_noise = torch.Generator().manual_seed(self.generator().initial_seed() ^ 1)
 
     def _divergence(self, posterior: Posterior) -> Tensor:
         parts = posterior.divergences()
@@ -184,7 +180,7 @@ class LearningToBalance(Plugin):
         if posterior.gamma is not None:
             seen["gamma"] = multipliers(posterior.gamma.mu)
         for name, value in seen.items():
-            self._seen.setdefault(name, []).append(value.detach())
+            self._now.setdefault(name, []).append(value.detach())
 
     @hookimpl
     def before_optimizer_step(self, run: Run) -> None:
@@ -193,27 +189,37 @@ class LearningToBalance(Plugin):
             run.log.record(f"{self.name}/kl_{name}", torch.stack(values).mean())
         self._divergences = {}
 
-    @hookimpl
-    def on_evaluate_start(self) -> None:
-        """Forget other tasks, and begin the noise of the test anew."""
-        self._seen = {}
-        if self._infers:
-            self._new_test_noise()
+    @contextmanager
+    def apart(self, *purpose: int | str) -> Iterator[None]:
+        """Keep the tasks of each validation and each test apart, as their random streams are."""
+        self._seen[str(purpose[0])] = self._now = {}
+        with super().apart(*purpose):
+            yield
 
     @hookimpl
     def on_evaluate_end(self, run: Run) -> None:
-        """Log how the posterior means went with shots and task size in the tasks just seen (on rank 0: its share)."""
-        seen = {name: torch.stack(values) for name, values in self._seen.items()}
+        """Log how the posterior means went with shots and task size."""
+        self._tell(run)
+
+    @hookimpl
+    def on_fit_end(self, run: Run) -> None:
+        """Log the same of the tests, which maml has just done."""
+        self._tell(run)
+
+    def _tell(self, run: Run) -> None:
+        for purpose, lists in self._seen.items():
+            seen = {name: torch.stack(values) for name, values in lists.items()}
+            where = f"{self.name}/{'validation' if purpose == 'evaluate' else purpose}"
+            if "omega" in seen:
+                found = weights_by_shots(seen["shots"], seen["omega"], self._most(run))
+                for name, value in found._asdict().items():
+                    run.log.record(f"{where}/omega_{name}", value)
+            if "gamma" in seen:
+                sizes, gamma = multipliers_by_size(seen["shots"].sum(1), seen["gamma"])
+                run.log.record(f"{where}/size", sizes)
+                for label, values in zip(self._layout.labels, gamma.T, strict=True):
+                    run.log.record(f"{where}/gamma_{label}", values)
         self._seen = {}
-        if "omega" in seen:
-            found = weights_by_shots(seen["shots"], seen["omega"], self._most(run))
-            for name, value in zip(found._fields, found, strict=True):
-                run.log.record(f"{self.name}/omega_{name}", value)
-        if "gamma" in seen:
-            sizes, gamma = multipliers_by_size(seen["shots"].sum(1), seen["gamma"])
-            run.log.record(f"{self.name}/size", sizes)
-            for label, values in zip(self._layout.labels, gamma.T, strict=True):
-                run.log.record(f"{self.name}/gamma_{label}", values)
 
     def explain(self, run: Run) -> list[str]:
         """Say what is inferred, for which layers, and what the divergence costs at the start."""
@@ -235,26 +241,35 @@ class LearningToBalance(Plugin):
         return lines
 
     def report(self, history: History) -> list[Section]:
-        """Show class weights over shots and step multipliers over task size, as of the last evaluation."""
-        sections = []
-        last = {name: history.series(name)[1][-1] for name in history.names if name.startswith(f"{self.name}/")}
-        value = {name.removeprefix(f"{self.name}/"): found for name, found in last.items()}
-        if any(map(math.isfinite, value.get("omega_mean", []))):
-            drawn, axes = figure()
-            draw_weights(axes, value["omega_mean"], value["omega_deviation"], value["omega_inverse"])
-            text = "Classes of tasks whose classes differ in shots; means over the tasks of the last evaluation."
-            if math.isfinite(value["omega_unevenness"]):
-                text += (
-                    f" Where all classes had the same number of shots, a weight was off the uniform one by at most "
-                    f"{value['omega_unevenness']:.1%} (mean over tasks)."
-                )
-            table = weight_table(value["omega_mean"], value["omega_inverse"])
-            sections.append(Section("Class weights and shots", text, [drawn], table))
-        if any(map(math.isfinite, value.get("size", []))):
-            gamma = {name.removeprefix("gamma_"): v for name, v in value.items() if name.startswith("gamma_")}
-            drawn, axes = figure()
-            draw_multipliers(axes, value["size"], gamma)
-            text = "Means over the tasks of the last evaluation, in ranges of the number of support examples."
-            table = multiplier_table(value["size"], gamma)
-            sections.append(Section("Step multipliers and task size", text, [drawn], table))
-        return sections
+        """Show class weights over shots and step multipliers over task size, of the tests or else of the validation."""
+        logged: dict[str, dict[str, Any]] = {}
+        for name in history.names:
+            plugin, _, rest = name.partition("/")
+            if plugin == self.name and "/" in rest:
+                purpose, _, what = rest.partition("/")
+                logged.setdefault(purpose, {})[what] = history.series(name)[1][-1]
+        shown = [purpose for purpose in logged if purpose != "validation"] or list(logged)
+        return [section for purpose in shown for section in sections(purpose, logged[purpose])]
+
+
+def sections(purpose: str, value: Mapping[str, Any]) -> list[Section]:
+    """Return what there is to show of the tasks of one validation or test."""
+    found = []
+    tasks = f"Means over the tasks of the last {purpose}"
+    if any(map(math.isfinite, value.get("omega_mean", []))):
+        drawn, axes = figure()
+        draw_weights(axes, value["omega_mean"], value["omega_deviation"], value["omega_inverse"])
+        text = f"{tasks} whose classes differ in shots."
+        if math.isfinite(value["omega_unevenness"]):
+            off = value["omega_unevenness"]
+            text += f" With equal shots, the weight farthest from uniform was {off:.1%} off (mean over tasks)."
+        table = weight_table(value["omega_mean"], value["omega_inverse"])
+        found.append(Section(f"Class weights and shots, {purpose}", text, [drawn], table))
+    if any(map(math.isfinite, value.get("size", []))):
+        gamma = {name.removeprefix("gamma_"): v for name, v in value.items() if name.startswith("gamma_")}
+        drawn, axes = figure()
+        draw_multipliers(axes, value["size"], gamma)
+        text = f"{tasks} in ranges of the number of support examples."
+        table = multiplier_table(value["size"], gamma)
+        found.append(Section(f"Step multipliers and task size, {purpose}", text, [drawn], table))
+    return found
