@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, PositiveInt, PrivateAttr
-from timm.models import group_with_matcher
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from trainkit import Batch, History, Plugin, Run, Section, UserError, figure, hookimpl
@@ -108,19 +108,18 @@ class LearningToBalance(Plugin):
         return self.max_shot or maml.max_shot or max(2, maml.shots)
 
     def _lay_out(self, model: nn.Module, run: Run) -> Layout:
-        names = [name for name, _ in model.named_parameters() if not name.startswith("meta.")]
         matcher, classifier = getattr(model, "group_matcher", None), getattr(model, "get_classifier", None)
         if matcher is None or classifier is None:
-            raise self._refusal(
-                run,
-                f"{type(model).__name__} does not say which of its parameters belong together (timm's group_matcher)",
-            )
+            name = type(model).__name__
+            raise self._refusal(run, f"{name} does not say which parameters belong together (timm's group_matcher)")
+        backbone = {name for name, _ in model.named_parameters() if not name.startswith("meta.")}
         fine, coarse = (
-            group_with_matcher(((n, n) for n in names), matcher(coarse=c), reverse=True) for c in (False, True)
+            {n: group for n, group in group_parameters(model, matcher(coarse=c), reverse=True).items() if n in backbone}
+            for c in (False, True)
         )
         found = classifier()
         heads = {id(p) for head in (found if isinstance(found, list | tuple) else [found]) for p in head.parameters()}
-        body = [name for name, p in model.named_parameters() if id(p) not in heads and not name.startswith("meta.")]
+        body = [name for name in backbone if id(model.get_parameter(name)) not in heads]
         norms = self.z_layers == "norms"
         grouping = fine if self.groups == "blocks" else coarse
         layout = lay_out(model, grouping, body, norms=norms)
