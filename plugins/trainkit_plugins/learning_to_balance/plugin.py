@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from hashlib import blake2b
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -146,7 +147,7 @@ class LearningToBalance(Plugin):
         encoder = cast(InferenceNetwork, run.model.get_submodule(f"meta.{self.name}"))
         with nullcontext() if phase == "train" else torch.no_grad():
             posterior: Posterior = encoder(support.inputs, support.targets, ways)
-            latents = self._latents(posterior, phase, run)
+            latents = self._latents(posterior, support, phase, draw, run)
             changed = balance(plan.params, plan.step_sizes, latents, self._layout, self.z_scale)
         if phase == "train":
             cost = self._divergence(posterior) * (self.kl_weight / (len(support.targets) + query_size))
@@ -157,14 +158,15 @@ class LearningToBalance(Plugin):
             changed["predictive_draws"] = self.draws
         return dataclasses.replace(plan, **changed)
 
-    def _latents(self, posterior: Posterior, phase: str, run: Run) -> Latents:
+    def _latents(self, posterior: Posterior, support: Batch, phase: str, draw: int, run: Run) -> Latents:
         if phase == "validate" or (phase == "test" and not self.draws):
             return posterior.mean()
-        if phase == "test":
-            return posterior.sample(self.generator())
-        # Every rank has the same stream and takes its own draws of it.
-        drawn = [posterior.sample(self.generator()) for _ in range(run.device.world)]
-        return drawn[run.device.rank]
+        # A function of the task, and in training of the step: the same on whichever rank or micro-batch it falls.
+        step = run.step if phase == "train" else 0
+        moment = repr((phase, draw, step, self.generator().initial_seed())).encode()
+        content = support.inputs.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        seed = int.from_bytes(blake2b(moment + content, digest_size=8).digest(), "big") >> 1
+        return posterior.sample(torch.Generator().manual_seed(seed))
 
     def _divergence(self, posterior: Posterior) -> Tensor:
         parts = posterior.divergences()

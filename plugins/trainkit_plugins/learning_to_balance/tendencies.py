@@ -38,13 +38,14 @@ def weights_by_shots(shots: Tensor, omega: Tensor, most: int) -> ByShots:
     inverse = inverse / inverse.sum(1, keepdim=True)
     at = shots[mixed].flatten()
     member = (at == torch.arange(1, most + 1, device=at.device).unsqueeze(1)).double()
-    member = member / member.sum(1, keepdim=True)  # 0/0 is NaN: nothing was seen
-    mean = member @ omega[mixed].flatten()
-    deviation = (member @ omega[mixed].flatten().square() - mean.square()).clamp(min=0).sqrt()
-    unevenness = (
-        (shots.shape[1] * omega[~mixed] - 1).abs().amax(1).mean() if (~mixed).any() else mean.new_tensor(torch.nan)
-    )
-    return ByShots(mean, deviation, member @ inverse[mixed].flatten(), unevenness)
+
+    def mean(values: Tensor) -> Tensor:
+        return member @ values.flatten() / member.sum(1)  # of nothing: 0/0, NaN
+
+    middle = mean(omega[mixed])
+    deviation = (mean(omega[mixed].square()) - middle.square()).clamp(min=0).sqrt()
+    off = (shots.shape[1] * omega[~mixed] - 1).abs().amax(1)
+    return ByShots(middle, deviation, mean(inverse[mixed]), off.mean())
 
 
 class BySize(NamedTuple):
