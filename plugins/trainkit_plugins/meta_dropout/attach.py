@@ -44,10 +44,9 @@ def attach(
     Raises:
         ValueError: nothing to gate, no such layers, or a classifier whose logits cannot be disturbed.
     """
-    if not hasattr(model, "meta"):
-        model.meta = nn.ModuleDict()
-    meta = cast(nn.ModuleDict, model.meta)
-    if NAME in meta:
+    if isinstance(model, nn.Sequential):
+        raise ValueError("nn.Sequential would call its noise as one more layer; wrap it in a module of its own")
+    if NAME in getattr(model, "meta", ()):
         raise ValueError("the model has the noise of Meta Dropout already")
     found = choose(model, probe(model, example), sites)
     classifier = _classifier(model) if logits else None
@@ -65,7 +64,9 @@ def attach(
         layer.register_forward_hook(gates[site.name].hook)
     noise = MetaDropout(gates, _logit_noise(classifier, switch, generator), switch)
     model.register_forward_pre_hook(noise.begin)
-    meta[NAME] = noise
+    if not hasattr(model, "meta"):
+        model.meta = nn.ModuleDict()
+    cast(nn.ModuleDict, model.meta)[NAME] = noise
     return noise
 
 
@@ -75,18 +76,16 @@ def _classifier(model: nn.Module) -> nn.Linear:
         return layer
     what = type(layer).__name__ if layer is not None else "none that timm would name"
     raise ValueError(
-        f"noise on the logits needs one linear classifier, and this model's is {what}; go without it (head_noise: false)"
+        f"noise on the logits needs one linear classifier, and this model's is {what}; "
+        "go without it (head_noise: false)"
     )
 
 
-def _logit_noise(
-    classifier: nn.Linear | None, switch: Switch, generator: torch.Generator | None
-) -> LogitNoise | None:
+def _logit_noise(classifier: nn.Linear | None, switch: Switch, generator: torch.Generator | None) -> LogitNoise | None:
     if classifier is None:
         return None
-    phi = nn.utils.skip_init(
-        nn.Linear, classifier.in_features, 1, device=classifier.weight.device, dtype=classifier.weight.dtype
-    )
+    weight = classifier.weight
+    phi = nn.Linear(classifier.in_features, 1, device="meta", dtype=weight.dtype).to_empty(device=weight.device)
     init_logits(phi, generator)
     noise = LogitNoise(phi, switch)
     classifier.register_forward_hook(noise.hook)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -168,21 +168,21 @@ def _padded(h: Tensor, u: Tensor, phi: nn.Module) -> Tensor:
 
 def noise_layer(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     """Return a layer of the same shape as `layer`, with a bias; its values are not yet set, and nothing is drawn."""
-    where = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    device, dtype = layer.weight.device, layer.weight.dtype
     if isinstance(layer, nn.Linear):
-        return nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features, **where)
-    return nn.utils.skip_init(
-        nn.Conv2d,
+        return nn.Linear(layer.in_features, layer.out_features, device="meta", dtype=dtype).to_empty(device=device)
+    return nn.Conv2d(
         layer.in_channels,
         layer.out_channels,
-        layer.kernel_size,
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
+        cast("tuple[int, int]", layer.kernel_size),
+        stride=cast("tuple[int, int]", layer.stride),
+        padding=cast("tuple[int, int]", layer.padding),
+        dilation=cast("tuple[int, int]", layer.dilation),
         groups=layer.groups,
-        padding_mode=layer.padding_mode,
-        **where,
-    )
+        padding_mode=cast(Any, layer.padding_mode),
+        device="meta",
+        dtype=dtype,
+    ).to_empty(device=device)
 
 
 def init_paper(phi: nn.Conv2d | nn.Linear, generator: torch.Generator | None = None) -> None:

@@ -3,7 +3,8 @@
 The paper's rule is "the output of every convolution, before normalization and nonlinearity". Here: the output of each
 Conv2d that a norm reads next, and of each Linear layer that an activation reads next (mlp.fc1 of a transformer); in
 a network that has no such convolution, of each Conv2d that an activation reads next. Convolutions on the shortcut
-of a residual block get none: their input reaches the sum without noise, as the identity does elsewhere.
+of a residual block get none: their input reaches the sum without noise, as the identity does elsewhere. Nor do those
+that compute a gate (squeeze-and-excitation) in networks without norms.
 """
 
 from __future__ import annotations
@@ -17,18 +18,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 SHORTCUTS = frozenset({"shortcut", "skip", "project"})
 """What timm calls the branch of a residual block that only changes the shape."""
 AMBIGUOUS = "downsample"
 """In some families such a branch, in others the layers between two stages, which have no other branch beside them."""
-NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-)
-GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.MultiheadAttention)
+NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 Reader = Literal["norm", "activation", "other"]
 
@@ -55,7 +51,6 @@ class _Output:
     name: str
     tensor: Tensor
     version: int
-    pooled: bool
     readers: set[Reader] = field(default_factory=set)
 
 
@@ -67,9 +62,14 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, NORMS) or named
 
 
+def is_gate(module: nn.Module) -> bool:
+    """Return whether a module makes factors of what it reads: sigmoids of any kind, softmax."""
+    return isinstance(module, nn.Softmax) or "sigmoid" in type(module).__name__.lower()
+
+
 def is_activation(module: nn.Module) -> bool:
     """Return whether a module is a nonlinearity, of torch's or timm's or in a model's own file; gates are not."""
-    if isinstance(module, GATES) or "sigmoid" in type(module).__name__.lower():
+    if is_gate(module) or isinstance(module, nn.MultiheadAttention):
         return False
     at_home = type(module).__module__.rpartition(".")[2].startswith("activation")
     return (at_home or type(module).__name__.endswith("Act")) and not is_norm(module) and not any(module.children())
@@ -103,13 +103,12 @@ class _Probe:
 
     def _writer(self, name: str):  # type: ignore[no-untyped-def]
         def hook(layer: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
-            pooled = isinstance(layer, nn.Conv2d) and args[0].shape[-2:].numel() == 1 and layer.kernel_size == (1, 1)
-            self.outputs.append(_Output(name, result, result._version, pooled))
+            self.outputs.append(_Output(name, result, result._version))
 
         return hook
 
     def on_shortcut(self, name: str) -> bool:
-        """Return whether a layer lies in a branch that is called a shortcut, or a downsampling beside another branch."""
+        """Return whether a layer lies in a branch that is called a shortcut, or downsamples beside another one."""
         parts = name.split(".")
         if not SHORTCUTS.isdisjoint(parts):
             return True
@@ -150,8 +149,8 @@ def probe(model: nn.Module, example: Tensor) -> list[Site]:
         reader: Reader = "other"
         if "norm" in readers and not watch.on_shortcut(name):
             reader = "norm"
-        elif "activation" in readers and not all(output.pooled for output in outputs):
-            reader = "activation"  # but squeeze-and-excitation computes a gate from pooled maps
+        elif "activation" in readers and not any(map(is_gate, model.get_submodule(name.rpartition(".")[0]).children())):
+            reader = "activation"
         sites.append(Site(name, len(outputs), reader))
     return sites
 
