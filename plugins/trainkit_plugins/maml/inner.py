@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .isolation import META, Adapt, adapted_names, is_isolated, isolate, tied_names
-from .operations import TaskOperations
+from .isolation import META, Adapt, NormStatistics, adapted_names, is_isolated, isolate, tied_names
+from .operations import RecordStatistics, ReplayStatistics, TaskOperations
 from .plan import Examples, TaskPlan
 
 Params = dict[str, Tensor]
@@ -41,6 +41,10 @@ class InnerLoop:
         max_norm: rescale the inner gradient to at most this joint L2 norm; None leaves it.
         scale: what losses are multiplied by while gradients are taken, and gradients divided by: fp16 needs it.
         autocast: makes the context of every forward pass.
+        norm_statistics: what batch norms normalise with. `batch`: the statistics of the images that are passed, so the
+            query set is classified as a whole (transductive). `support`: the query set by the support set's, measured
+            at theta_K; each query image is classified by itself. `running`: the model's running averages, which
+            stay as they are. `per_step`: as `batch`, with norm parameters for every step (`TaskPlan.step_params`).
     """
 
     steps: int
@@ -48,6 +52,7 @@ class InnerLoop:
     max_norm: float | None = None
     scale: float = 1.0
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+    norm_statistics: NormStatistics = "batch"
 
 
 class TaskResult(NamedTuple):
@@ -111,7 +116,7 @@ def trajectory(
     *,
     differentiable: bool = True,
 ) -> Iterator[Params]:
-    """Yield theta_0, theta_1, … theta_K.
+    """Yield theta_0, theta_1, … theta_K, each as all parameters that a forward pass takes.
 
     Args:
         model: the model, or a copy of it from `isolate`; it is left as it is.
@@ -121,17 +126,28 @@ def trajectory(
         loss: the support loss.
         differentiable: keep the graph from theta to theta_K. Without it every step starts from detached tensors.
     """
-    model = model if is_isolated(model) else isolate(model)
+    model = _own(model, loop)
     params = dict(plan.params)
     if not differentiable:
         params = {name: p.detach() for name, p in params.items()}
     for name in plan.adapt:
         if not params[name].requires_grad:
             params[name] = params[name].detach().requires_grad_()
+    params |= at_step(plan.step_params, 0)
     yield params
-    for _ in range(loop.steps):
-        params = step(model, params, plan, support, loop, loss, differentiable=differentiable)
+    for k in range(loop.steps):
+        params |= at_step(plan.step_params, k)
+        params = step(model, params, plan, support, k, loop, loss, differentiable=differentiable)
         yield params
+
+
+def at_step(mappings: Sequence[Mapping[str, Tensor]], k: int) -> Mapping[str, Tensor]:
+    """Return the mapping of step k: the last one where there are fewer, an empty one where there are none."""
+    return mappings[min(k, len(mappings) - 1)] if mappings else {}
+
+
+def _own(model: nn.Module, loop: InnerLoop) -> nn.Module:
+    return model if is_isolated(model) else isolate(model, loop.norm_statistics)
 
 
 def step(
@@ -139,6 +155,7 @@ def step(
     params: Params,
     plan: TaskPlan,
     support: Examples,
+    k: int,
     loop: InnerLoop,
     loss: Loss,
     *,
@@ -146,6 +163,30 @@ def step(
 ) -> Params:
     """Return theta_{k+1} from theta_k."""
     moved = [params[name] for name in plan.adapt]
+    gradients = _gradients(model, params, moved, plan, support, loop, loss, differentiable and loop.second_order)
+    if loop.max_norm is not None:
+        gradients = clip(gradients, loop.max_norm)
+    params, scales = dict(params), at_step(plan.step_scales, k)
+    with torch.set_grad_enabled(differentiable):
+        for name, p, g in zip(plan.adapt, moved, gradients, strict=True):
+            size = plan.step_sizes[name] * scales[name] if name in scales else plan.step_sizes[name]
+            params[name] = p - size * g
+            if not differentiable:
+                params[name].requires_grad_()
+    return params
+
+
+def _gradients(
+    model: nn.Module,
+    params: Params,
+    moved: Sequence[Tensor],
+    plan: TaskPlan,
+    support: Examples,
+    loop: InnerLoop,
+    loss: Loss,
+    create_graph: bool,
+) -> list[Tensor]:
+    """Return the gradient of the support loss, averaged over its draws one by one: each draw's graph ends with it."""
     total: list[Tensor] | None = None
     with torch.enable_grad():
         for _ in range(plan.inner_samples):
@@ -154,23 +195,14 @@ def step(
             found = torch.autograd.grad(
                 value * loop.scale if loop.scale != 1 else value,
                 moved,
-                create_graph=differentiable and loop.second_order,
+                create_graph=create_graph,
                 allow_unused=True,
                 materialize_grads=True,
             )
             total = list(found) if total is None else [a + b for a, b in zip(total, found, strict=True)]
-    assert total is not None  # there is at least one sample
+    assert total is not None  # there is at least one draw
     divisor = plan.inner_samples * loop.scale
-    gradients = total if divisor == 1 else [g / divisor for g in total]
-    if loop.max_norm is not None:
-        gradients = clip(gradients, loop.max_norm)
-    params = dict(params)
-    with torch.set_grad_enabled(differentiable):
-        for name, p, g in zip(plan.adapt, moved, gradients, strict=True):
-            params[name] = p - plan.step_sizes[name] * g
-            if not differentiable:
-                params[name].requires_grad_()
-    return params
+    return total if divisor == 1 else [g / divisor for g in total]
 
 
 def clip(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
@@ -218,7 +250,7 @@ def task_loss(
         loss: the support loss.
         step_weights: of the query loss after each step (Antoniou et al. 2019); empty for the last step's alone.
     """
-    model = model if is_isolated(model) else isolate(model)
+    model = _own(model, loop)
     weights = list(step_weights) or [0.0] * (loop.steps - 1) + [1.0] * (loop.steps > 0)
     if len(weights) != loop.steps:
         raise ValueError(f"{len(weights)} weights for {loop.steps} steps")
@@ -228,9 +260,63 @@ def task_loss(
         if weight == 0 and k < loop.steps:
             continue
         with loop.autocast():
-            logits = _full(predict(model, params, query.inputs))
+            logits = query_logits(model, params, support, query.inputs, loop)
             value = F.cross_entropy(logits, query.targets)
         value = value if weight == 1 else weight * value
         total = value if total is None else total + value
     assert total is not None  # the last parameters always have their loss
     return TaskResult(total if plan.penalty is None else total + plan.penalty, logits)
+
+
+def query_logits(
+    model: nn.Module, params: Mapping[str, Tensor], support: Examples, inputs: Tensor, loop: InnerLoop
+) -> Tensor:
+    """Return logits [M, ways] of query inputs at adapted parameters, normalised as `loop.norm_statistics` says."""
+    if loop.norm_statistics != "support":
+        return _full(predict(model, params, inputs))
+    with RecordStatistics() as recorded:
+        predict(model, params, support.inputs)
+    with ReplayStatistics(recorded.found):
+        return _full(predict(model, params, inputs))
+
+
+def predict_task(
+    model: nn.Module,
+    plan: TaskPlan,
+    support: Examples,
+    inputs: Tensor,
+    loop: InnerLoop,
+    loss: Loss = support_loss,
+    *,
+    every_step: bool = False,
+) -> Tensor:
+    """Adapt and return query logits [M, ways], or [K + 1, M, ways] after every step; nothing is differentiable.
+
+    Args:
+        model: the model, or a copy of it from `isolate`; it is left as it is.
+        plan: where to start, what moves and how far.
+        support: what is learned from.
+        inputs: the query's [M, …].
+        loop: K, clipping.
+        loss: the support loss.
+        every_step: also predict before the first step, and after every one.
+    """
+    model = _own(model, loop)
+    found = []
+    for k, params in enumerate(trajectory(model, plan, support, loop, loss, differentiable=False)):
+        if every_step or k == loop.steps:
+            with torch.no_grad(), loop.autocast():
+                found.append(query_logits(model, params, support, inputs, loop))
+    return torch.stack(found) if every_step else found[0]
+
+
+def step_weights(steps: int, epoch: int, epochs: int) -> list[float]:
+    """Return the weights of the query losses after each step in `epoch`, which sum to one (Antoniou et al. 2019).
+
+    All steps count alike at first; over `epochs` epochs the weight moves to the last one, and what is left of the
+    others ends with them.
+    """
+    if epoch >= epochs:
+        return [0.0] * (steps - 1) + [1.0] * (steps > 0)
+    early = max(1 / steps - epoch / (steps * epochs), 0.03 / steps)
+    return [early] * (steps - 1) + [1 - (steps - 1) * early]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -37,6 +37,10 @@ class TaskPlan:
         penalty: a scalar added to this task's query loss.
         inner_samples: how often `inner_loss` is called at each step; the losses are averaged.
         predictive_draws: how often planning, adapting and predicting are repeated; probabilities are averaged.
+        step_scales: further factors of the step sizes for single steps: one mapping per step, the last one holding for
+            all steps after it.
+        step_params: parameters that are swapped in at single steps and never adapted (norms of their own for every
+            step); one mapping per step, the last one holding for all after it. The query uses its last step's.
         extras: private values of plugins, by plugin name. A `torch.Generator` that is a value here is rewound where a
             step is computed a second time (gradient checkpointing).
     """
@@ -48,4 +52,6 @@ class TaskPlan:
     penalty: Tensor | None = None
     inner_samples: int = 1
     predictive_draws: int = 1
+    step_scales: Sequence[Mapping[str, Tensor]] = ()
+    step_params: Sequence[Mapping[str, Tensor]] = ()
     extras: Mapping[str, Any] = field(default_factory=dict)
