@@ -90,18 +90,6 @@ class MetaDropout(Plugin):
         return model
 
     @hookimpl(wrapper=True)
-    def build_param_groups(self, model: nn.Module) -> Generator[None, list[dict[str, Any]], list[dict[str, Any]]]:
-        """Let no weight decay pull the noise anywhere."""
-        groups = yield
-        if self.mode == "off":
-            return groups
-        parameters = list(_noise(model).parameters())
-        own = {id(p) for p in parameters}
-        others = [group | {"params": [p for p in group["params"] if id(p) not in own]} for group in groups]
-        mine = {"params": parameters, "weight_decay": 0.0, "name": self.name, "rule": "parameters of the noise"}
-        return [*(group for group in others if group["params"]), mine]
-
-    @hookimpl(wrapper=True)
     def plan_task(self, support: Batch, phase: str, draw: int, run: Run) -> Generator[None, Any, Any]:
         """Give the task a stream of noise of its own."""
         plan = yield
