@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .isolation import META, Adapt, NormStatistics, adapted_names, is_isolated, isolate, tied_names
-from .operations import RecordStatistics, ReplayStatistics, TaskOperations
+from .operations import TaskOperations
 from .plan import Examples, TaskPlan
 
 Params = dict[str, Tensor]
@@ -53,13 +53,6 @@ class InnerLoop:
     scale: float = 1.0
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     norm_statistics: NormStatistics = "batch"
-
-
-class TaskResult(NamedTuple):
-    """What came of a task: its query loss (a scalar, penalty included) and logits [M, ways] at theta_K."""
-
-    loss: Tensor
-    logits: Tensor
 
 
 def plan_for(model: nn.Module, inner_lr: float, which: Adapt = "all") -> TaskPlan:
@@ -95,7 +88,7 @@ def predict(model: nn.Module, params: Mapping[str, Tensor], inputs: Tensor) -> T
 
 def support_loss(model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Examples) -> Tensor:
     """Return the mean cross entropy of a support set, or with class weights w: ways/N * sum_i w[y_i] * CE_i."""
-    logits = _full(predict(model, params, support.inputs))
+    logits = full(predict(model, params, support.inputs))
     weights = plan.class_weights
     if weights is None:
         return F.cross_entropy(logits, support.targets)
@@ -103,7 +96,8 @@ def support_loss(model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan,
     return (weights[support.targets] * losses).sum() * (len(weights) / len(losses))
 
 
-def _full(logits: Tensor) -> Tensor:
+def full(logits: Tensor) -> Tensor:
+    """Return logits in float32 at least."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
@@ -126,7 +120,7 @@ def trajectory(
         loss: the support loss.
         differentiable: keep the graph from theta to theta_K. Without it every step starts from detached tensors.
     """
-    model = _own(model, loop)
+    model = own_copy(model, loop)
     params = dict(plan.params)
     if not differentiable:
         params = {name: p.detach() for name, p in params.items()}
@@ -146,7 +140,8 @@ def at_step(mappings: Sequence[Mapping[str, Tensor]], k: int) -> Mapping[str, Te
     return mappings[min(k, len(mappings) - 1)] if mappings else {}
 
 
-def _own(model: nn.Module, loop: InnerLoop) -> nn.Module:
+def own_copy(model: nn.Module, loop: InnerLoop) -> nn.Module:
+    """Return `model` if `isolate` made it, else a copy of it."""
     return model if is_isolated(model) else isolate(model, loop.norm_statistics)
 
 
@@ -227,96 +222,3 @@ def adapt(
     for params in trajectory(model, plan, support, loop, loss, differentiable=differentiable):  # noqa: B007
         pass
     return params
-
-
-def task_loss(
-    model: nn.Module,
-    plan: TaskPlan,
-    support: Examples,
-    query: Examples,
-    loop: InnerLoop,
-    loss: Loss = support_loss,
-    *,
-    step_weights: Sequence[float] = (),
-) -> TaskResult:
-    """Return the mean query cross entropy after adaptation plus the plan's penalty, and the query logits.
-
-    Args:
-        model: the model, or a copy of it from `isolate`; it is left as it is.
-        plan: where to start, what moves and how far.
-        support: what is learned from.
-        query: what the adapted parameters are judged by.
-        loop: K, order, clipping.
-        loss: the support loss.
-        step_weights: of the query loss after each step (Antoniou et al. 2019); empty for the last step's alone.
-    """
-    model = _own(model, loop)
-    weights = list(step_weights) or [0.0] * (loop.steps - 1) + [1.0] * (loop.steps > 0)
-    if len(weights) != loop.steps:
-        raise ValueError(f"{len(weights)} weights for {loop.steps} steps")
-    total: Tensor | None = None
-    for k, params in enumerate(trajectory(model, plan, support, loop, loss)):
-        weight = weights[k - 1] if k else float(loop.steps == 0)
-        if weight == 0 and k < loop.steps:
-            continue
-        with loop.autocast():
-            logits = query_logits(model, params, support, query.inputs, loop)
-            value = F.cross_entropy(logits, query.targets)
-        value = value if weight == 1 else weight * value
-        total = value if total is None else total + value
-    assert total is not None  # the last parameters always have their loss
-    return TaskResult(total if plan.penalty is None else total + plan.penalty, logits)
-
-
-def query_logits(
-    model: nn.Module, params: Mapping[str, Tensor], support: Examples, inputs: Tensor, loop: InnerLoop
-) -> Tensor:
-    """Return logits [M, ways] of query inputs at adapted parameters, normalised as `loop.norm_statistics` says."""
-    if loop.norm_statistics != "support":
-        return _full(predict(model, params, inputs))
-    with RecordStatistics() as recorded:
-        predict(model, params, support.inputs)
-    with ReplayStatistics(recorded.found):
-        return _full(predict(model, params, inputs))
-
-
-def predict_task(
-    model: nn.Module,
-    plan: TaskPlan,
-    support: Examples,
-    inputs: Tensor,
-    loop: InnerLoop,
-    loss: Loss = support_loss,
-    *,
-    every_step: bool = False,
-) -> Tensor:
-    """Adapt and return query logits [M, ways], or [K + 1, M, ways] after every step; nothing is differentiable.
-
-    Args:
-        model: the model, or a copy of it from `isolate`; it is left as it is.
-        plan: where to start, what moves and how far.
-        support: what is learned from.
-        inputs: the query's [M, …].
-        loop: K, clipping.
-        loss: the support loss.
-        every_step: also predict before the first step, and after every one.
-    """
-    model = _own(model, loop)
-    found = []
-    for k, params in enumerate(trajectory(model, plan, support, loop, loss, differentiable=False)):
-        if every_step or k == loop.steps:
-            with torch.no_grad(), loop.autocast():
-                found.append(query_logits(model, params, support, inputs, loop))
-    return torch.stack(found) if every_step else found[0]
-
-
-def step_weights(steps: int, epoch: int, epochs: int) -> list[float]:
-    """Return the weights of the query losses after each step in `epoch`, which sum to one (Antoniou et al. 2019).
-
-    All steps count alike at first; over `epochs` epochs the weight moves to the last one, and what is left of the
-    others ends with them.
-    """
-    if epoch >= epochs:
-        return [0.0] * (steps - 1) + [1.0] * (steps > 0)
-    early = max(1 / steps - epoch / (steps * epochs), 0.03 / steps)
-    return [early] * (steps - 1) + [1 - (steps - 1) * early]

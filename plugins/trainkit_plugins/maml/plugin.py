@@ -17,10 +17,11 @@ from .accuracy import episode_accuracies
 from .conv4 import Conv4
 from .episodic.plugin import Episodes, Episodic
 from .hookspecs import MamlHooks
-from .inner import InnerLoop, predict_task, step_weights, support_loss
+from .inner import InnerLoop, support_loss
 from .isolation import META, Adapt, NormStatistics, adapted_names, backbone_names, head_names
 from .norms import PerStepNorms
 from .operations import lacks_second_derivative
+from .outer import predict_task, step_weights
 from .plan import Phase, TaskPlan
 from .tasks import Task, Workers, average, deliver, meta_gradient
 
@@ -107,8 +108,8 @@ class Maml(Episodic):
             mark = run.recipe.source.nearest("train", "compile")
             raise UserError(f"{mark}: train.compile: {self.name} runs copies of the model, uncompiled; set it to false")
         batch_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        for norm in batch_norms if self.norm_eps is not None else ():
-            norm.eps = self.norm_eps
+        for norm in batch_norms:
+            norm.eps = norm.eps if self.norm_eps is None else self.norm_eps
         if self.norm_statistics == "running" and any(norm.running_mean is None for norm in batch_norms):
             self.refuse(run, f"{run.recipe.model.name} keeps no running averages; choose another", "norm_statistics")
         try:
@@ -145,7 +146,8 @@ class Maml(Episodic):
             alpha = torch.tensor(self.inner_lr, dtype=params[names[0]].dtype, device=params[names[0]].device)
             self._plan = TaskPlan({}, names, dict.fromkeys(names, alpha))
         plan = self._plan
-        norms = run.model.meta[self.name].mappings() if self.norm_statistics == "per_step" else ()
+        own = cast(Any, run.model).meta[self.name] if self.norm_statistics == "per_step" else None
+        norms = () if own is None else own.mappings()
         return TaskPlan(params, plan.adapt, plan.step_sizes, step_params=norms)
 
     @hookimpl

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .inner import InnerLoop, Loss, TaskResult, support_loss, task_loss
+from .inner import InnerLoop, Loss, support_loss
 from .isolation import NormStatistics, isolate, refresh
+from .outer import TaskResult, task_loss
 from .plan import Examples, TaskPlan
 
 T = TypeVar("T")
@@ -144,14 +145,14 @@ class _Deliver(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *torch._foreach_mul(ctx.gradients, scale)
 
 
 def deliver(value: Tensor, gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     """Return `value` as a tensor whose backward pass gives each parameter its gradient, times what comes in."""
-    result: Tensor = _Deliver.apply(value, gradients, *parameters)  # type: ignore[no-untyped-call]
+    result: Tensor = _Deliver.apply(value, gradients, *parameters)
     return result
 
 
