@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from trainkit_plugins.maml.isolation import backbone_names
 
-from tests.reference.tiny import train, with_plugins
+from tests.reference.tiny import train
 from trainkit import Plugin, Run, UserError, hookimpl
-from trainkit.build import build, compose
-from trainkit.errors import RecipeError
+from trainkit.build import Setup, build, compose
+from trainkit.errors import Mark, RecipeError
+from trainkit.manager import Entry
 
 RECIPE = """\
 seed: 3
@@ -36,10 +37,8 @@ def recipe(write: Callable[..., Path]) -> Path:
 
 
 class Watch(Plugin):
-    """Notes every plan and every inner loss."""
+    """Notes the plan of every task."""
 
-    requires = ("maml",)
-    after = ("meta_dropout",)
     _seen: list[tuple[str, int, Any]] = PrivateAttr(default_factory=list)
 
     @hookimpl(wrapper=True)
@@ -49,8 +48,9 @@ class Watch(Plugin):
         return plan
 
 
-def trained(recipe: Path, *overrides: str, plugins: Sequence[Plugin] = ()) -> Run:
-    return train(with_plugins(recipe, overrides, *plugins))[0]
+def trained(recipe: Path, *overrides: str, first: Sequence[Plugin] = ()) -> Run:
+    setup = compose(recipe, overrides)
+    return train(Setup(setup.recipe, [*(Entry("watch", plugin, Mark("test")) for plugin in first), *setup.entries]))[0]
 
 
 def state(run: Run) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ def test_off_equals_maml_bit_for_bit(recipe):
 def plans(recipe: Path, *overrides: str) -> dict[str, list[tuple[int, int, int]]]:
     """Return for each phase the step, the seed of the noise and the number of samples of every task."""
     watch = Watch()
-    trained(recipe, *overrides, plugins=[watch])
+    trained(recipe, *overrides, first=[watch])
     found: dict[str, list[tuple[int, int, int]]] = {}
     for phase, step, plan in watch._seen:
         seed = plan.extras["meta_dropout"].initial_seed()
@@ -147,7 +147,8 @@ def test_a_task_that_comes_again_meets_other_noise(recipe):
 
 
 def test_tasks_on_threads_give_the_bits_of_tasks_in_turn(recipe):
-    alone, together = (state(trained(recipe, f"plugins.maml.workers={n}", "plugins.maml.tasks=4")) for n in (1, 3))
+    shared = ("plugins.maml.tasks=4", "plugins.maml.test_episodes=0", "train.epochs=1")
+    alone, together = (state(trained(recipe, f"plugins.maml.workers={n}", *shared)) for n in (1, 3))
     assert all(torch.equal(alone[name], value) for name, value in together.items())
 
 
@@ -182,16 +183,16 @@ def test_pretrained_weights_get_gates_of_one(recipe):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["plugins.meta_dropout.sites=[conv5]"], r"plugins.meta_dropout: `sites`: .* fits 'conv5'; .* such as conv1"),
+        (["plugins.meta_dropout.sites=[conv5]"], r"plugins.meta_dropout: `sites`: .* fits 'conv5'; .* such as conv4"),
         (
             ["train.grad_checkpointing=true"],
-            r"train.grad_checkpointing: meta_dropout would draw other noise .*set false",
+            r"train.grad_checkpointing: meta_dropout would draw other noise .*set it to false",
         ),
         (["model.num_classes=0"], r"plugins.meta_dropout: noise on the logits needs .* Identity; .*head_noise: false"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_its_place(recipe, overrides, said):
-    with pytest.raises(UserError, match=r"recipe.yaml:\d+: " + said):
+    with pytest.raises(UserError, match=r"^(\S+recipe.yaml:\d+|command line `.*`): " + said):
         build(compose(recipe, overrides))
 
 
