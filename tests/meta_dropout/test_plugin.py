@@ -58,8 +58,11 @@ def state(run: Run) -> dict[str, Tensor]:
 
 
 def test_it_needs_maml(recipe):
-    with pytest.raises(RecipeError, match=r"recipe.yaml:\d+: plugins.meta_dropout: needs the plugin maml; add `maml:"):
-        compose(recipe, ["~plugins.maml"])
+    changes = ["~plugins.maml", "model.name=test_resnet", "model.args={}"]
+    with pytest.raises(RecipeError) as caught:
+        compose(recipe, changes)
+    (message,) = str(caught.value).splitlines()
+    assert message.endswith("recipe.yaml:8: plugins.meta_dropout: needs the plugin maml; add `maml: {}` to `plugins:`")
 
 
 def test_the_noise_is_meta_learned_in_every_part(recipe):
