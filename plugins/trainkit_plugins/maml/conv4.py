@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
+from .kernels import norm_relu_pool
 
-class ShiftNorm(nn.BatchNorm2d):
-    """Batch norm that always uses the batch's own statistics, with a learned shift only.
+
+class NormReluPool(nn.BatchNorm2d):
+    """Batch norm that always uses the batch's own statistics, with a learned shift only; then ReLU and 2x2 pooling.
 
     Args:
         channels: C of its input [N, C, H, W].
@@ -26,6 +29,10 @@ class ShiftNorm(nn.BatchNorm2d):
     def __init__(self, channels: int, eps: float = 1e-3) -> None:
         super().__init__(channels, eps=eps, track_running_stats=False)
         self.weight = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return [N, C, H // 2, W // 2] of [N, C, H, W]."""
+        return norm_relu_pool(input, self.bias, self.eps)
 
 
 class Conv4(nn.Module):
@@ -48,22 +55,23 @@ class Conv4(nn.Module):
         self.num_classes = num_classes
         side = img_size // 16
         self.num_features = self.head_hidden_size = channels * side * side
-        self.conv1, self.norm1 = nn.Conv2d(in_chans, channels, 3, padding=1), ShiftNorm(channels, eps)
-        self.conv2, self.norm2 = nn.Conv2d(channels, channels, 3, padding=1), ShiftNorm(channels, eps)
-        self.conv3, self.norm3 = nn.Conv2d(channels, channels, 3, padding=1), ShiftNorm(channels, eps)
-        self.conv4, self.norm4 = nn.Conv2d(channels, channels, 3, padding=1), ShiftNorm(channels, eps)
-        self.pool = nn.MaxPool2d(2)
+        self.conv1, self.norm1 = nn.Conv2d(in_chans, channels, 3, padding=1), NormReluPool(channels, eps)
+        self.conv2, self.norm2 = nn.Conv2d(channels, channels, 3, padding=1), NormReluPool(channels, eps)
+        self.conv3, self.norm3 = nn.Conv2d(channels, channels, 3, padding=1), NormReluPool(channels, eps)
+        self.conv4, self.norm4 = nn.Conv2d(channels, channels, 3, padding=1), NormReluPool(channels, eps)
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             nn.init.trunc_normal_(conv.weight, std=0.02, a=-0.04, b=0.04)
             nn.init.zeros_(cast(Tensor, conv.bias))
+            # The layout in which norm and pooling are fast; it spares every pass a copy of the weights.
+            conv.to(memory_format=torch.channels_last)
         self.reset_classifier(num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the feature maps [N, channels, H/16, W/16] of images [N, in_chans, H, W]."""
-        x = self.pool(self.norm1(self.conv1(x)).relu())
-        x = self.pool(self.norm2(self.conv2(x)).relu())
-        x = self.pool(self.norm3(self.conv3(x)).relu())
-        return cast(Tensor, self.pool(self.norm4(self.conv4(x)).relu()))
+        x = self.norm1(self.conv1(channels_last(x)))
+        x = self.norm2(self.conv2(x))
+        x = self.norm3(self.conv3(x))
+        return cast(Tensor, self.norm4(self.conv4(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits [N, num_classes] of feature maps, or the flattened features [N, num_features]."""
@@ -92,3 +100,9 @@ class Conv4(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return which parameters belong to which layer, as timm asks for it: a block each, then the head."""
         return {"stem": r"^(?:conv|norm)1", "blocks": r"^(?:conv|norm)(\d)"}
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return images [N, C, H, W] in channels-last memory, also where C is 1 and torch sees no difference."""
+    result = torch.empty_like(x, memory_format=torch.channels_last)
+    return result.copy_(x)

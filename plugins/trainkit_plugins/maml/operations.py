@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .kernels import conv2d, norm_relu_pool
+
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """Return relu6(x + 3) / 6, which is the hard sigmoid; torch's own has no second derivative."""
@@ -38,6 +40,7 @@ def attention(
 
 
 _REPLACED: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.conv2d: conv2d,
     F.hardsigmoid: hardsigmoid,
     F.scaled_dot_product_attention: attention,
 }
