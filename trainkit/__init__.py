@@ -4,6 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainkit.data.drawn import DrawnEval, DrawnStream
+    from trainkit.data.pools import ClassPool, class_pool, target_pool
+    from trainkit.data.types import Data
     from trainkit.errors import UserError
     from trainkit.figures import figure, style
     from trainkit.hooks import Hooks, hookimpl, moment, value
@@ -17,6 +20,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
+    "ClassPool",
+    "Data",
+    "DrawnEval",
+    "DrawnStream",
     "History",
     "Hooks",
     "Plugin",
@@ -25,15 +32,20 @@ __all__ = [
     "Run",
     "Section",
     "UserError",
+    "class_pool",
     "figure",
     "hookimpl",
     "moment",
     "open_run",
     "style",
+    "target_pool",
     "value",
 ]
 
 _HOMES = {
+    "data.drawn": ("DrawnEval", "DrawnStream"),
+    "data.pools": ("ClassPool", "class_pool", "target_pool"),
+    "data.types": ("Data",),
     "errors": ("UserError",),
     "figures": ("figure", "style"),
     "hooks": ("Hooks", "hookimpl", "moment", "value"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from trainkit import shelf
 from trainkit.build import Setup, build, compose
-from trainkit.checkpoint import Keeper, atomically, read_state
+from trainkit.checkpoint import Keeper, atomically, misfit, read_state
 from trainkit.environment import facts
 from trainkit.errors import Interrupted, TrainingError, UserError, suggest
 from trainkit.log import History
@@ -93,7 +93,8 @@ def open_run(source: str | Path, overrides: Sequence[str] = (), weights: str | P
     if weights in ("best", "last") and folder is None:
         raise UserError(f"only the folder of a run has {weights} weights, and {source} is none; name a file of weights")
     if folder is not None and weights == "last":
-        run.model.load_state_dict(read_state(folder / "checkpoints" / "last.pt")["model"])
+        file = folder / "checkpoints" / "last.pt"
+        _load_weights(run, file, read_state(file)["model"])
     elif folder is not None and weights in (None, "best"):
         _load_weights(run, folder / "weights.safetensors")
     elif weights is not None:
@@ -113,18 +114,20 @@ def _compose(source: str, folder: Path | None, overrides: Sequence[str]) -> Setu
     raise UserError(f"{source}: is no run folder, no recipe and no model of timm{near}")
 
 
-def _load_weights(run: Run, file: Path) -> None:
+def _load_weights(run: Run, file: Path, state: Mapping[str, Any] | None = None) -> None:
+    """Load a file that timm can read, or the state that has been read from it."""
     from timm.models import load_checkpoint
 
     if not file.is_file():
         raise UserError(f"{file}: there are no weights here")
     try:
-        load_checkpoint(run.model, str(file), weights_only=True)
+        if state is not None:
+            run.model.load_state_dict(state)
+        else:
+            load_checkpoint(run.model, str(file), weights_only=True)
     except Exception as error:  # spoiled bytes may raise anything
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        if "state_dict" in lines[0]:  # torch's first line says only this, the next one what is wrong
-            raise UserError(f"{file}: these weights do not fit the model: {lines[min(1, len(lines) - 1)]}") from None
-        raise UserError(f"{file}: cannot be read as weights ({lines[0][:160]})") from None
+        what = "these weights do not fit the model" if "state_dict" in str(error) else "cannot be read as weights"
+        raise UserError(f"{file}: {what}: {misfit(error)[:160]}") from None
 
 
 def measure(folder: Path, weights: str) -> dict[str, float]:

@@ -173,7 +173,7 @@ def _sentence(message: str) -> str:
 def _real_path(data: Any, loc: KeyPath, kind: str) -> KeyPath:
     """Leave out of pydantic's location the tags that it adds for unions: they are no keys of the recipe.
 
-    A last key that is not in the data is real, what is missing say, unless a member of a union was to be there.
+    A key that is not in the data is one only where it is what is missing.
     """
     path: list[str | int] = []
     for i, key in enumerate(loc):
@@ -181,7 +181,7 @@ def _real_path(data: Any, loc: KeyPath, kind: str) -> KeyPath:
         if listed or (isinstance(data, dict) and key in data):
             data = data[key]
             path.append(key)
-        elif i == len(loc) - 1 and not kind.startswith("model_"):
+        elif i == len(loc) - 1 and kind == "missing":
             path.append(key)
     return tuple(path)
 
