@@ -10,11 +10,15 @@ the alpha that is best on the other half.
 
 from __future__ import annotations
 
+import json
+import statistics
+import sys
 import time
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import t as student
 from trainkit_plugins.batch_norm import convert_batch_norm
 from trainkit_plugins.batch_norm.choice import tune
 from trainkit_plugins.batch_norm.tuning import ALPHAS, evaluating, sweep
