@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[2]
 
 # What a plugin needs in order to act within six steps, where its defaults are for longer runs.
 EXAMPLES: dict[str, dict[str, Any]] = {
+    "batch_group_norm": {"options": {"channel_groups": 8}},
     "early_stopping": {"options": {"patience": 1, "min_delta": 1.0}},
+    "example_weighing": {"options": {"alpha": 0.1}},  # tuned, it leaves training alone
+    "ghost_batch_norm": {"options": {"size": 4}},
 }
 ABSENT = {name for name in ("wandb",) if find_spec(name) is None}  # an optional package that the plugin is about
 
