@@ -10,13 +10,13 @@ buffers and state-dict keys are the same objects as before, and reverting gives 
 import argparse
 import collections
 import json
-import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import is_model, model_entrypoint
+from timm.models import model_entrypoint
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from trainkit_plugins.batch_norm import convert_batch_norm, converted_layers, revert_batch_norm
@@ -74,27 +74,31 @@ def main() -> None:
     """Examine the models and print counts by family."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="*", help="a wildcard for timm.list_models")
-    parser.add_argument("--json", help="write a line for each model to this file as it goes")
+    parser.add_argument("--json", type=Path, help="keep a line for each model in this file, and go on from it")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    start, rows = time.perf_counter(), []
+    kept = options.json.read_text().splitlines() if options.json and options.json.exists() else []
+    rows = {row["model"]: row for row in map(json.loads, kept)}
+    names = timm.list_models(options.models)
     with torch.device("meta"):
-        for name in filter(is_model, timm.list_models(options.models)):
-            rows.append(examine(name))
+        for name in names:
+            if name in rows:
+                continue
+            rows[name] = examine(name)
             if options.json:
-                with open(options.json, "a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
-    report(rows, time.perf_counter() - start)
+                with options.json.open("a") as file:
+                    file.write(json.dumps(rows[name]) + "\n")
+    report([rows[name] for name in names])
 
 
-def report(rows: list[dict[str, Any]], seconds: float) -> None:
+def report(rows: list[dict[str, Any]]) -> None:
     """Print the table and what failed."""
     ours = [row for row in rows if row["layers"]]
     bad = [row for row in ours if row["problem"]]
     families = collections.defaultdict(list)
     for row in ours:
         families[row["family"]].append(row)
-    print(f"torch {torch.__version__}, timm {timm.__version__}, meta device, batch {BATCH}, {seconds:.0f} s")
+    print(f"torch {torch.__version__}, timm {timm.__version__}, meta device, batch {BATCH}")
     print(f"{len(rows)} models, {len(ours)} with BatchNorm in {len(families)} families, {len(ours) - len(bad)} pass\n")
     kinds = sorted({k for row in ours for k in row["layers"]})
     print("| family | models | pass | " + " | ".join(kinds) + " |\n|---" + "|---:" * (2 + len(kinds)) + "|")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import timm
@@ -15,6 +19,7 @@ from trainkit_plugins.batch_norm import convert_batch_norm, converted_layers, re
 
 from tests.reference.batch_norm_models import FEW, SMALLEST
 
+ROOT = Path(__file__).parents[2]
 MANY = [f for f in SMALLEST if f not in FEW]
 FUSING = ("byobnet", "efficientvit_msra", "fastvit", "levit", "repghost")
 FUSING_SLOW = ("ghostnet", "iformer", "lcnetv2", "nextvit", "repvit", "shvit", "tiny_vit")
@@ -170,3 +175,19 @@ def test_export(alpha):
     torch.testing.assert_close(program.module()(x), net(x))
     calls = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
     assert (calls == ["aten.conv2d.default", "aten.batch_norm.default", "aten.relu.default"]) == (alpha == 0)
+
+
+@pytest.mark.slow
+def test_two_ranks_keep_the_same_weights(tmp_path):
+    run = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    script = [str(ROOT / "tests" / "reference" / "batch_norm_ranks.py"), str(tmp_path)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *run, *script], env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert first["1.num_batches_tracked"] == 2
+    for name, tensor in first.items():
+        if "running" not in name:
+            assert torch.equal(tensor, second[name]), name
