@@ -142,6 +142,7 @@ def test_symbolic_trace_takes_a_layer_for_a_leaf():
     assert torch.equal(traced(x), net(x))
 
 
+@pytest.mark.slow  # compiling takes seconds
 @pytest.mark.parametrize("how", [{"ghost_size": 2}, {"channel_groups": 2, "ghost_size": 3, "blocks": "consecutive"}])
 def test_compiled_training_is_eager_training(how):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())

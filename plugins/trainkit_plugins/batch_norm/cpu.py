@@ -124,7 +124,11 @@ def _sum(X: Tensor) -> Tensor:
     if X.stride(3) == 1:
         return X.sum(0).sum(2, keepdim=True)
     rows = X.transpose(2, 3)
-    return (rows.sum((0, 2)) if _whole(X) else rows.sum(2).sum(0)).unsqueeze(2)
+    if _whole(X):
+        return rows.sum((0, 2)).unsqueeze(2)
+    # Threads share the work by rows of the result, of which the first sum over space leaves more.
+    first = 0 if torch.get_num_threads() == 1 else 2
+    return rows.sum(first).sum(1 if first == 0 else 0).unsqueeze(2)
 
 
 def _moments(X: Tensor, spare: Tensor, mean: Tensor, var: Tensor, mu: Tensor, inv: Tensor, settings: Settings) -> None:
