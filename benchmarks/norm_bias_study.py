@@ -3,8 +3,8 @@
 Run: python benchmarks/norm_bias_study.py RECIPE [--seeds 5] [--out FILE]      train; one JSON line per training
      python benchmarks/norm_bias_study.py --tables FILE                        means, and paired differences
 
-RECIPE is norm_bias, norm_bias_mlp, spectral_rank or local_minimum. Differences are paired over seeds, to the first row
-of each table, with 95% intervals (Student's t).
+RECIPE is norm_bias, norm_bias_batch_norm, spectral_rank or local_minimum. Differences are paired over seeds, to the
+first row of each table, with 95% intervals (Student's t).
 """
 
 from __future__ import annotations
@@ -34,28 +34,18 @@ PULLS = {
     "none": [NONE],
     "weight decay 5e-4": [NONE, f"{DECAY}=5e-4"],
     "weight decay 5e-3": [NONE, f"{DECAY}=5e-3"],
-    "mu_squared 0": ["plugins.norm_bias.mu_squared=0"],
-    "auto, 1 x": ["plugins.norm_bias.auto_multiple=1.0"],
-    "auto, 2 x": ["plugins.norm_bias.auto_multiple=2.0"],
-    "auto, 4 x": ["plugins.norm_bias.auto_multiple=4.0"],
-    "auto, 2 x, form squared": ["plugins.norm_bias.form=squared"],
+    "mu_squared 0": ["plugins.norm_bias={mu_squared: 0}"],
+    **{f"auto, {x} x": [f"plugins.norm_bias.auto_multiple={x}"] for x in (1, 3, 6, 12)},
+    "auto, 6 x, form squared": ["plugins.norm_bias.auto_multiple=6", "plugins.norm_bias.form=squared"],
 }
-MLP = [
-    "model={name: mlp, in_chans: 1, args: {hidden: [128, 128]}}",
-    "data.image_size=8",
-    "train={epochs: 60, evaluate_every: 60}",
-]
-MILDER = ["plugins.norm_bias.coefficient=5e-3"]  # four times as many steps
+BATCH_NORM = ["model.args.batch_norm=true"]
 STUDIES: dict[str, tuple[str, dict[str, list[str]]]] = {
     "norm_bias": ("norm_bias.yaml", PULLS),
-    "norm_bias_mlp": (
-        "norm_bias.yaml",
-        {arm: MLP + overrides + MILDER * (NONE not in overrides) for arm, overrides in PULLS.items()},
-    ),
+    "norm_bias_batch_norm": ("norm_bias.yaml", {arm: BATCH_NORM + pull for arm, pull in PULLS.items()}),
     "spectral_rank": (
         "spectral_rank.yaml",
         {
-            "neither": ["plugins.spectral_rank={mode: minimize, threshold: 0, every: 45}"],
+            "neither": ["plugins.spectral_rank={mode: minimize, threshold: 0, every: 60}"],
             "maximize": ["plugins.spectral_rank.mode=maximize"],
             "minimize": ["plugins.spectral_rank.mode=minimize"],
         },

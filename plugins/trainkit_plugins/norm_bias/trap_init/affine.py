@@ -163,7 +163,7 @@ def largest_curvature(loss: Callable[[], Tensor], parameters: Sequence[Tensor], 
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
-    return torch.cat([t.detach().flatten() for t in tensors]).norm().item()
+    return float(torch.linalg.vector_norm(torch.cat([t.detach().flatten() for t in tensors])))
 
 
 def _write(layer: nn.Linear, weight: Tensor, bias: Tensor, rest: float) -> None:
