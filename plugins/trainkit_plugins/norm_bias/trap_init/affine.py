@@ -67,7 +67,7 @@ def fit_affine(objective: Objective, inputs: Tensor, outputs: int, *, iterations
         return loss
 
     with torch.enable_grad():
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
     weight = a.detach() @ whiten
     return _measured(objective, inputs.detach().double(), weight, c.detach() - weight @ mean)
 
