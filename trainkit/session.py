@@ -85,16 +85,19 @@ def measure(folder: Path, weights: str) -> dict[str, float]:
     if not path.is_file():
         raise UserError(f"{folder}: is no run folder (there is no recipe.yaml in it)")
     run = build(compose(path))
-    if weights == "last":
-        run.model.load_state_dict(read_state(folder / "checkpoints" / "last.pt")["model"])
-    else:
-        file = folder / "weights.safetensors" if weights == "best" else Path(weights)
-        if not file.is_file():
-            raise UserError(f"{file}: there are no weights here")
-        try:
+    file = {"best": folder / "weights.safetensors", "last": folder / "checkpoints" / "last.pt"}.get(
+        weights, Path(weights)
+    )
+    state = read_state(file)["model"] if weights == "last" else None
+    if not file.is_file():
+        raise UserError(f"{file}: there are no weights here")
+    try:
+        if state is not None:
+            run.model.load_state_dict(state)
+        else:
             load_checkpoint(run.model, str(file), weights_only=True)
-        except Exception as error:
-            raise UserError(f"{file}: these weights do not fit the model: {misfit(error)}") from None
+    except Exception as error:
+        raise UserError(f"{file}: these weights do not fit the model: {misfit(error)}") from None
     return evaluate(run)
 
 
