@@ -107,6 +107,8 @@ def table(setting: str, rows: list[Row]) -> Iterator[str]:
     shown = columns(rows)
     by = {method: {row["seed"]: row for row in rows if row["method"] == method} for method in METHODS}
     seeds = sorted(set.intersection(*(set(found) for found in by.values() if found)))
+    if len(seeds) < 2:
+        return
     main = next(iter(shown))
     yield f"\n{setting}, seeds {', '.join(map(str, seeds))}\n"
     yield f"| method | {' | '.join(shown.values())} | {shown[main]} less that of zero |"

@@ -131,6 +131,8 @@ def test_a_layer_that_knows_nothing_says_so(layer: MissingInput) -> None:
 def test_what_is_for_images_is_refused_for_rows() -> None:
     with pytest.raises(ValueError, match="no channels to count in; set per to row"):
         SparsityNorm(per="channel").fit([torch.zeros(2, 3)])
+    with pytest.raises(ValueError, match="have no pixels; set mask to entry"):
+        ZeroImputation(mask="pixel").check((3,))
     with pytest.raises(ValueError, match="have no pixels"):
         SparsityNorm(mask="pixel").fit([torch.zeros(2, 3)])
 

@@ -7,7 +7,7 @@ buffers, which its state holds; a state with other values is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -56,10 +56,18 @@ class MissingInput(nn.Module):
         Raises:
             ValueError: the layer is for images, and these are rows of features.
         """
-        if not statistics.spatial and self.mask == "pixel":
-            raise ValueError("rows of features have no pixels; set mask to entry")
+        self.check(statistics.shape)
         if self.center:
             self.mean = statistics.aligned(statistics.mean)
+
+    def check(self, input_size: Sequence[int]) -> None:
+        """Refuse inputs of a shape, (C, H, W) or (F,), that the layer is not for.
+
+        Raises:
+            ValueError: it is for images, and these are rows of features.
+        """
+        if len(input_size) == 1 and self.mask == "pixel":
+            raise ValueError("rows of features have no pixels; set mask to entry")
 
     def forward(self, x: Tensor, m: Tensor | None = None) -> Tensor:
         """Return what the model sees.
@@ -142,11 +150,15 @@ class SparsityNorm(MissingInput):
                 raise ValueError(f"K is a number above 0; got {k}")
             self.k = torch.tensor(float(k))
 
+    def check(self, input_size: Sequence[int]) -> None:
+        """Refuse rows of features where the layer counts in channels."""
+        super().check(input_size)
+        if len(input_size) == 1 and self.per == "channel":
+            raise ValueError("rows of features have no channels to count in; set per to row")
+
     def learn(self, statistics: Statistics) -> None:
         """Learn K (unless it was given) and the means from the statistics of the training rows."""
         super().learn(statistics)
-        if self.per == "channel" and not statistics.spatial:
-            raise ValueError("rows of features have no channels to count in; set per to row")
         if self.given:
             return
         if self.per == "channel":
