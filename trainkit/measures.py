@@ -110,7 +110,7 @@ class MeanAbsoluteError(_OfKnown):
 
 def regression_metrics() -> torchmetrics.MetricCollection:
     """Return what is measured where the targets are numbers, as `classification_metrics` does for classes."""
-    # Metrics whose sums happen to be equal after a first batch (nothing known, say) would be taken for one and the same.
+    # Metrics with equal sums after a first batch, in which nothing was known say, would be taken for one and the same.
     return torchmetrics.MetricCollection(
         {"rmse": RootMeanSquaredError(), "mae": MeanAbsoluteError()}, compute_groups=False
     )
