@@ -5,8 +5,8 @@ Then: python benchmarks/sparsity_norm_study.py FILE.jsonl --table
 
 Each training adds a line to FILE.jsonl; what is there already is not trained again. The settings are the recipes
 ratings, table and images; ratings_relu, the first with another activation; and convnet, the last with timm's
-test_resnet on enlarged digits of which one rectangle is hidden. Tables give means over seeds with 95% intervals (Student's t), and
-differences to zero imputation, paired by seed.
+test_resnet on enlarged digits of which one rectangle is hidden. Tables give means over seeds with 95% intervals
+(Student's t), and differences to zero imputation, paired by seed.
 """
 
 from __future__ import annotations
