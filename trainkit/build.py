@@ -31,8 +31,8 @@ class Setup:
     entries: Sequence[Entry]
 
 
-def compose(path: Path, overrides: Sequence[str] = ()) -> Setup:
-    """Read a recipe and make its plugins.
+def compose(path: Path | None, overrides: Sequence[str] = ()) -> Setup:
+    """Read a recipe, or overrides alone, and make its plugins.
 
     Raises:
         RecipeError: everything that is wrong, at once.

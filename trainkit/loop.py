@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -132,14 +133,17 @@ def train_step(run: Run, step_loss: nn.Module, position: int, batches: Iterator[
 def evaluate(run: Run, keeper: Keeper | None = None) -> dict[str, float]:
     """Measure the model on the validation data, and let `keeper` keep its weights if they are among the best.
 
-    Validation has random streams of its own: how often it happens does not change training.
+    Validation has random streams of its own, the plugins' too: how often it happens does not change training.
     """
     modes = [(module, module.training) for module in run.model.modules()]
     run.hook.on_evaluate_start(model=run.model, run=run)
     run.device.share_buffers(run.model)
     run.model.eval()
     run.metrics.reset()
-    with isolated(derive_seed(run.recipe.seed, "evaluate", run.epoch), run.device.torch):
+    with ExitStack() as streams:
+        streams.enter_context(isolated(derive_seed(run.recipe.seed, "evaluate", run.epoch), run.device.torch))
+        for plugin in run.plugins.values():
+            streams.enter_context(plugin.apart("evaluate", run.epoch))
         for batch in run.data.val:
             logits, targets = run.hook.evaluate_batch(model=run.model, batch=batch, run=run)
             run.metrics.update(logits, targets)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
@@ -90,6 +91,19 @@ class Plugin(BaseModel):
         """Put the random streams back."""
         for key, state in states.items():
             self.generator(key).set_state(state)
+
+    @contextmanager
+    def apart(self, *purpose: int | str) -> Iterator[None]:
+        """While on, `generator` gives streams that belong to `purpose` alone; then the others go on where they were.
+
+        The loop does so in validation: how often it happens does not change training.
+        """
+        kept, seed = self._generators, self._seed
+        self._generators, self._seed = {}, derive_seed(seed, *purpose)
+        try:
+            yield
+        finally:
+            self._generators, self._seed = kept, seed
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain containers and tensors. Default: nothing."""

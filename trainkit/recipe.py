@@ -136,8 +136,8 @@ class Recipe(BaseModel):
         return dump(data)
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe | None, Source, list[Problem]]:
-    """Read a recipe with its overrides and check core's sections of it.
+def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> tuple[Recipe | None, Source, list[Problem]]:
+    """Read a recipe with its overrides, or overrides alone, and check core's sections of it.
 
     Returns:
         The recipe, or None where those sections have mistakes; its source, from which the plugins' options can be

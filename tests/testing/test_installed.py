@@ -16,7 +16,20 @@ ROOT = Path(__file__).parents[2]
 
 # What a plugin needs in order to act within six steps, where its defaults are for longer runs.
 EXAMPLES: dict[str, dict[str, Any]] = {
+    "batch_group_norm": {"options": {"channel_groups": 8}},
     "early_stopping": {"options": {"patience": 1, "min_delta": 1.0}},
+    "example_weighing": {"options": {"alpha": 0.1}},  # tuned, it leaves training alone
+    "ghost_batch_norm": {"options": {"size": 4}},
+    "norm_bias": {"recipe": {"optimizer": {"weight_decay": 0.0}}},
+    "spectral_rank": {"options": {"every": 2}},
+    # A plain ReLU network, and a loss that an affine model minimises although planes separate so few examples.
+    "trap_init": {
+        "recipe": {
+            "model": {"name": "mlp", "args": {"drop_rate": 0.0, "hidden": [16]}},
+            "data": {"image_size": 4},
+            "train": {"loss": {"smoothing": 0.1}},
+        },
+    },
 }
 ABSENT = {name for name in ("wandb",) if find_spec(name) is None}  # an optional package that the plugin is about
 

@@ -13,7 +13,7 @@ from trainkit.data import ratings, tables
 from trainkit.data.deal import deal
 from trainkit.data.loader import Examples, Images
 from trainkit.data.missing import described, hide
-from trainkit.data.spec import DataSpec, DigitsSpec, RatingsSpec, TableSpec, TimmSpec
+from trainkit.data.spec import FACES, DataSpec, DigitsSpec, GlyphsSpec, RatingsSpec, TableSpec, TimmSpec
 from trainkit.data.types import Data
 from trainkit.device import Device
 from trainkit.errors import UserError
@@ -49,7 +49,19 @@ def build(recipe: Recipe, device: Device) -> Data:
         return tables.build(spec, recipe, device)
     if isinstance(spec, RatingsSpec):
         return ratings.build(spec, recipe, device)
-    return streams(_digits(spec) if isinstance(spec, DigitsSpec) else _timm(spec, recipe), recipe, device)
+    if isinstance(spec, DigitsSpec):
+        splits = _digits(spec)
+    elif isinstance(spec, GlyphsSpec):
+        splits = _glyphs(spec, recipe)
+    elif isinstance(spec, TimmSpec):
+        splits = _timm(spec, recipe)
+    else:
+        mark = recipe.source.nearest("data", "name")
+        raise UserError(
+            f"{mark}: data: {spec.name} has no class with both training and validation images; it is for few-shot "
+            "tasks: switch on a plugin that draws them, or name other data"
+        )
+    return streams(splits, recipe, device)
 
 
 def streams(splits: Splits, recipe: Recipe, device: Device) -> Data:
@@ -60,8 +72,8 @@ def streams(splits: Splits, recipe: Recipe, device: Device) -> Data:
     """
     spec, channels = recipe.data, recipe.model.in_chans
     assert isinstance(spec, DataSpec)  # the others have no images
-    _check_channels(recipe)
-    size = spec.image_size or _model_size(recipe)
+    check_channels(recipe)
+    size = size_of(spec, recipe)
     mean, std = (_channels(values, channels) for values in (spec.mean or splits.mean, spec.std or splits.std))
     common = {"input_size": (channels, size, size), "mean": mean, "std": std}
     plain = _as_mode(timm.data.create_transform(**common, interpolation="bicubic", crop_pct=1.0), channels)
@@ -115,6 +127,27 @@ def _digits(spec: DigitsSpec) -> Splits:
     )
     mean, std = float(train_x.mean()) / 255, float(train_x.std()) / 255
     return Splits(_Arrays(train_x, train_y), _Arrays(val_x, val_y), 10, (mean,), (std,), fits=True)
+
+
+def _glyphs(spec: GlyphsSpec, recipe: Recipe) -> Splits:
+    from trainkit.data.glyphs import LARGEST, load_glyphs
+
+    everything = load_glyphs(min(size_of(spec, recipe), LARGEST), spec.variants)
+    try:
+        glyphs = everything.of(spec.scripts, spec.letters)
+    except ValueError as error:
+        raise UserError(f"{recipe.source.nearest('data', 'letters')}: data.letters: {error}") from None
+    held_out = np.isin(FACES, spec.val_faces)
+    train_x, val_x = glyphs.images[:, ~held_out], glyphs.images[:, held_out]
+    mean, std = float(train_x.mean()) / 255, float(train_x.std()) / 255
+    train, val = (_Arrays(*_by_class(images)) for images in (train_x, val_x))
+    return Splits(train, val, len(glyphs.letters), (mean,), (std,), fits=True)
+
+
+def _by_class(images: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return images [classes, ..., H, W] in one row [N, H, W], and their classes [N]."""
+    flat = images.reshape(len(images), -1, *images.shape[-2:])
+    return flat.reshape(-1, *images.shape[-2:]), np.repeat(np.arange(len(flat)), flat.shape[1])
 
 
 _LAYOUTS = {
@@ -192,11 +225,12 @@ def _pretrained_cfg(recipe: Recipe) -> Any:
     return timm.models.get_pretrained_cfg(recipe.model.name) or timm.models.PretrainedCfg()
 
 
-def _model_size(recipe: Recipe) -> int:
-    return int(_pretrained_cfg(recipe).input_size[-1])
+def size_of(spec: DataSpec, recipe: Recipe) -> int:
+    """Return the side of an image in pixels: what the data say, or what the model was made for."""
+    return spec.image_size or int(_pretrained_cfg(recipe).input_size[-1])
 
 
-def _check_channels(recipe: Recipe) -> None:
+def check_channels(recipe: Recipe) -> None:
     """Refuse numbers of channels that do not fit images or one another."""
     channels = recipe.model.in_chans
     if channels not in (1, 3):

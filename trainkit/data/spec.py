@@ -85,6 +85,58 @@ class DigitsSpec(DataSpec):
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share held out, stratified; the same for every seed")
 
 
+SCRIPTS = ("latin", "greek", "cyrillic", "armenian", "georgian")
+FACES = tuple(
+    f"DejaVu{family}{style}"
+    for family, italic in (("Sans", "Oblique"), ("SansMono", "Oblique"), ("Serif", "Italic"))
+    for style in ("", "-Bold", f"-{italic}", f"-Bold{italic}")
+)
+"""The faces in which all glyphs are rendered, by the names of their font files."""
+
+Script = Literal["latin", "greek", "cyrillic", "armenian", "georgian"]
+
+
+class GlyphsSpec(DataSpec):
+    """Letters rendered from the fonts that come with matplotlib: a class is a letter, an image one face of it.
+
+    For few-shot tasks the scripts make the splits; for classification those of `scripts` are all classes there are.
+    """
+
+    name: Literal["glyphs"]
+    image_size: int | None = Field(28, ge=8, description="side in pixels; null: the model's own")
+    scripts: tuple[Script, ...] = Field(("latin", "greek"), min_length=1, description="whose letters are the classes")
+    letters: int | None = Field(None, ge=2, description="use only so many letters, evenly spread; default: all")
+    variants: int = Field(2, ge=1, le=16, description="images of each letter in each of 12 faces, distorted anew")
+    val_faces: tuple[str, ...] = Field(
+        ("DejaVuSans-Oblique", "DejaVuSansMono-Bold", "DejaVuSerif-BoldItalic"),
+        min_length=1,
+        description="faces held out for validation, by their file names in matplotlib",
+    )
+
+    val_scripts: tuple[Script, ...] = Field(("cyrillic",), min_length=1, description="few-shot: validation classes")
+    test_scripts: tuple[Script, ...] = Field(
+        ("armenian", "georgian"), min_length=1, description="few-shot: test classes"
+    )
+    rotations: bool = Field(False, description="few-shot: a letter and its three turns by 90 degrees are four classes")
+
+    @field_validator("scripts", "val_faces", "val_scripts", "test_scripts")
+    @classmethod
+    def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("names one twice")
+        return names
+
+    @field_validator("val_faces")
+    @classmethod
+    def _faces(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in FACES:
+                raise ValueError(f"{name!r} is no face{suggest(name, FACES)} (there are: {', '.join(FACES)})")
+        if len(names) == len(FACES):
+            raise ValueError("holds out every face; leave some for training")
+        return names
+
+
 class TableSpec(StreamSpec):
     """Rows of features and a target column, from a CSV or Parquet file or from scikit-learn; gaps become NaN."""
 
@@ -134,6 +186,7 @@ class TimmSpec(DataSpec):
     val_split: str = Field("validation", description="timm's name of the validation split")
     download: bool = Field(False, description="let timm download the files, where the source can")
     class_map: str = Field("", description="file that maps class names to indices")
+    test_split: str = Field("test", description="few-shot: timm's name of the split that has the test classes")
     num_classes: int | None = Field(None, ge=2, description="needed only where the source does not say")
     workers: int = Field(4, ge=0, description="processes that read data; the data are the same for any number")
     augment: AugmentSpec | None = Field(
@@ -150,8 +203,39 @@ class TimmSpec(DataSpec):
         return name
 
 
-BUILT_IN = {"digits": "digits", "table": "table", "ratings": "ratings"}
-"""Names that do not go to timm. A new embedded source adds its spec here, below, and in `data/sources.py`."""
+class OmniglotSpec(DataSpec):
+    """Omniglot's 1,623 handwritten characters of 50 alphabets, 20 images each, as torchvision stores them."""
+
+    name: Literal["omniglot"]
+    image_size: int | None = Field(28, ge=8, description="side in pixels; null: the model's own")
+    root: str = Field(description="folder that holds torchvision's omniglot-py")
+    download: bool = Field(False, description="let torchvision download the files")
+    split: Literal["alphabets", "characters"] = Field(
+        "alphabets",
+        description="25 background alphabets, the other 5, the evaluation set; or 1,100, 100 and 423 characters",
+    )
+    rotations: bool = Field(True, description="a character and its three turns by 90 degrees are four classes")
+
+
+class CifarFsSpec(DataSpec):
+    """CIFAR-FS (Bertinetto et al. 2019): CIFAR-100 as image files, 64, 16 and 20 of its classes in the splits."""
+
+    name: Literal["cifar_fs"]
+    image_size: int | None = Field(32, ge=8, description="side in pixels; null: the model's own")
+    root: str = Field(description="folder that holds data/<class>/ and splits/bertinetto/")
+
+
+class SvhnSpec(DataSpec):
+    """SVHN's test images, 10 classes of house-number digits, as torchvision stores them: few-shot tests only."""
+
+    name: Literal["svhn"]
+    image_size: int | None = Field(32, ge=8, description="side in pixels; null: the model's own")
+    root: str = Field(description="folder that holds test_32x32.mat")
+    download: bool = Field(False, description="let torchvision download the file")
+
+
+BUILT_IN = {name: name for name in ("digits", "glyphs", "table", "ratings", "omniglot", "cifar_fs", "svhn")}
+"""Names that do not go to timm. A new one adds its spec here, below, and in `data/sources.py` or `data/pools.py`."""
 
 
 _FILES = ("folder", "tar")  # timm's names without a prefix: it would read any other as a folder too
@@ -164,6 +248,10 @@ def _tag(value: Any) -> str:
 
 AnyDataSpec = Annotated[
     Annotated[DigitsSpec, Tag("digits")]
+    | Annotated[GlyphsSpec, Tag("glyphs")]
+    | Annotated[OmniglotSpec, Tag("omniglot")]
+    | Annotated[CifarFsSpec, Tag("cifar_fs")]
+    | Annotated[SvhnSpec, Tag("svhn")]
     | Annotated[TableSpec, Tag("table")]
     | Annotated[RatingsSpec, Tag("ratings")]
     | Annotated[TimmSpec, Tag("timm")],

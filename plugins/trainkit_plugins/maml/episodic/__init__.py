@@ -1,0 +1,1 @@
+"""Training and testing on few-shot tasks, whatever learns from them."""

@@ -1,0 +1,34 @@
+"""Norm parameters of their own for every inner step (Antoniou et al. 2019)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .isolation import norm_names
+
+
+class PerStepNorms(nn.Module):
+    """One copy of each norm parameter per inner step, [K, …], all starting as the model's.
+
+    Args:
+        model: whose norms.
+        steps: K, at least 1.
+
+    Raises:
+        ValueError: the model has no norm with parameters.
+    """
+
+    def __init__(self, model: nn.Module, steps: int) -> None:
+        super().__init__()
+        named = dict(model.named_parameters())
+        self.names = tuple(name for name in named if name in norm_names(model))
+        if not self.names:
+            raise ValueError("the model has no norm with parameters")
+        values = [torch.stack([named[name].detach()] * max(steps, 1)) for name in self.names]
+        self.values = nn.ParameterList(nn.Parameter(value) for value in values)
+
+    def mappings(self) -> list[dict[str, Tensor]]:
+        """Return for each step the parameters by the model's names."""
+        steps = len(self.values[0])
+        return [{name: value[k] for name, value in zip(self.names, self.values, strict=True)} for k in range(steps)]

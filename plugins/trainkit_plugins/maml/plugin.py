@@ -1,0 +1,278 @@
+"""`maml`: meta-learned initial parameters as a plugin, and the few-shot papers' network under timm's names."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from functools import partial
+from typing import Any, ClassVar, Literal, cast
+
+import timm
+import torch
+from pydantic import Field, PrivateAttr, model_validator
+from torch import Tensor, nn
+
+from trainkit import Batch, Run, UserError, hookimpl
+
+from .accuracy import episode_accuracies
+from .conv4 import Conv4
+from .episodic.plugin import Episodes, Episodic
+from .hookspecs import MamlHooks
+from .inner import InnerLoop, support_loss
+from .isolation import META, Adapt, NormStatistics, adapted_names, backbone_names, head_names
+from .norms import PerStepNorms
+from .operations import lacks_second_derivative
+from .outer import predict_task, step_weights
+from .plan import Phase, TaskPlan
+from .tasks import Task, Workers, average, deliver, meta_gradient
+
+
+def conv4(pretrained: bool = False, **arguments: Any) -> Conv4:
+    """Make the four-layer network of the few-shot papers (`trainkit_plugins.maml.conv4`)."""
+    if pretrained:
+        raise ValueError("there are no pretrained weights of conv4")
+    return Conv4(**{name: value for name, value in arguments.items() if not name.startswith(("pretrained", "cache"))})
+
+
+if not timm.is_model("conv4"):
+    timm.models.register_model(conv4)
+
+
+class Maml(Episodic):
+    """Learn initial parameters from which a few gradient steps on a few examples make a good classifier.
+
+    Data are tasks: some classes, a few images of each to adapt on (support), others to be judged by (query). Each
+    optimizer step averages the gradient of the query loss over some tasks, through the adaptation itself.
+    """
+
+    citation: ClassVar[str] = """\
+@inproceedings{finn2017maml,
+  title={Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks},
+  author={Finn, Chelsea and Abbeel, Pieter and Levine, Sergey},
+  booktitle={International Conference on Machine Learning},
+  year={2017}
+}"""
+    hookspecs: ClassVar[type | None] = MamlHooks
+    conflicts: ClassVar[Mapping[str, str]] = {"mixup": "it mixes the images of a batch, and here a batch is tasks"}
+
+    steps: int = Field(5, ge=0, description="gradient steps of the inner loop in training")
+    test_steps: int | None = Field(None, ge=0, description="and in validation and test; null: as many")
+    inner_lr: float = Field(
+        0.4,
+        ge=0,
+        description="step size of the inner loop, on the mean loss; Finn et al. divide a sum by the shots alone, so "
+        "that their 0.4 for 5 ways is 2.0 here",
+    )
+    order: Literal["second", "first"] = Field(
+        "second", description="second: differentiate through the inner gradients; first: take them as constants"
+    )
+    adapt: Adapt = Field("all", description="what the inner loop moves: all, head or body; norms never")
+    head: Literal["learned", "zero"] = Field(
+        "learned", description="zero: every task starts from a classifier of zeros, which treats all classes alike"
+    )
+    norm_statistics: NormStatistics = Field(
+        "batch",
+        description="what batch norms normalise with: batch (the query set as a whole: transductive), support (its "
+        "statistics, also for the query), running (the model's averages, which stay), per_step (batch, with norm "
+        "parameters of their own for each step)",
+    )
+    norm_eps: float | None = Field(None, gt=0, description="eps of every batch norm; null: the model's own")
+    multi_step_epochs: int = Field(
+        0, ge=0, description="epochs over which the query loss moves from all inner steps alike to the last one alone"
+    )
+    max_inner_norm: float | None = Field(None, gt=0, description="clip the joint norm of each inner gradient")
+    max_meta_value: float | None = Field(
+        None, gt=0, description="clip each entry of the meta-gradient, after averaging over tasks"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="tasks computed at the same time; null: on a CPU one per thread that torch may use"
+    )
+
+    _workers: Workers | None = PrivateAttr(default=None)
+    _plan: TaskPlan | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _check(self) -> Maml:
+        if self.norm_statistics == "per_step" and self.steps == 0:
+            raise ValueError("norm_statistics: per_step needs steps of at least 1")
+        if self.multi_step_epochs and self.steps < 2:
+            raise ValueError("multi_step_epochs does nothing with fewer than 2 steps; drop it")
+        if self.head == "zero" and (self.adapt == "body" or self.steps == 0):
+            raise ValueError("head: zero never learns a classifier with adapt: body or without steps; change one")
+        return self
+
+    @hookimpl(wrapper=True)
+    def build_model(self, run: Run) -> Generator[None, nn.Module, nn.Module]:
+        """Check that the model can adapt as asked, and give it what the options want."""
+        model = yield
+        if run.recipe.train.compile:
+            mark = run.recipe.source.nearest("train", "compile")
+            raise UserError(f"{mark}: train.compile: {self.name} runs copies of the model, uncompiled; set it to false")
+        batch_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for norm in batch_norms:
+            norm.eps = norm.eps if self.norm_eps is None else self.norm_eps
+        if self.norm_statistics == "running" and any(norm.running_mean is None for norm in batch_norms):
+            self.refuse(run, f"{run.recipe.model.name} keeps no running averages; choose another", "norm_statistics")
+        try:
+            if not adapted_names(model, self.adapt):
+                self.refuse(run, "the model has no such parameters", "adapt")
+            if self.head == "zero":
+                for name in head_names(model):
+                    nn.init.zeros_(model.get_parameter(name)).requires_grad_(False)
+            if self.norm_statistics == "per_step":
+                meta = getattr(model, "meta", None) or nn.ModuleDict()
+                meta[self.name] = PerStepNorms(model, self.steps)
+                model.meta = meta
+        except ValueError as error:
+            self.refuse(run, str(error), "head" if "classif" in str(error) else "norm_statistics")
+        return model
+
+    @hookimpl(wrapper=True)
+    def build_param_groups(self, model: nn.Module, run: Run) -> Generator[None, Any, Any]:
+        """Take the plugins' meta-parameters out of the groups that decay."""
+        own = {id(p) for name, p in model.named_parameters() if name.startswith(META)}
+        groups = yield
+        found = [p for group in groups for p in group["params"] if id(p) in own]
+        kept = [group | {"params": [p for p in group["params"] if id(p) not in own]} for group in groups]
+        if found:
+            rule = "what plugins of maml meta-learn beside the model"
+            kept.append({"params": found, "weight_decay": 0.0, "name": "meta", "rule": rule})
+        return [group for group in kept if group["params"]]
+
+    @hookimpl
+    def plan_task(self, params: Mapping[str, Tensor], run: Run) -> TaskPlan:
+        """The same plan for every task: the model's parameters and one step size."""
+        if self._plan is None:
+            names = adapted_names(run.model, self.adapt)
+            alpha = torch.tensor(self.inner_lr, dtype=params[names[0]].dtype, device=params[names[0]].device)
+            self._plan = TaskPlan({}, names, dict.fromkeys(names, alpha))
+        plan = self._plan
+        own = cast(Any, run.model).meta[self.name] if self.norm_statistics == "per_step" else None
+        norms = () if own is None else own.mappings()
+        return TaskPlan(params, plan.adapt, plan.step_sizes, step_params=norms)
+
+    @hookimpl
+    def inner_loss(self, model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Batch) -> Tensor:
+        """Cross entropy on the support set, with the plan's class weights."""
+        return support_loss(model, params, plan, support)
+
+    @hookimpl
+    def compute_loss(self, model: nn.Module, batch: Episodes, run: Run) -> Tensor:
+        """The mean query loss of some tasks, after adapting to each."""
+        tasks = [
+            Task(self._plan_of(model, episode, "train", 0, run), episode.support, episode.query) for episode in batch
+        ]
+        weights = step_weights(self.steps, run.epoch, self.multi_step_epochs)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        loop = self._loop(run, self.steps)
+        try:
+            found = meta_gradient(
+                self._workers_of(run), tasks, parameters, loop, partial(_inner_loss, run), step_weights=weights
+            )
+        except (RuntimeError, ValueError) as error:
+            raise self._explained(error, run) from error
+        size = self.ways * self.queries
+        targets = torch.cat([episode.query.targets for episode in batch])
+        accuracy = episode_accuracies(torch.cat(found.logits), targets, size).mean()
+        run.log.record("maml/query_accuracy", accuracy)
+        return deliver(found.loss, found.gradients, parameters)
+
+    def predict_tasks(
+        self, model: nn.Module, episodes: Episodes, phase: Phase, run: Run, *, every_step: bool = False
+    ) -> list[Tensor]:
+        """Return each task's query logits after adapting, as often as its plan says."""
+        plans = []
+        for episode in episodes:
+            first = self._plan_of(model, episode, phase, 0, run)
+            further = range(1, first.predictive_draws)
+            plans.append([first, *(self._plan_of(model, episode, phase, draw, run) for draw in further)])
+        jobs = [(plan, episode) for episode, own in zip(episodes, plans, strict=True) for plan in own]
+        loop = self._loop(run, self.steps if self.test_steps is None else self.test_steps)
+        loss = partial(_inner_loss, run)
+
+        def work(twin: nn.Module, i: int) -> Tensor:
+            plan, episode = jobs[i]
+            return predict_task(twin, plan, episode.support, episode.query.inputs, loop, loss, every_step=every_step)
+
+        try:
+            logits = iter(list(self._workers_of(run).map(work, len(jobs))))
+        except (RuntimeError, ValueError) as error:
+            raise self._explained(error, run) from error
+        return [average([next(logits) for _ in own]).float() for own in plans]
+
+    def _plan_of(self, model: nn.Module, episode: Any, phase: Phase, draw: int, run: Run) -> TaskPlan:
+        names = backbone_names(model)
+        named = dict(model.named_parameters())
+        return cast(MamlHooks, run.hook).plan_task(
+            params={name: named[name] for name in names},
+            support=episode.support,
+            query_size=len(episode.query.targets),
+            phase=phase,
+            draw=draw,
+            run=run,
+        )
+
+    def _loop(self, run: Run, steps: int) -> InnerLoop:
+        return InnerLoop(
+            steps,
+            self.order == "second",
+            self.max_inner_norm,
+            run.device.scaler.get_scale() if run.device.scaler.is_enabled() else 1.0,
+            run.device.autocast,
+            self.norm_statistics,
+        )
+
+    def _workers_of(self, run: Run) -> Workers:
+        if self._workers is None:
+            on_cpu = run.device.torch.type == "cpu"
+            count = self.workers or (min(self.tasks, torch.get_num_threads()) if on_cpu else 1)
+            self._workers = Workers(run.model, self.norm_statistics, count)
+        return self._workers
+
+    def _explained(self, error: Exception, run: Run) -> Exception:
+        """Return an error of torch's as a mistake in the recipe, if it is one."""
+        name = run.recipe.model.name
+        if lacks_second_derivative(error):
+            mark = run.recipe.source.nearest("plugins", self.name, "order")
+            return UserError(
+                f"{mark}: plugins.{self.name}.order: {name} has an operation that torch cannot differentiate twice "
+                f"({str(error).splitlines()[0]}); set order to first, or take another model"
+            )
+        if "more than 1 value per channel" in str(error):
+            mark = run.recipe.source.nearest("plugins", self.name, "norm_statistics")
+            return UserError(
+                f"{mark}: plugins.{self.name}.norm_statistics: a batch norm of {name} has a single value per channel "
+                "to normalise; take larger images, more shots, norm_statistics: running, or a model with other norms"
+            )
+        return error
+
+    @hookimpl
+    def before_optimizer_step(self, model: nn.Module, run: Run) -> None:
+        """Clip the entries of the meta-gradient."""
+        if self.max_meta_value is not None:
+            nn.utils.clip_grad_value_(model.parameters(), self.max_meta_value)
+
+    @hookimpl
+    def on_fit_end(self, run: Run) -> None:
+        """Test, then end the threads."""
+        self.test(run)
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
+    def explain(self, run: Run) -> list[str]:
+        """Say what adapts, how, and how tasks share the cores."""
+        plan = self.plan_task({n: run.model.get_parameter(n) for n in backbone_names(run.model)}, run)
+        moved = sum(run.model.get_parameter(name).numel() for name in plan.adapt)
+        total = sum(run.model.get_parameter(name).numel() for name in backbone_names(run.model))
+        test_steps = self.steps if self.test_steps is None else self.test_steps
+        workers = self._workers_of(run)
+        return [
+            f"{self.order}-order, {self.steps} steps of {self.inner_lr:g} on the mean loss ({test_steps} in validation "
+            f"and test); adapts {moved:,} of {total:,} values ({self.adapt}, norms never)",
+            f"batch norms use {self.norm_statistics} statistics; dropout and stochastic depth are off inside tasks",
+            f"{min(workers.count, self.tasks)} of {self.tasks} tasks at a time",
+        ]
+
+
+def _inner_loss(run: Run, model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Any) -> Tensor:
+    return cast(MamlHooks, run.hook).inner_loss(model=model, params=params, plan=plan, support=support, run=run)
