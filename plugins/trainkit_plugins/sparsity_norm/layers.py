@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .normalization import normalize, observed
+from .normalization import factor, observed, without_gaps
 from .statistics import Statistics, statistics_of
 
 Mask = Literal["entry", "pixel"]
@@ -81,13 +81,14 @@ class MissingInput(nn.Module):
         """
         if not self.learned:
             raise RuntimeError(f"{type(self).__name__} knows nothing of the training rows yet; call fit(batches) first")
+        by_nan = m is None and self.mask == "entry"
         m = observed(x, m, whole_pixels=self.mask == "pixel")
         if self.center and self.mean is not None:
             x = x - self.mean.to(x.dtype)
-        return self.fill(x, m)
+        return self.fill(without_gaps(x) if by_nan else torch.where(m, x, 0), m)
 
     def fill(self, x: Tensor, m: Tensor) -> Tensor:
-        """Return the inputs without gaps; `m` has a boolean for every entry."""
+        """Return what the model sees of inputs that are 0 where `m`, a boolean for every entry, says missing."""
         raise NotImplementedError
 
     def _load_from_state_dict(
@@ -169,7 +170,7 @@ class SparsityNorm(MissingInput):
     def fill(self, x: Tensor, m: Tensor) -> Tensor:
         """Return the normalised inputs."""
         assert self.k is not None  # said by `wanted`
-        return normalize(x, m, self.k, per_channel=self.per == "channel")
+        return x * factor(m, self.k, x.dtype, per_channel=self.per == "channel")
 
 
 class ZeroImputation(MissingInput):
@@ -177,7 +178,7 @@ class ZeroImputation(MissingInput):
 
     def fill(self, x: Tensor, m: Tensor) -> Tensor:
         """Return the inputs with zeros."""
-        return torch.where(m, x, 0)
+        return x
 
 
 class MeanImputation(MissingInput):
@@ -193,7 +194,7 @@ class MeanImputation(MissingInput):
     def fill(self, x: Tensor, m: Tensor) -> Tensor:
         """Return the inputs with means."""
         assert self.mean is not None  # said by `wanted`
-        return torch.where(m, x, 0) + self.mean.to(x.dtype)
+        return x + self.mean.to(x.dtype)
 
 
 class MaskAsInput(ZeroImputation):
@@ -204,7 +205,7 @@ class MaskAsInput(ZeroImputation):
 
     def fill(self, x: Tensor, m: Tensor) -> Tensor:
         """Return the inputs with zeros, and the mask."""
-        return torch.cat([super().fill(x, m), (m[:, :1] if self.mask == "pixel" else m).to(x.dtype)], dim=1)
+        return torch.cat([x, (m[:, :1] if self.mask == "pixel" else m).to(x.dtype)], dim=1)
 
 
 class InvertedDropout(MissingInput):
@@ -226,4 +227,4 @@ class InvertedDropout(MissingInput):
     def fill(self, x: Tensor, m: Tensor) -> Tensor:
         """Return the scaled inputs."""
         assert self.rate is not None  # said by `wanted`
-        return torch.where(m, x, 0) / self.rate.to(x.dtype)
+        return x / self.rate.to(x.dtype)
