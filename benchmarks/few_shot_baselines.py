@@ -32,8 +32,8 @@ from trainkit_plugins.maml.episodes import Episode, EpisodeSampler
 from trainkit import Batch, ClassPool, class_pool
 from trainkit.build import Setup, compose
 
-LEARNING_RATES = {"head": (0.1, 0.3, 1.0, 3.0, 10.0), "all": (0.01, 0.03, 0.1, 0.3, 1.0)}
-STEPS = {"head": (1, 3, 5, 10, 20, 50, 100), "all": (1, 3, 5, 10, 20)}
+LEARNING_RATES = {"head": (0.1, 0.3, 1.0, 3.0, 10.0), "all": (0.03, 0.1, 0.3)}
+STEPS = {"head": (1, 3, 5, 10, 20, 50, 100), "all": (3, 5, 10, 20)}
 BATCH = 128
 
 
@@ -195,7 +195,6 @@ def main() -> None:
     )
     for bench in benches:
         bench.centroids("pixels", None, 0)
-        bench.fine_tune("untrained", make(setup, bench.ways, 0, size), 0)
     for seed in options.seeds:
         model = make(setup, len(train), seed, size)
         start = time.perf_counter()
@@ -204,6 +203,8 @@ def main() -> None:
         for bench in benches:
             bench.centroids("pre-trained", model, seed, **more)
             bench.fine_tune("pre-trained", model, seed, **more)
+    for bench in benches:
+        bench.fine_tune("untrained", make(setup, bench.ways, 0, size), 0)
 
 
 if __name__ == "__main__":
