@@ -81,7 +81,7 @@ def test_arms_are_trained_once_for_each_seed(
         ("first", 1, 3),
     ]
     assert rows[1]["overrides"] == ["optimizer.lr=0.1", "plugins.maml.order=first"]
-    assert "minus second" in capsys.readouterr().out
+    assert "minus the first" in capsys.readouterr().out
     main()
     assert read(out) == rows
 
