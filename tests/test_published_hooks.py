@@ -8,7 +8,7 @@ from pydantic import PrivateAttr
 
 from tests.reference.entries import Quiet, entries_of, refusals
 from trainkit import Plugin, hookimpl, moment, value
-from trainkit.manager import make_manager
+from trainkit.manager import arrange, make_manager
 
 
 class Spoken:
@@ -58,7 +58,16 @@ def test_a_plugins_own_hooks_are_hooks_like_any_other() -> None:
 
 
 def test_a_published_hook_is_unknown_without_its_plugin() -> None:
-    assert refusals(Louder()) == ["r.yaml:1: plugins.louder: there is no hook 'choose_word'"]
+    class Eager(Plugin):
+        @hookimpl
+        def choose_word(self, start): ...
+
+    assert refusals(Eager()) == ["r.yaml:1: plugins.eager: there is no hook 'choose_word'"]
+
+
+def test_where_a_required_plugin_is_missing_its_hooks_are_not_missed_as_well() -> None:
+    assert refusals(Louder()) == []
+    assert "needs the plugin speaker" in arrange(entries_of(Louder()))[1][0].message
 
 
 def test_an_optional_hook_may_be_missing() -> None:

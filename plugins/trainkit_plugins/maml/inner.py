@@ -83,11 +83,11 @@ def predict(model: nn.Module, params: Mapping[str, Tensor], inputs: Tensor) -> T
 def support_loss(model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Examples) -> Tensor:
     """Return the mean cross entropy of a support set, or with class weights w: ways/N * sum_i w[y_i] * CE_i."""
     logits = full(predict(model, params, support.inputs))
-    weights = plan.class_weights
-    if weights is None:
-        return F.cross_entropy(logits, support.targets)
     losses = F.cross_entropy(logits, support.targets, reduction="none")
-    return (weights[support.targets] * losses).sum() * (len(weights) / len(losses))
+    if plan.class_weights is not None:
+        # Uniform weights become ones, and the sum is taken as without weights: they change no bit.
+        losses = (len(plan.class_weights) * plan.class_weights)[support.targets] * losses
+    return losses.mean()
 
 
 def full(logits: Tensor) -> Tensor:
