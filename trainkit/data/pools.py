@@ -9,17 +9,24 @@ class folders by the folder they are in, digits 0 to 3, 4 to 6 and 7 to 9. Image
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel
 
 from trainkit.data import sources
 from trainkit.data.by_class import ByClass, Split, Where, open_split
-from trainkit.data.spec import AnyDataSpec, DataSpec
-from trainkit.errors import Problem, RecipeError, UserError
+from trainkit.data.spec import STRICT, AnyDataSpec, DataSpec
+from trainkit.errors import RecipeError, UserError
 from trainkit.recipe import Recipe
 from trainkit.run import Batch
+from trainkit.source import Source, validate
+
+
+class _Section(BaseModel):
+    model_config = STRICT
+    data: AnyDataSpec
 
 
 class ClassPool:
@@ -106,16 +113,16 @@ def target_pool(recipe: Recipe, data: Mapping[str, Any], *keys: str) -> ClassPoo
         UserError: as for `class_pool`.
         RecipeError: the section has mistakes.
     """
-    try:
-        spec: DataSpec = TypeAdapter(AnyDataSpec).validate_python(data)
-    except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            inner = tuple(map(str, item["loc"][1:]))
-            message = item["msg"].removeprefix("Value error, ")
-            problems.append(Problem(recipe.source.nearest(*keys, *inner), ".".join((*keys, *inner)), message))
-        raise RecipeError(problems) from None
-    return _pool(recipe, spec, "target", keys)
+    # The section is checked as a recipe's own is, in its place: under its marks, with its keys in the messages.
+    source, depth = recipe.source, len(keys)
+    marks = {("data", *key[depth:]): mark for key, mark in source.marks.items() if key[:depth] == keys}
+    marks.setdefault(("data",), source.nearest(*keys))
+    section = {"data": dict(data)}
+    found, problems = validate(_Section, section, Source(source.file, section, marks), ())
+    if found is None:
+        name = ".".join(keys)
+        raise RecipeError([replace(problem, key=name + problem.key.removeprefix("data")) for problem in problems])
+    return _pool(recipe, found.data, "target", keys)
 
 
 def _pool(recipe: Recipe, spec: DataSpec, where: Where, keys: tuple[str, ...]) -> ClassPool:
