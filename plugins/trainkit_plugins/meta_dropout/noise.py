@@ -41,7 +41,12 @@ class Switch:
 
 def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
     """Draw eps in the shape, type, place and memory format of `like`."""
-    return torch.empty_like(like, requires_grad=False).normal_(generator=generator)
+    place = {"dtype": like.dtype, "device": like.device}
+    if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        # Drawn as a plain block, which is several times as fast as drawing into permuted memory.
+        n, c, h, w = like.shape
+        return torch.randn(n, h, w, c, generator=generator, **place).permute(0, 3, 1, 2)
+    return torch.randn(like.shape, generator=generator, **place)
 
 
 def gate(m: Tensor, generator: torch.Generator | None = None) -> Tensor:
