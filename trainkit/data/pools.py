@@ -92,7 +92,7 @@ def class_pool(recipe: Recipe, split: Split) -> ClassPool:
     Raises:
         UserError: the files are not there, or the data have no such split, or are to be augmented.
     """
-    spec = recipe.data
+    spec = _images(recipe.data, recipe, ("data",))
     if spec.augment is not None and spec.augment != type(spec).model_fields["augment"].default:
         mark = recipe.source.nearest("data", "augment")
         raise UserError(f"{mark}: data.augment: images of few-shot tasks are not augmented; set data.augment to null")
@@ -122,16 +122,25 @@ def target_pool(recipe: Recipe, data: Mapping[str, Any], *keys: str) -> ClassPoo
     if found is None:
         name = ".".join(keys)
         raise RecipeError([replace(problem, key=name + problem.key.removeprefix("data")) for problem in problems])
-    return _pool(recipe, found.data, "target", keys)
+    return _pool(recipe, _images(found.data, recipe, keys), "target", keys)
+
+
+def _images(spec: AnyDataSpec, recipe: Recipe, keys: tuple[str, ...]) -> DataSpec:
+    mark, place = recipe.source.nearest(*keys), ".".join(keys)
+    if not isinstance(spec, DataSpec):
+        raise UserError(f"{mark}: {place}: {spec.name} has no images in classes to make few-shot tasks of")
+    if spec.missing is not None:
+        raise UserError(f"{mark}: {place}.missing: few-shot tasks have no missing entries; leave it out")
+    return spec
 
 
 def _pool(recipe: Recipe, spec: DataSpec, where: Where, keys: tuple[str, ...]) -> ClassPool:
     sources.check_channels(recipe)
-    size = sources.size_of(recipe.data, recipe)
+    scale = _images(recipe.data, recipe, ("data",))
+    size = sources.size_of(scale, recipe)
     shape = (recipe.model.in_chans, size, size)
     try:
         images = open_split(spec, where, shape, ".".join(keys))
     except UserError as error:
         raise UserError(f"{recipe.source.nearest(*keys)}: {error}") from None
-    scale = recipe.data
     return ClassPool(images, shape, scale.mean or (0.0,), scale.std or (1.0,), getattr(spec, "rotations", False))

@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checkpoint import Params, step_again
 from .isolation import META, Adapt, NormStatistics, adapted_names, is_isolated, isolate, swapped
 from .operations import TaskOperations
 from .plan import Examples, TaskPlan
 
-Params = dict[str, Tensor]
 Loss = Callable[[nn.Module, Mapping[str, Tensor], TaskPlan, Examples], Tensor]
 """One draw of the support loss at some parameters."""
 
@@ -44,6 +44,7 @@ class InnerLoop:
             query set is classified as a whole (transductive). `support`: the query set by the support set's, measured
             at theta_K; each query image is classified by itself. `running`: the model's running averages, which
             stay as they are. `per_step`: as `batch`, with norm parameters for every step (`TaskPlan.step_params`).
+        checkpoint: compute each step again in the backward pass instead of keeping its graph (second order only).
     """
 
     steps: int
@@ -52,6 +53,7 @@ class InnerLoop:
     scale: float = 1.0
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     norm_statistics: NormStatistics = "batch"
+    checkpoint: bool = False
 
 
 def plan_for(model: nn.Module, inner_lr: float, which: Adapt = "all") -> TaskPlan:
@@ -83,11 +85,11 @@ def predict(model: nn.Module, params: Mapping[str, Tensor], inputs: Tensor) -> T
 def support_loss(model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Examples) -> Tensor:
     """Return the mean cross entropy of a support set, or with class weights w: ways/N * sum_i w[y_i] * CE_i."""
     logits = full(predict(model, params, support.inputs))
-    weights = plan.class_weights
-    if weights is None:
-        return F.cross_entropy(logits, support.targets)
     losses = F.cross_entropy(logits, support.targets, reduction="none")
-    return (weights[support.targets] * losses).sum() * (len(weights) / len(losses))
+    if plan.class_weights is not None:
+        # Uniform weights become ones, and the sum is taken as without weights: they change no bit.
+        losses = (len(plan.class_weights) * plan.class_weights)[support.targets] * losses
+    return losses.mean()
 
 
 def full(logits: Tensor) -> Tensor:
@@ -125,7 +127,14 @@ def trajectory(
     yield params
     for k in range(loop.steps):
         params |= at_step(plan.step_params, k)
-        params = step(model, params, plan, support, k, loop, loss, differentiable=differentiable)
+        if differentiable and loop.second_order and loop.checkpoint:
+
+            def again(params: Params, plan: TaskPlan, differentiable: bool, k: int = k) -> Params:
+                return step(model, params, plan, support, k, loop, loss, differentiable=differentiable)
+
+            params = step_again(again, model, params, plan)
+        else:
+            params = step(model, params, plan, support, k, loop, loss, differentiable=differentiable)
         yield params
 
 
