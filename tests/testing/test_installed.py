@@ -32,6 +32,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         },
     },
     "maml": {"options": TASKS},
+    "meta_dropout": {"options": {"test_samples": 2}, "recipe": {"plugins": {"maml": TASKS}}},
     "meta_sgd": {"recipe": {"plugins": {"maml": TASKS}}},
 }
 ABSENT = {name for name in ("wandb",) if find_spec(name) is None}  # an optional package that the plugin is about
