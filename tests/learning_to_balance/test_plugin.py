@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from trainkit_plugins.learning_to_balance.plugin import LearningToBalance
+from trainkit_plugins.maml.outer import predict_task
 
 import trainkit.testing
 from tests.reference.tiny import train
@@ -149,6 +150,22 @@ def test_validation_uses_the_mean_and_the_test_several_draws(recipe, monkeypatch
     monkeypatch.setattr(LearningToBalance, "_watch", lambda self, *a: None)
     trained(recipe, "train.epochs=1")
     assert calls == ["sample"] * 4 + ["mean"] * 4 + ["sample"] * 8
+
+
+def test_draws_average_probabilities(recipe):
+    run = build(compose(recipe, ["plugins.learning_to_balance.draws=3"]))
+    maml, (episode, *_) = run.plugins["maml"], next(iter(run.data.val))
+    with torch.no_grad():  # as initialized all draws predict alike
+        run.model.meta["learning_to_balance"].gamma.rho.bias.fill_(2.0)
+    (found,) = maml.predict_tasks(run.model, [episode], "test", run)
+    plans = [maml._plan_of(run.model, episode, "test", draw, run) for draw in range(3)]
+    loop = maml._loop(run, 2)
+    logits = [predict_task(run.model, plan, episode.support, episode.query.inputs, loop) for plan in plans]
+    probabilities = torch.stack([z.softmax(1) for z in logits])
+    assert probabilities.std(0).max() > 1e-3
+    torch.testing.assert_close(found.softmax(1), probabilities.mean(0))
+    assert not torch.allclose(found.softmax(1), torch.stack(logits).mean(0).softmax(1), atol=1e-5)
+    assert [plan.predictive_draws for plan in plans] == [3, 3, 3]
 
 
 @pytest.mark.parametrize(
