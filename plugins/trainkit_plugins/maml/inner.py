@@ -20,9 +20,8 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from .isolation import META, Adapt, NormStatistics, adapted_names, is_isolated, isolate, tied_names
+from .isolation import META, Adapt, NormStatistics, adapted_names, is_isolated, isolate, swapped
 from .operations import TaskOperations
 from .plan import Examples, TaskPlan
 
@@ -77,13 +76,8 @@ def predict(model: nn.Module, params: Mapping[str, Tensor], inputs: Tensor) -> T
         params: by the model's names; those it leaves out are the model's own.
         inputs: of the forward pass.
     """
-    swapped = dict(params)
-    for name, places in tied_names(model).items():
-        if name in swapped:
-            swapped |= dict.fromkeys(places, swapped[name])
-    with TaskOperations():
-        # With tie_weights=True, models that reach a module by two names are left with the swapped tensors.
-        return cast(Tensor, functional_call(model, swapped, (inputs,), tie_weights=False))
+    with swapped(model, params), TaskOperations():
+        return cast(Tensor, model(inputs))
 
 
 def support_loss(model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Examples) -> Tensor:

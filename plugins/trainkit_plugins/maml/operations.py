@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .kernels import conv2d, norm_relu_pool
+from .kernels import conv2d
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
