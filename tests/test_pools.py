@@ -17,7 +17,7 @@ from trainkit import ClassPool, UserError, class_pool, target_pool
 from trainkit.build import compose
 from trainkit.data.glyphs import load_glyphs
 from trainkit.errors import RecipeError
-from trainkit.recipe import Recipe
+from trainkit.recipe import Recipe, read_recipe
 
 Write = Callable[..., Path]
 SPLITS = ("train", "validation", "test")
@@ -280,13 +280,14 @@ def test_svhn_is_a_target(write: Write, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_wrong_target_is_refused_with_its_place(write: Write) -> None:
-    text = "plugins: {mixup: {}}\nmodel: {name: test_vit}\ndata: {name: digits}\n"
-    found = compose(write(text)).recipe
+    text = "model: {name: test_vit}\ndata: {name: digits}\nplugins:\n  x:\n    also: {name: glyphs,\n      letter: 3}\n"
+    found, source, _ = read_recipe(write(text))
+    assert found is not None
     with pytest.raises(RecipeError) as caught:
-        target_pool(found, {"name": "glyphs", "variants": 0, "letter": 3}, "plugins", "mixup")
-    assert [str(problem).split("recipe.yaml:")[1] for problem in caught.value.problems] == [
-        "1: plugins.mixup.variants: Input should be greater than or equal to 1",
-        "1: plugins.mixup.letter: Extra inputs are not permitted",
+        target_pool(found, source.data["plugins"]["x"]["also"] | {"variants": 0}, "plugins", "x", "also")
+    assert [str(problem).split("recipe.yaml:")[1].split(" (known")[0] for problem in caught.value.problems] == [
+        "5: plugins.x.also.variants: should be greater than or equal to 1; got 0",
+        "6: plugins.x.also.letter: there is no such option; did you mean 'letters'?",
     ]
 
 

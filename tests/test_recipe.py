@@ -51,7 +51,7 @@ def test_six_different_mistakes_get_six_lines_in_one_go(write: Write) -> None:
     assert found[1].startswith("recipe.yaml:2: model.name: timm ")
     assert "has no model 'resnet10'; did you mean 'resnet" in found[1]
     assert found[2].startswith(
-        "recipe.yaml:3: data.image_sise: there is no such option; did you mean 'image_size'? (known: image_size,"
+        "recipe.yaml:3: data.image_sise: there is no such option; did you mean 'image_size'? (known: batch_size,"
     )
     assert found[3] == 'recipe.yaml:4: train.epochs: should be a valid integer; got "ten"'
     assert found[4] == "recipe.yaml:5: train: this key is already on line 4; remove one of them"
@@ -110,7 +110,7 @@ def test_a_wrong_value_is_named_with_its_line(write: Write, text: str, expected:
         ("{name: 3, root: x}", "data.name: should be a valid string; got 3"),
         ("{root: x}", "data.name: is required and not given"),
         ("{name: folder}", "data.root: is required and not given"),
-        ("{name: digits, root: x}", "data.root: there is no such option (known: image_size,"),
+        ("{name: digits, root: x}", "data.root: there is no such option (known: batch_size,"),
         ("{name: digits, val_fraction: 1}", "data.val_fraction: should be less than 1; got 1"),
         (
             "{name: folder, root: x, augment: {hflp: 1}}",

@@ -223,7 +223,8 @@ def test_an_unknown_data_set_gets_a_suggestion(write: Write) -> None:
         load(write, "{name: dgits, root: x}")
     assert str(caught.value).endswith(
         "recipe.yaml:2: data.name: no data set has this name; did you mean 'digits'? "
-        '(there are: digits, glyphs, omniglot, cifar_fs, svhn, folder, tar, torch/…, hfds/…); got "dgits"'
+        "(there are: digits, glyphs, table, ratings, omniglot, cifar_fs, svhn, folder, tar, torch/…, hfds/…); "
+        'got "dgits"'
     )
 
 

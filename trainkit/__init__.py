@@ -8,12 +8,13 @@ if TYPE_CHECKING:
     from trainkit.data.pools import ClassPool, class_pool, target_pool
     from trainkit.data.types import Data
     from trainkit.errors import UserError
-    from trainkit.figures import figure
+    from trainkit.figures import figure, style
     from trainkit.hooks import Hooks, hookimpl, moment, value
     from trainkit.log import History, Record
     from trainkit.plugin import Plugin
     from trainkit.report import Section
     from trainkit.run import Batch, Predictions, Run
+    from trainkit.session import open_run
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,8 @@ __all__ = [
     "figure",
     "hookimpl",
     "moment",
+    "open_run",
+    "style",
     "target_pool",
     "value",
 ]
@@ -44,12 +47,13 @@ _HOMES = {
     "data.pools": ("ClassPool", "class_pool", "target_pool"),
     "data.types": ("Data",),
     "errors": ("UserError",),
-    "figures": ("figure",),
+    "figures": ("figure", "style"),
     "hooks": ("Hooks", "hookimpl", "moment", "value"),
     "log": ("History", "Record"),
     "plugin": ("Plugin",),
     "report": ("Section",),
     "run": ("Batch", "Predictions", "Run"),
+    "session": ("open_run",),
 }
 
 

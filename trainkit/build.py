@@ -31,8 +31,8 @@ class Setup:
     entries: Sequence[Entry]
 
 
-def compose(path: Path, overrides: Sequence[str] = ()) -> Setup:
-    """Read a recipe and make its plugins.
+def compose(path: Path | None, overrides: Sequence[str] = ()) -> Setup:
+    """Read a recipe, or overrides alone, and make its plugins.
 
     Raises:
         RecipeError: everything that is wrong, at once.
@@ -85,7 +85,9 @@ def build(
     run.optimizer = run.hook.build_optimizer(param_groups=groups, run=run)
     run.scheduler = run.hook.build_scheduler(optimizer=run.optimizer, run=run)
     run.metrics = run.hook.build_metrics(run=run)
-    _check_metric(run)
+    problems = [*_task_problems(run), *_metric_problems(run)]
+    if problems:
+        raise RecipeError(problems)
     if recipe.train.compile:
         run.model.compile()
     # What plugins drew while building must not shift the stream of dropout; each rank has a stream of its own.
@@ -127,17 +129,39 @@ def _check_coverage(model: nn.Module, groups: ParamGroups) -> None:
         raise PluginError(f"build_param_groups: {len(missing)} trainable parameter(s) are in no group: {shown}")
 
 
-def _check_metric(run: Run) -> None:
+def _task_problems(run: Run) -> list[Problem]:
+    """Say where the loss is for another kind of target, and where inputs have gaps that the model cannot take."""
+    where, data = run.recipe.source.nearest, run.data
+    loss = run.recipe.train.loss.name
+    problems = []
+    if (loss == "mse") != (data.targets == "numbers"):
+        fix = (
+            "set it to mse, and checkpoint to {metric: rmse, mode: min}"
+            if data.targets == "numbers"
+            else "use cross_entropy"
+        )
+        message = f"{loss} is for {'numbers' if loss == 'mse' else 'classes'}, the targets are {data.targets}; {fix}"
+        problems.append(Problem(where("train", "loss", "name"), "train.loss.name", message))
+    if data.missing and not getattr(run.model, "takes_missing", False):
+        message = (
+            "some inputs are missing, and no plugin says what the model sees there; add one, such as sparsity_norm"
+        )
+        problems.append(Problem(where("data"), "data", message))
+    return problems
+
+
+def _metric_problems(run: Run) -> list[Problem]:
     known = list(run.metrics.keys())
     metric = run.recipe.checkpoint.metric
     if metric not in known:
         mark = run.recipe.source.nearest("checkpoint", "metric")
         message = f"this run does not measure {metric!r} (it measures: {', '.join(known)})"
-        raise RecipeError([Problem(mark, "checkpoint.metric", message)])
+        return [Problem(mark, "checkpoint.metric", message)]
     # torchmetrics says which way its metrics improve; a plugin's own collection need not.
     measured = cast(Any, run.metrics)[metric] if hasattr(run.metrics, "__getitem__") else None
     higher = getattr(measured, "higher_is_better", None)
     unsaid = run.recipe.where("checkpoint", "mode") == Mark("default")
     if higher is False and unsaid:
         mark = run.recipe.source.nearest("checkpoint", "metric")
-        raise RecipeError([Problem(mark, "checkpoint.mode", f"less {metric} is better; set checkpoint.mode to min")])
+        return [Problem(mark, "checkpoint.mode", f"less {metric} is better; set checkpoint.mode to min")]
+    return []

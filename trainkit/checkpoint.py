@@ -54,7 +54,7 @@ def restore_run(run: Run, state: dict[str, Any]) -> None:
     """Put `run` where it was when `run_state` returned `state`.
 
     Raises:
-        UserError: the state is of a run with another number of ranks.
+        UserError: the state is of a run with another number of ranks, or its weights do not fit the model.
     """
     if len(state["random"]) != run.device.world:
         raise UserError(
@@ -63,7 +63,10 @@ def restore_run(run: Run, state: dict[str, Any]) -> None:
         )
     run.epoch, run.step, run.stop_reason = state["epoch"], state["step"], state["stop_reason"]
     torch.set_num_threads(state["threads"])
-    run.model.load_state_dict(state["model"])
+    try:
+        run.model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise UserError(f"the checkpoint does not fit the model: {misfit(error)}") from None
     run.model.train()
     for name in state["frozen"]:
         run.model.get_submodule(name).training = False
@@ -74,6 +77,12 @@ def restore_run(run: Run, state: dict[str, Any]) -> None:
         plugin.load_state_dict(state["plugins"][name])
         plugin.load_generator_states(state["random"][run.device.rank]["plugins"][name])
     set_rng_state(state["random"][run.device.rank]["global"], run.device.torch)
+
+
+def misfit(error: Exception) -> str:
+    """Return in one line why torch could not load weights: its first line only says into what."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[1:] or lines or [type(error).__name__])[0]
 
 
 def atomically(path: Path, write: Callable[[Path], object]) -> None:

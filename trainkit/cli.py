@@ -38,7 +38,7 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
-def _command(function: F) -> F:
+def _command(function: F, name: str | None = None) -> F:
     """Register a command whose failures end in one message and an exit code, not in a traceback."""
 
     @wraps(function)
@@ -63,7 +63,7 @@ def _command(function: F) -> F:
                 raise
             _end(f"{str(error).splitlines()[0]} (set train.deterministic=false to allow it)", FAILED)
 
-    return app.command()(guarded)  # type: ignore[return-value]
+    return app.command(name)(guarded)  # type: ignore[return-value]
 
 
 def _end(message: str, code: int) -> NoReturn:
@@ -259,11 +259,13 @@ def verify_resume(
 
 def main() -> None:
     """Run the command line, with the commands that installed plugins bring."""
-    # A plugin's command is imported only when it is the one asked for.
+    # A plugin's command is a function as Typer takes them, imported only when it is the one asked for.
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
-    for point in entry_points(group="trainkit.commands"):
-        if point.name == asked:
-            app.add_typer(point.load(), name=point.name)
+    further = {point.name: point for point in entry_points(group="trainkit.commands")}
+    if asked in further:
+        _command(further[asked].load(), asked)
+    if further:
+        app.info.epilog = f"Commands of installed plugins: {', '.join(sorted(further))} (see trainkit NAME --help)"
     app(prog_name="trainkit")
 
 

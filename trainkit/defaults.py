@@ -6,19 +6,18 @@ import inspect
 from typing import Any, cast
 
 import timm
-import timm.loss
 import timm.optim
 import timm.scheduler
 import torch
-import torchmetrics
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import classification
 
+from trainkit import models
 from trainkit.data import sources
 from trainkit.data.types import Data
 from trainkit.errors import Problem, UserError, suggest
 from trainkit.hooks import hookimpl
+from trainkit.measures import classification_metrics, criterion, regression_metrics
 from trainkit.recipe import LossSpec, Recipe
 from trainkit.run import Batch, Metrics, ParamGroups, Predictions, Run, Scheduler
 from trainkit.source import Source
@@ -72,8 +71,10 @@ class Defaults:
         spec = recipe.model
         mark = recipe.source.nearest("model")
         classes = run.data.num_classes if spec.num_classes is None else spec.num_classes
-        arguments: dict[str, Any] = {"num_classes": classes, "in_chans": spec.in_chans, **spec.args}
+        arguments: dict[str, Any] = {"num_classes": classes, "in_chans": _in_chans(recipe, run.data), **spec.args}
         try:
+            if len(run.data.input_size) == 1:
+                return cast(nn.Module, _create(recipe, arguments))
             try:
                 # Models with position embeddings must know the size of the image; the others refuse to be told.
                 return cast(nn.Module, _create(recipe, arguments | {"img_size": run.data.input_size[-1]}))
@@ -138,8 +139,11 @@ class Defaults:
 
     @hookimpl(trylast=True)
     def build_metrics(self, run: Run) -> Metrics:
-        """Accuracy, top-5 accuracy where there are more than five classes, negative log likelihood, calibration."""
-        return cast(Metrics, classification_metrics(run.data.num_classes).to(run.device.torch))
+        """Accuracy, negative log likelihood and calibration of classes; errors of numbers."""
+        measured = (
+            regression_metrics() if run.data.targets == "numbers" else classification_metrics(run.data.num_classes)
+        )
+        return cast(Metrics, measured.to(run.device.torch))
 
     @hookimpl(trylast=True)
     def prepare_batch(self, batch: Any, run: Run) -> Any:
@@ -163,18 +167,26 @@ class Defaults:
             return Predictions(model(batch.inputs).float(), batch.targets)
 
 
+def _in_chans(recipe: Recipe, data: Data) -> int:
+    """Return how many channels the model is to take: the recipe's for images, all features for rows of them.
+
+    Raises:
+        UserError: the data are rows, and the model is for images.
+    """
+    spec = recipe.model
+    if len(data.input_size) != 1:
+        return spec.in_chans
+    (features,) = data.input_size
+    if spec.name not in models.FEATURE_MODELS:
+        known = ", ".join(models.FEATURE_MODELS)
+        wrong = f"{spec.name} takes images, and these data are rows of {features} features; use one of {known}"
+        raise UserError(f"{recipe.source.nearest('model', 'name')}: model.name: {wrong}")
+    return features
+
+
 def _create(recipe: Recipe, arguments: dict[str, Any]) -> Any:
     spec = recipe.model
     return timm.create_model(spec.name, pretrained=spec.pretrained, checkpoint_path=spec.checkpoint or "", **arguments)
-
-
-def criterion(spec: LossSpec) -> nn.Module:
-    """Return the loss that `train.loss:` names: from logits [N, K] and classes [N] or probabilities [N, K]."""
-    if spec.name == "bce":
-        return cast(nn.Module, timm.loss.BinaryCrossEntropy(spec.smoothing, spec.target_threshold))
-    if spec.name == "asymmetric":
-        return cast(nn.Module, timm.loss.AsymmetricLossSingleLabel(eps=spec.smoothing))
-    return nn.CrossEntropyLoss(label_smoothing=spec.smoothing)
 
 
 def decay_groups(model: nn.Module, weight_decay: float, exempt: set[str]) -> ParamGroups:
@@ -211,26 +223,3 @@ def _layer_groups(model: nn.Module, weight_decay: float, exempt: set[str], layer
         keep = {"params": list(group["params"]), "weight_decay": group["weight_decay"], "lr_scale": scale}
         groups.append(keep | {"name": f"{kind}_{len(groups)}", "rule": rule})
     return groups
-
-
-class NegativeLogLikelihood(torchmetrics.MeanMetric):  # type: ignore[misc]  # torchmetrics is half typed
-    """Mean of -log p(target) over all examples, from logits [N, K] and classes [N]."""
-
-    higher_is_better = False
-
-    def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Count one batch."""
-        super().update(nn.functional.cross_entropy(logits, targets, reduction="none"))
-
-
-def classification_metrics(num_classes: int) -> torchmetrics.MetricCollection:
-    """Return what is measured by default; every value is over examples, however batches and ranks divide them."""
-    options: dict[str, Any] = {"num_classes": num_classes, "validate_args": False}
-    metrics: dict[str, torchmetrics.Metric] = {
-        "accuracy": classification.MulticlassAccuracy(average="micro", **options),
-        "nll": NegativeLogLikelihood(nan_strategy="disable"),
-        "calibration_error": classification.MulticlassCalibrationError(n_bins=15, **options),
-    }
-    if num_classes > 5:
-        metrics["top5"] = classification.MulticlassAccuracy(average="micro", top_k=5, **options)
-    return torchmetrics.MetricCollection(metrics, compute_groups=False)

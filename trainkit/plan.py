@@ -109,26 +109,31 @@ def _observed(
     return wrapper
 
 
-def _snapshot(model: nn.Module) -> dict[str, tuple[str, int]]:
-    """Return for every module its class and how many numbers it owns itself."""
+_Module = tuple[str, int, str]
+
+
+def _snapshot(model: nn.Module) -> dict[str, _Module]:
+    """Return for every module its class, how many numbers it owns itself, and what it prints of its settings."""
     return {
-        name: (type(module).__name__, sum(p.numel() for p in module.parameters(recurse=False)))
+        name: (type(module).__name__, sum(p.numel() for p in module.parameters(recurse=False)), module.extra_repr())
         for name, module in model.named_modules()
     }
 
 
-def describe_changes(before: dict[str, tuple[str, int]], after: dict[str, tuple[str, int]]) -> list[str]:
+def describe_changes(before: dict[str, _Module], after: dict[str, _Module]) -> list[str]:
     """Say in lines how one module tree differs from another."""
     swapped: dict[str, list[str]] = {}
     for name in before.keys() & after.keys():
         if before[name][0] != after[name][0]:
             swapped.setdefault(f"{before[name][0]} -> {after[name][0]}", []).append(name)
+    reset = [n for n in before.keys() & after.keys() if before[n][:2] == after[n][:2] and before[n][2] != after[n][2]]
     resized = [name for name in before.keys() & after.keys() if before[name][1] != after[name][1]]
     lines = [f"{len(names)} x {what}: {_some(names, list(after))}" for what, names in sorted(swapped.items())]
     for label, names, order in (
         ("added", after.keys() - before.keys(), after),
         ("removed", before.keys() - after.keys(), before),
         ("parameters changed in", resized, after),
+        ("settings changed in", reset, after),
     ):
         if names:
             lines.append(f"{label} {len(names)} module(s): {_some(list(names), list(order))}")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, PrivateAttr
+from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from trainkit.data.spec import STRICT, AnyDataSpec
 from trainkit.errors import Mark, Problem
@@ -26,7 +26,7 @@ class ModelSpec(BaseModel):
     pretrained: bool = Field(False, description="start from timm's weights (downloads them)")
     checkpoint: str | None = Field(None, description="start from this file (.safetensors or .pth)")
     num_classes: int | None = Field(None, ge=0, description="outputs; default: the classes of the data")
-    in_chans: int = Field(3, ge=1, description="channels of the input")
+    in_chans: int = Field(3, ge=1, description="channels of images; rows of features are taken whole")
     args: dict[str, Any] = Field({}, description="further arguments of timm.create_model, such as drop_path_rate")
 
 
@@ -34,11 +34,18 @@ class LossSpec(BaseModel):
     """The `train.loss:` section."""
 
     model_config = STRICT
-    name: Literal["cross_entropy", "bce", "asymmetric"] = Field(
-        "cross_entropy", description="cross_entropy; timm's binary cross entropy; timm's asymmetric loss"
+    name: Literal["cross_entropy", "bce", "asymmetric", "mse"] = Field(
+        "cross_entropy",
+        description="cross_entropy; timm's binary cross entropy; timm's asymmetric loss; mean squared error of numbers",
     )
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     target_threshold: float | None = Field(None, description="bce: targets above it count as 1")
+
+    @model_validator(mode="after")
+    def _check(self) -> LossSpec:
+        if self.name == "mse" and self.smoothing:
+            raise ValueError("smoothing is of classes, and mse compares numbers; leave it out")
+        return self
 
 
 class TrainSpec(BaseModel):
@@ -129,8 +136,8 @@ class Recipe(BaseModel):
         return dump(data)
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe | None, Source, list[Problem]]:
-    """Read a recipe with its overrides and check core's sections of it.
+def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> tuple[Recipe | None, Source, list[Problem]]:
+    """Read a recipe with its overrides, or overrides alone, and check core's sections of it.
 
     Returns:
         The recipe, or None where those sections have mistakes; its source, from which the plugins' options can be

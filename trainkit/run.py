@@ -23,14 +23,14 @@ ParamGroups = list[dict[str, Any]]
 
 
 class Batch(NamedTuple):
-    """Images (or features) [N, C, H, W] and their classes [N], or class probabilities [N, K]."""
+    """Images [N, C, H, W] or rows [N, F], and classes [N], class probabilities [N, K] or numbers to predict [N, K]."""
 
     inputs: Tensor
     targets: Tensor
 
 
 class Predictions(NamedTuple):
-    """What validation measures: logits [N, K] in float32 and classes [N]."""
+    """What validation measures: logits [N, K] in float32 and classes [N]; or predicted numbers and true ones [N, K]."""
 
     logits: Tensor
     targets: Tensor

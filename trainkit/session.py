@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trainkit.build import build, compose
-from trainkit.checkpoint import Keeper, atomically, read_state
+from trainkit import shelf
+from trainkit.build import Setup, build, compose
+from trainkit.checkpoint import Keeper, atomically, misfit, read_state
 from trainkit.environment import facts
-from trainkit.errors import Interrupted, TrainingError, UserError
+from trainkit.errors import Interrupted, TrainingError, UserError, suggest
 from trainkit.log import History
 from trainkit.loop import evaluate, fit
 from trainkit.report import write_report
@@ -72,6 +73,62 @@ def _ended(folder: Path) -> bool:
 _FINISHED, _STOPPED = "finished", "stopped early"
 
 
+def open_run(source: str | Path, overrides: Sequence[str] = (), weights: str | Path | None = None) -> Run:
+    """Build a run that trains nothing, with weights in its model: for commands that measure or change trained models.
+
+    Args:
+        source: the folder of a run; or a recipe, as a file or by the name of a bundled one; or the name of a timm
+            model, and then the overrides say the rest, the data at least.
+        overrides: `key=value` or `~key`, as on the command line.
+        weights: `best` or `last` of a run folder, or a file that timm can load. Default: the best of a run folder;
+            for anything else what `model.pretrained` and `model.checkpoint` of the recipe say.
+
+    Raises:
+        UserError: there is no such source or file, it has mistakes, or the weights do not fit the model.
+    """
+    folder = Path(source) if Path(source).is_dir() else None
+    if folder is not None and not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder}: is no run folder (there is no recipe.yaml in it)")
+    run = build(_compose(str(source), folder, overrides))
+    if weights in ("best", "last") and folder is None:
+        raise UserError(f"only the folder of a run has {weights} weights, and {source} is none; name a file of weights")
+    if folder is not None and weights == "last":
+        file = folder / "checkpoints" / "last.pt"
+        _load_weights(run, file, read_state(file)["model"])
+    elif folder is not None and weights in (None, "best"):
+        _load_weights(run, folder / "weights.safetensors")
+    elif weights is not None:
+        _load_weights(run, Path(weights))
+    return run
+
+
+def _compose(source: str, folder: Path | None, overrides: Sequence[str]) -> Setup:
+    from timm import is_model, list_models
+
+    path = folder / "recipe.yaml" if folder is not None else shelf.find(Path(source))
+    if path.is_file():
+        return compose(path, overrides)
+    if is_model(source.partition(".")[0]):
+        return compose(None, [f"model.name={source}", *overrides])
+    near = suggest(source, [*shelf.names(), *list_models()])
+    raise UserError(f"{source}: is no run folder, no recipe and no model of timm{near}")
+
+
+def _load_weights(run: Run, file: Path, state: Mapping[str, Any] | None = None) -> None:
+    """Load a file that timm can read, or the state that has been read from it."""
+    from timm.models import load_checkpoint
+
+    if not file.is_file():
+        raise UserError(f"{file}: there are no weights here")
+    try:
+        if state is not None:
+            run.model.load_state_dict(state)
+        else:
+            load_checkpoint(run.model, str(file), weights_only=True)
+    except Exception as error:
+        raise UserError(f"{file}: these weights do not fit the model: {misfit(error)}") from None
+
+
 def measure(folder: Path, weights: str) -> dict[str, float]:
     """Return the validation metrics of a run folder's weights.
 
@@ -79,24 +136,9 @@ def measure(folder: Path, weights: str) -> dict[str, float]:
         folder: the run folder.
         weights: `best` for weights.safetensors, `last` for the last checkpoint, or a path of weights.
     """
-    from timm.models import load_checkpoint
-
-    path = folder / "recipe.yaml"
-    if not path.is_file():
+    if not folder.is_dir():
         raise UserError(f"{folder}: is no run folder (there is no recipe.yaml in it)")
-    run = build(compose(path))
-    if weights == "last":
-        run.model.load_state_dict(read_state(folder / "checkpoints" / "last.pt")["model"])
-    else:
-        file = folder / "weights.safetensors" if weights == "best" else Path(weights)
-        if not file.is_file():
-            raise UserError(f"{file}: there are no weights here")
-        try:
-            load_checkpoint(run.model, str(file), weights_only=True)
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{file}: these weights do not fit the model: {reason}") from None
-    return evaluate(run)
+    return evaluate(open_run(folder, weights=weights))
 
 
 def _train(run: Run, keeper: Keeper, folder: Path) -> Path:

@@ -39,13 +39,15 @@ class Source:
         return Path(mark.file if mark.line else self.file).parent
 
 
-def read_source(path: Path, overrides: Sequence[str] = ()) -> Source:
+def read_source(path: Path | None, overrides: Sequence[str] = ()) -> Source:
     """Read `path`, what it extends, and the overrides (`a.b=value` sets a key, `~a.b` removes one).
+
+    Without a path the overrides are all there is.
 
     Raises:
         UserError: a file cannot be read, or is not YAML.
     """
-    data, marks, problems = _load_extended(path, ())
+    data, marks, problems = _load_extended(path, ()) if path else ({}, {(): Mark("command line")}, [])
     for text in overrides:
         mark = Mark(f"command line `{text}`")
         try:
@@ -58,7 +60,7 @@ def read_source(path: Path, overrides: Sequence[str] = ()) -> Source:
         del data["plugins"]
     elif isinstance(plugins, dict):
         data["plugins"] = {name: {} if options is None else options for name, options in plugins.items()}
-    return Source(str(path), data, marks, problems)
+    return Source(str(path or "command line"), data, marks, problems)
 
 
 def _load_extended(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Marks, list[Problem]]:
@@ -171,7 +173,7 @@ def _sentence(message: str) -> str:
 def _real_path(data: Any, loc: KeyPath, kind: str) -> KeyPath:
     """Leave out of pydantic's location the tags that it adds for unions: they are no keys of the recipe.
 
-    A last key that is not in the data is real, what is missing say, unless a member of a union was to be there.
+    A key that is not in the data is one only where it is what is missing.
     """
     path: list[str | int] = []
     for i, key in enumerate(loc):
@@ -179,7 +181,7 @@ def _real_path(data: Any, loc: KeyPath, kind: str) -> KeyPath:
         if listed or (isinstance(data, dict) and key in data):
             data = data[key]
             path.append(key)
-        elif i == len(loc) - 1 and not kind.startswith("model_"):
+        elif i == len(loc) - 1 and kind == "missing":
             path.append(key)
     return tuple(path)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -31,6 +31,36 @@ class Examples(Protocol):
         """Return one example."""
 
 
+class Keyed(Protocol):
+    """A set of examples that is read in whole batches."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """Return the batch of the examples with these keys; torch's loader asks for whole batches by this name."""
+
+
+class Rows(Dataset[Batch]):
+    """Examples that lie in memory as they are.
+
+    Args:
+        inputs: [N, ...].
+        targets: [N] classes, or [N, K] numbers.
+    """
+
+    def __init__(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """Return the batch of the examples with these keys, whatever their epoch."""
+        index = torch.tensor([index for _, index in keys])
+        return Batch(self.inputs[index], self.targets[index])
+
+
 class Images(Dataset[Batch]):
     """Examples turned into batches of tensors.
 
@@ -45,17 +75,15 @@ class Images(Dataset[Batch]):
         self.examples = examples
         self.transform = transform
         self.seed = seed
-        self._cached = self._read([(0, i) for i in range(len(examples))]) if cache and seed is None else None
+        batch = self._read([(0, i) for i in range(len(examples))]) if cache and seed is None else None
+        self.in_memory = None if batch is None else Rows(*batch)
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """Return the batch of the examples with these keys; torch's loader asks for whole batches by this name."""
-        if self._cached is None:
-            return self._read(keys)
-        index = torch.tensor([index for _, index in keys])
-        return Batch(self._cached.inputs[index], self._cached.targets[index])
+        return self._read(keys) if self.in_memory is None else self.in_memory.__getitems__(keys)
 
     def _read(self, keys: Sequence[Key]) -> Batch:
         images, targets = [], []
@@ -85,9 +113,9 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-def _loader(images: Images, keys: _Keys, workers: int, pin: bool) -> DataLoader[Batch]:
+def _loader(examples: Keyed, keys: _Keys, workers: int, pin: bool) -> DataLoader[Batch]:
     return DataLoader(
-        images,
+        cast(Dataset[Batch], examples),
         batch_sampler=keys,
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -118,7 +146,7 @@ class ShuffledStream:
 
     def __init__(
         self,
-        images: Images,
+        images: Keyed,
         *,
         seed: int,
         batch_size: int,
@@ -198,7 +226,7 @@ class OrderedStream:
     """
 
     def __init__(
-        self, images: Images, *, batch_size: int, rank: int = 0, world: int = 1, workers: int = 0, pin: bool = False
+        self, images: Keyed, *, batch_size: int, rank: int = 0, world: int = 1, workers: int = 0, pin: bool = False
     ) -> None:
         if len(images) < world:
             raise ValueError(f"{len(images)} validation example(s) cannot be shared among {world} ranks")

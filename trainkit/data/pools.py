@@ -9,17 +9,24 @@ class folders by the folder they are in, digits 0 to 3, 4 to 6 and 7 to 9. Image
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel
 
 from trainkit.data import sources
 from trainkit.data.by_class import ByClass, Split, Where, open_split
-from trainkit.data.spec import AnyDataSpec, DataSpec
-from trainkit.errors import Problem, RecipeError, UserError
+from trainkit.data.spec import STRICT, AnyDataSpec, DataSpec
+from trainkit.errors import RecipeError, UserError
 from trainkit.recipe import Recipe
 from trainkit.run import Batch
+from trainkit.source import Source, validate
+
+
+class _Section(BaseModel):
+    model_config = STRICT
+    data: AnyDataSpec
 
 
 class ClassPool:
@@ -85,7 +92,7 @@ def class_pool(recipe: Recipe, split: Split) -> ClassPool:
     Raises:
         UserError: the files are not there, or the data have no such split, or are to be augmented.
     """
-    spec = recipe.data
+    spec = _images(recipe.data, recipe, ("data",))
     if spec.augment is not None and spec.augment != type(spec).model_fields["augment"].default:
         mark = recipe.source.nearest("data", "augment")
         raise UserError(f"{mark}: data.augment: images of few-shot tasks are not augmented; set data.augment to null")
@@ -106,25 +113,34 @@ def target_pool(recipe: Recipe, data: Mapping[str, Any], *keys: str) -> ClassPoo
         UserError: as for `class_pool`.
         RecipeError: the section has mistakes.
     """
-    try:
-        spec: DataSpec = TypeAdapter(AnyDataSpec).validate_python(data)
-    except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            inner = tuple(map(str, item["loc"][1:]))
-            message = item["msg"].removeprefix("Value error, ")
-            problems.append(Problem(recipe.source.nearest(*keys, *inner), ".".join((*keys, *inner)), message))
-        raise RecipeError(problems) from None
-    return _pool(recipe, spec, "target", keys)
+    # The section is checked as a recipe's own is, in its place: under its marks, with its keys in the messages.
+    source, depth = recipe.source, len(keys)
+    marks = {("data", *key[depth:]): mark for key, mark in source.marks.items() if key[:depth] == keys}
+    marks.setdefault(("data",), source.nearest(*keys))
+    section = {"data": dict(data)}
+    found, problems = validate(_Section, section, Source(source.file, section, marks), ())
+    if found is None:
+        name = ".".join(keys)
+        raise RecipeError([replace(problem, key=name + problem.key.removeprefix("data")) for problem in problems])
+    return _pool(recipe, _images(found.data, recipe, keys), "target", keys)
+
+
+def _images(spec: AnyDataSpec, recipe: Recipe, keys: tuple[str, ...]) -> DataSpec:
+    mark, place = recipe.source.nearest(*keys), ".".join(keys)
+    if not isinstance(spec, DataSpec):
+        raise UserError(f"{mark}: {place}: {spec.name} has no images in classes to make few-shot tasks of")
+    if spec.missing is not None:
+        raise UserError(f"{mark}: {place}.missing: few-shot tasks have no missing entries; leave it out")
+    return spec
 
 
 def _pool(recipe: Recipe, spec: DataSpec, where: Where, keys: tuple[str, ...]) -> ClassPool:
     sources.check_channels(recipe)
-    size = sources.size_of(recipe.data, recipe)
+    scale = _images(recipe.data, recipe, ("data",))
+    size = sources.size_of(scale, recipe)
     shape = (recipe.model.in_chans, size, size)
     try:
         images = open_split(spec, where, shape, ".".join(keys))
     except UserError as error:
         raise UserError(f"{recipe.source.nearest(*keys)}: {error}") from None
-    scale = recipe.data
     return ClassPool(images, shape, scale.mean or (0.0,), scale.std or (1.0,), getattr(spec, "rotations", False))

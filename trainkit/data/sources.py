@@ -9,8 +9,11 @@ import numpy as np
 import timm.data
 from PIL import Image
 
-from trainkit.data.loader import Examples, Images, OrderedStream, ShuffledStream
-from trainkit.data.spec import FACES, DataSpec, DigitsSpec, GlyphsSpec, TimmSpec
+from trainkit.data import ratings, tables
+from trainkit.data.deal import deal
+from trainkit.data.loader import Examples, Images
+from trainkit.data.missing import described, hide
+from trainkit.data.spec import FACES, DataSpec, DigitsSpec, GlyphsSpec, RatingsSpec, TableSpec, TimmSpec
 from trainkit.data.types import Data
 from trainkit.device import Device
 from trainkit.errors import UserError
@@ -42,6 +45,10 @@ def build(recipe: Recipe, device: Device) -> Data:
         UserError: the files are not there, or do not fit the recipe.
     """
     spec = recipe.data
+    if isinstance(spec, TableSpec):
+        return tables.build(spec, recipe, device)
+    if isinstance(spec, RatingsSpec):
+        return ratings.build(spec, recipe, device)
     if isinstance(spec, DigitsSpec):
         splits = _digits(spec)
     elif isinstance(spec, GlyphsSpec):
@@ -64,6 +71,7 @@ def streams(splits: Splits, recipe: Recipe, device: Device) -> Data:
         UserError: there are too few examples.
     """
     spec, channels = recipe.data, recipe.model.in_chans
+    assert isinstance(spec, DataSpec)  # the others have no images
     check_channels(recipe)
     size = size_of(spec, recipe)
     mean, std = (_channels(values, channels) for values in (spec.mean or splits.mean, spec.std or splits.std))
@@ -81,29 +89,17 @@ def streams(splits: Splits, recipe: Recipe, device: Device) -> Data:
         cache=splits.fits_in_memory,
     )
     val = Images(splits.val, plain, None, cache=splits.fits_in_memory)
-    shared: dict[str, Any] = {
-        "rank": device.rank,
-        "world": device.world,
-        "workers": spec.workers,
-        "pin": device.torch.type == "cuda",
-    }
-    try:
-        return Data(
-            ShuffledStream(
-                train,
-                seed=derive_seed(recipe.seed, "data"),
-                batch_size=spec.batch_size,
-                accumulate=recipe.train.accumulate,
-                drop_last=spec.drop_last,
-                **shared,
-            ),
-            OrderedStream(val, batch_size=spec.eval_batch_size or spec.batch_size, **shared),
-            splits.num_classes,
-            (channels, size, size),
-            f"{spec.name}: {len(train):,} training and {len(val):,} validation images, {splits.num_classes} classes",
-        )
-    except ValueError as error:
-        raise UserError(f"{recipe.source.nearest('data')}: data: {error}") from None
+    count = f"{len(train):,} training and {len(val):,} validation images, {splits.num_classes} classes"
+    return deal(
+        hide(train, recipe, "train"),
+        hide(val, recipe, "val"),
+        recipe,
+        device,
+        outputs=splits.num_classes,
+        input_size=(channels, size, size),
+        summary=f"{spec.name}: {count}{described(spec.missing)}",
+        missing=spec.missing is not None,
+    )
 
 
 class _Arrays:

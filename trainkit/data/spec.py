@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from trainkit.errors import suggest
 
@@ -26,16 +26,53 @@ class AugmentSpec(BaseModel):
     interpolation: str = Field("random", description="timm's name: random, bilinear, bicubic …")
 
 
-class DataSpec(BaseModel):
+class MissingSpec(BaseModel):
+    """Entries of the inputs to hide: they become NaN, after normalisation. What is missing anyway stays missing.
+
+    What is hidden of an example is a function of (this seed, split, index): the same in every epoch and run.
+    """
+
+    model_config = STRICT
+
+    kind: Literal["at_random", "blocks", "depends"] = Field(
+        description="independent of everything; one rectangle (of a row: a run of columns); more where a value is high"
+    )
+    rate: tuple[float, float] = Field((0.05, 0.95), description="share hidden, drawn uniformly for each example")
+    per: Literal["entry", "pixel", "channel"] = Field(
+        "pixel", description="what is hidden at once: a number; a pixel in all channels; a whole channel"
+    )
+    on: str | None = Field(None, description="depends, in a table: the column whose value decides; it stays visible")
+    slope: float = Field(
+        2.0, description="depends: rate = lo + (hi - lo) * sigmoid(slope * value), of a standardised value"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="of what is hidden; the recipe's seed does not change it")
+
+    @model_validator(mode="after")
+    def _check(self) -> MissingSpec:
+        low, high = self.rate
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"rate is two numbers with 0 <= low <= high <= 1; got [{low:g}, {high:g}]")
+        if self.kind == "blocks" and self.per == "entry":
+            raise ValueError("a block hides pixels or whole channels; set per to one of these")
+        return self
+
+
+class StreamSpec(BaseModel):
     """What every data source understands."""
 
     model_config = STRICT
 
-    image_size: int | None = Field(None, ge=1, description="side in pixels; default: the model's own")
     batch_size: int = Field(64, ge=1, description="examples per micro-batch and rank")
     eval_batch_size: int | None = Field(None, ge=1, description="examples per validation batch; default: batch_size")
     workers: int = Field(0, ge=0, description="processes that read data; the data are the same for any number")
     drop_last: bool = Field(False, description="leave out the last, short training batch of an epoch")
+    missing: MissingSpec | None = Field(None, description="entries of the inputs to hide; default: none")
+
+
+class DataSpec(StreamSpec):
+    """What every source of images understands."""
+
+    image_size: int | None = Field(None, ge=1, description="side in pixels; default: the model's own")
     augment: AugmentSpec | None = Field(None, description="random transforms of training images; none: no change")
     mean: tuple[float, ...] | None = Field(None, description="per channel, subtracted; default: the source's own")
     std: tuple[float, ...] | None = Field(None, description="per channel, divided by; default: the source's own")
@@ -100,6 +137,46 @@ class GlyphsSpec(DataSpec):
         return names
 
 
+class TableSpec(StreamSpec):
+    """Rows of features and a target column, from a CSV or Parquet file or from scikit-learn; gaps become NaN."""
+
+    name: Literal["table"]
+    path: str = Field(min_length=1, description="file (.csv, .tsv, .parquet), or breast_cancer, diabetes, iris, wine")
+    target: str | None = Field(None, description="the column to predict; scikit-learn's tables have their own")
+    task: Literal["auto", "classification", "regression"] = Field(
+        "auto", description="auto: words, or at most 20 different whole numbers, are classes; other numbers are not"
+    )
+    drop: tuple[str, ...] = Field((), description="columns to leave out, such as identifiers")
+    categorical: tuple[str, ...] = Field((), description="columns of numbers that are names of categories")
+    gaps: tuple[str, ...] = Field((), description="further words for a gap, beside: empty, NA, N/A, NaN, null, None, ?")
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="share held out, stratified; the same for every seed")
+
+
+class RatingsSpec(StreamSpec):
+    """Users' ratings of items, a row per user: to predict held-out ratings from the others. NaN where there is none."""
+
+    name: Literal["ratings"]
+    path: str | None = Field(
+        None, description="MovieLens file (u.data, ratings.dat, ratings.csv) or its folder; default: made up, low rank"
+    )
+    users: int = Field(800, ge=2, description="made up: users")
+    items: int = Field(200, ge=2, description="made up: items")
+    rank: int = Field(4, ge=1, description="made up: rank of the ratings without noise")
+    noise: float = Field(0.3, ge=0, description="made up: standard deviation of the noise; that of the rest is 1")
+    rate: tuple[float, float] = Field(
+        (0.03, 0.8), description="made up: share of items that a user rates, drawn log-uniformly for each user"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="made up: of everything; the recipe's seed does not change it")
+    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of each user's ratings held out; same for any seed")
+
+    @model_validator(mode="after")
+    def _check(self) -> RatingsSpec:
+        low, high = self.rate
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"rate is two numbers with 0 < low <= high <= 1; got [{low:g}, {high:g}]")
+        return self
+
+
 class TimmSpec(DataSpec):
     """Any data set with random access of `timm.data.create_dataset`: `folder`, `tar`, `torch/cifar10`, `hfds/…`, …"""
 
@@ -157,7 +234,7 @@ class SvhnSpec(DataSpec):
     download: bool = Field(False, description="let torchvision download the file")
 
 
-BUILT_IN = {name: name for name in ("digits", "glyphs", "omniglot", "cifar_fs", "svhn")}
+BUILT_IN = {name: name for name in ("digits", "glyphs", "table", "ratings", "omniglot", "cifar_fs", "svhn")}
 """Names that do not go to timm. A new one adds its spec here, below, and in `data/sources.py` or `data/pools.py`."""
 
 
@@ -175,6 +252,8 @@ AnyDataSpec = Annotated[
     | Annotated[OmniglotSpec, Tag("omniglot")]
     | Annotated[CifarFsSpec, Tag("cifar_fs")]
     | Annotated[SvhnSpec, Tag("svhn")]
+    | Annotated[TableSpec, Tag("table")]
+    | Annotated[RatingsSpec, Tag("ratings")]
     | Annotated[TimmSpec, Tag("timm")],
     Discriminator(_tag),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,18 @@ class Data:
     Attributes:
         train: the training data.
         val: the validation data.
-        num_classes: how many classes the targets have.
-        input_size: channels, height and width of one input.
+        num_classes: how many outputs the model needs: classes, or numbers to predict.
+        input_size: channels, height and width of one image; the number of features of one row.
         summary: one line that says what this is and how many examples it has.
+        targets: `classes` [N], or `numbers` [N, num_classes] in which NaN is not known and not counted.
+        missing: inputs hold NaN where an entry is not there. A plugin that makes the model take such inputs sets
+            `takes_missing = True` on the model; without one the run is refused.
     """
 
     train: TrainStream
     val: EvalStream
     num_classes: int
-    input_size: tuple[int, int, int]
+    input_size: tuple[int, ...]
     summary: str
+    targets: Literal["classes", "numbers"] = "classes"
+    missing: bool = False

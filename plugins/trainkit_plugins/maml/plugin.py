@@ -100,6 +100,10 @@ class Maml(Episodic):
             raise ValueError("head: zero never learns a classifier with adapt: body or without steps; change one")
         return self
 
+    def adapted(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the names of the parameters that the inner loop moves."""
+        return adapted_names(model, self.adapt)
+
     @hookimpl(wrapper=True)
     def build_model(self, run: Run) -> Generator[None, nn.Module, nn.Module]:
         """Check that the model can adapt as asked, and give it what the options want."""

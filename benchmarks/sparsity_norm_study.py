@@ -1,0 +1,146 @@
+"""Ways to treat missing inputs, side by side on the three recipes of sparsity_norm, paired over seeds.
+
+Run: python benchmarks/sparsity_norm_study.py FILE.jsonl [SETTING …]      (settings: ratings table images digits_mlp)
+Then: python benchmarks/sparsity_norm_study.py FILE.jsonl --table
+
+Each training adds a line to FILE.jsonl; what is there already is not trained again. The settings are the recipes, and
+digits_mlp: the images recipe with an MLP on the digits in their own 8x8 pixels. Tables give means over seeds with 95%
+intervals (Student's t), and differences to zero imputation, paired by seed.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import t as student
+from trainkit_plugins.sparsity_norm import mean_logit, sparsity_bias
+
+from trainkit import Record, hookimpl
+from trainkit.build import build, compose
+from trainkit.checkpoint import Keeper
+from trainkit.loop import fit
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+MLP = ["model.name=mlp", "data.image_size=8", "data.missing.kind=at_random", "train.epochs=30", "optimizer.lr=1e-3"]
+SETTINGS: dict[str, tuple[str, list[str], int]] = {
+    "ratings": ("sparsity_norm_ratings.yaml", [], 5),
+    "ratings_relu": ("sparsity_norm_ratings.yaml", ["model.args.act=relu"], 5),
+    "table": ("sparsity_norm_table.yaml", [], 5),
+    "digits_mlp": ("sparsity_norm_images.yaml", MLP, 5),
+    "images": ("sparsity_norm_images.yaml", [], 3),
+}
+METHODS = {
+    "zero": {"method": "zero", "center": "false"},
+    "mean": {"method": "mean", "center": "true"},
+    "zero, centred": {"method": "zero", "center": "true"},
+    "zero and mask": {"method": "zero_and_mask", "center": "false"},
+    "zero and mask, centred": {"method": "zero_and_mask", "center": "true"},
+    "inverted dropout": {"method": "inverted_dropout", "center": "false"},
+    "sparsity norm": {"method": "sparsity_norm", "center": "false"},
+    "sparsity norm, centred": {"method": "sparsity_norm", "center": "true"},
+}
+Row = dict[str, Any]
+
+
+class Recorder:
+    """Keeps what the validations of a run gave."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    @hookimpl
+    def on_log(self, record: Record) -> None:
+        """Keep a record of the monitor or of a validation."""
+        named = {name: value for name, value in record.values.items() if "/" in name and not isinstance(value, list)}
+        if named:
+            self.rows.append({"epoch": record.epoch, **named})
+
+
+def train(setting: str, method: str, seed: int) -> Row:
+    """Train once; return metrics and correlations of the best validation (numbers) or of the last (classes)."""
+    file, over, _ = SETTINGS[setting]
+    options = [f"plugins.sparsity_norm.{name}={value}" for name, value in METHODS[method].items()]
+    # The data's own seed goes with the recipe's, so that intervals are over data sets too.
+    own = "data.seed" if "ratings" in file else "data.missing.seed"
+    setup = compose(RECIPES / file, [*over, *options, f"seed={seed}", f"{own}={seed}"])
+    recorder, start = Recorder(), time.monotonic()
+    run = build(setup, None, [recorder])
+    keeper = Keeper(None, run)
+    fit(run, keeper)
+    numbers = run.data.targets == "numbers"
+    epoch = keeper.best[0]["epoch"] if numbers else max(row["epoch"] for row in recorder.rows)
+    found: Row = {"setting": setting, "method": method, "seed": seed, "epoch": epoch}
+    for row in recorder.rows:
+        if row["epoch"] == epoch:
+            found |= {name: value for name, value in row.items() if name.startswith(("val/", "sparsity_bias/"))}
+    if not numbers:
+        found["logit_correlation"] = sparsity_bias(run.model, run.data.val, mean_logit).correlation.value
+    found["seconds"] = round(time.monotonic() - start, 1)
+    return found
+
+
+def columns(rows: list[Row]) -> dict[str, str]:
+    """Return which values a table of these rows has, and their headings."""
+    names = {"val/rmse": "RMSE", "val/accuracy": "accuracy", "val/nll": "nll"}
+    names |= {
+        "sparsity_bias/correlation": "corr",
+        "logit_correlation": "corr |logit|",
+        "sparsity_bias/true_correlation": "corr truth",
+    }
+    return {name: heading for name, heading in names.items() if all(name in row for row in rows)}
+
+
+def interval(values: list[float]) -> float:
+    """Return half of the 95% interval of a mean."""
+    return float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+
+
+def table(setting: str, rows: list[Row]) -> Iterator[str]:
+    """Yield the lines of a setting's table, in Markdown."""
+    shown = columns(rows)
+    by = {method: {row["seed"]: row for row in rows if row["method"] == method} for method in METHODS}
+    seeds = sorted(set.intersection(*(set(found) for found in by.values() if found)))
+    main = next(iter(shown))
+    yield f"\n{setting}, seeds {', '.join(map(str, seeds))}\n"
+    yield f"| method | {' | '.join(shown.values())} | {shown[main]} less that of zero |"
+    yield "|---" * (len(shown) + 2) + "|"
+    for method, found in by.items():
+        if not found:
+            continue
+        values = {name: [found[seed][name] for seed in seeds] for name in shown}
+        cells = [f"{statistics.mean(v):.3f} ± {interval(v):.3f}" for v in values.values()]
+        gains = [found[seed][main] - by["zero"][seed][main] for seed in seeds]
+        difference = f"{statistics.mean(gains):+.3f} ± {interval(gains):.3f}" if method != "zero" else ""
+        yield f"| {method} | {' | '.join(cells)} | {difference} |"
+
+
+def main() -> None:
+    """Train what is missing, or print the tables."""
+    path, *wanted = Path(sys.argv[1]), *sys.argv[2:]
+    rows: list[Row] = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if wanted == ["--table"]:
+        for setting in SETTINGS:
+            chosen = [row for row in rows if row["setting"] == setting]
+            if chosen:
+                print("\n".join(table(setting, chosen)))
+        return
+    done = {(row["setting"], row["method"], row["seed"]) for row in rows}
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    for setting in wanted or SETTINGS:
+        for seed in range(SETTINGS[setting][2]):
+            for method in METHODS:
+                if (setting, method, seed) not in done:
+                    row = train(setting, method, seed)
+                    with path.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

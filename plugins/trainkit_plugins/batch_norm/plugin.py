@@ -1,0 +1,299 @@
+"""The four changes to batch norm as plugins. They set fields of the same layers, so any of them go together."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Generator, Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainkit import History, Plugin, Run, Section, UserError, figure, hookimpl
+
+from .choice import tune
+from .decay import batch_norms, decay_groups, decay_toward_one, scales_and_shifts
+from .exposure import is_batch_norm
+from .functional import Blocks
+from .grouping import described_blocks, described_groups, layers_by_groups
+from .plots import curve_table, draw_curves
+from .surgery import convert_batch_norm, converted_layers
+from .tuning import ALPHAS, Metric, Point, evaluating, sweep
+
+ParamGroups = list[dict[str, Any]]
+
+
+class _Summers(Plugin):
+    """What the four share: the paper, and errors that name the recipe's line."""
+
+    citation: ClassVar[str] = """\
+@inproceedings{summers2020four,
+  title={Four Things Everyone Should Know to Improve Batch Normalization},
+  author={Summers, Cecilia and Dinneen, Michael J.},
+  booktitle={International Conference on Learning Representations},
+  year={2020}
+}"""
+
+    def _refusal(self, run: Run, message: str) -> UserError:
+        mark = run.recipe.source.nearest("plugins", self.name)
+        return UserError(f"{mark}: plugins.{self.name}: {message}")
+
+    def _convert(self, model: nn.Module, run: Run, **fields: Any) -> None:
+        if run.recipe.train.sync_batchnorm:
+            raise self._refusal(run, "train.sync_batchnorm puts torch's own layer in its place; set it to false")
+        try:
+            convert_batch_norm(model, **fields)
+        except ValueError as error:
+            raise self._refusal(run, str(error)) from None
+
+    def _limit(self, model: nn.Module, run: Run, examples: int | None, **fields: Any) -> None:
+        """Let no statistic take in more than `examples` examples; what already limits it more stays."""
+        sizes = {layer.ghost_size for layer in converted_layers(model).values()} | {examples}
+        self._convert(model, run, ghost_size=min((s for s in sizes if s is not None), default=None), **fields)
+
+    def _blocks(self, run: Run) -> str:
+        layers = list(converted_layers(run.model).values())
+        divided = described_blocks(_micro_batch(run), layers[0].ghost_size, layers[0].blocks)
+        return f"{len(layers)} batch norms: {divided}"
+
+
+def _micro_batch(run: Run) -> int:
+    """Return how many examples a full micro-batch has on one rank."""
+    return run.data.train.examples_per_step // (run.recipe.train.accumulate * run.device.world)
+
+
+class GhostBatchNorm(_Summers):
+    """Normalise small blocks of each batch by themselves: ghost batch norm.
+
+    In training each block of `size` examples has its own mean and variance, which regularises; running statistics,
+    and so evaluation, are those of whole batches. A block lies within one micro-batch on one rank: accumulation and
+    more ranks make more blocks, never larger ones.
+    """
+
+    neutral: ClassVar[dict[str, Any]] = {"size": None}
+
+    size: int | None = Field(16, ge=1, description="examples that share statistics; null: the whole micro-batch")
+    blocks: Blocks = Field(
+        "strided", description="which examples: every n-th (no copy in NCHW), or neighbours as in the authors' code"
+    )
+
+    @hookimpl(wrapper=True)
+    def build_model(self, run: Run) -> Generator[None, nn.Module, nn.Module]:
+        """Convert the batch norms and set their size of blocks."""
+        model = yield
+        self._limit(model, run, self.size, blocks=self.blocks)
+        return model
+
+    @hookimpl
+    def on_fit_start(self, run: Run) -> None:
+        """Say so where no batch is large enough to be divided."""
+        if self.size is not None and _micro_batch(run) <= self.size:
+            run.log.note(
+                f"{self.name}: a micro-batch has {_micro_batch(run)} examples, not more than size {self.size}, and is "
+                "one block, as in plain batch norm; raise data.batch_size or lower size"
+            )
+
+    def explain(self, run: Run) -> list[str]:
+        """Say how each batch is divided."""
+        return [self._blocks(run)]
+
+
+class BatchGroupNorm(_Summers):
+    """Share statistics among few examples and groups of channels: batch/group norm, for tiny batches.
+
+    In training a statistic takes in `examples` examples and the channels of a group; in evaluation it is the running
+    statistics averaged over the group. Channels that the number of groups does not divide get the largest number
+    below it that does. Weights and statistics of a pretrained model are kept.
+    """
+
+    neutral: ClassVar[dict[str, Any]] = {"channel_groups": None, "examples": None}
+
+    channel_groups: int | None = Field(
+        32, ge=1, description="groups of neighbouring channels in each layer; null: each channel by itself"
+    )
+    examples: int | None = Field(
+        2, ge=1, description="examples that share statistics; null: the whole micro-batch; 1 is group norm in training"
+    )
+
+    @hookimpl(wrapper=True)
+    def build_model(self, run: Run) -> Generator[None, nn.Module, nn.Module]:
+        """Convert the batch norms and set their groups and size of blocks."""
+        model = yield
+        self._limit(model, run, self.examples)
+        for groups, names in layers_by_groups(model, self.channel_groups).items():
+            self._convert(model, run, channel_groups=groups, only=names)
+        return model
+
+    def explain(self, run: Run) -> list[str]:
+        """Say what shares statistics, and in which layers there are fewer groups."""
+        groups = described_groups(layers_by_groups(run.model, self.channel_groups), self.channel_groups)
+        return [self._blocks(run), *groups]
+
+
+class ExampleWeighing(_Summers):
+    """Let each example weigh in its own statistics at inference: moments (1 - alpha) running + alpha its own.
+
+    Nothing changes in training. With `tune` alpha is 0 until training is over; then it is chosen on the validation
+    data for the best weights, and written to example_weighing.json, the notes and the report. The weights stay timm's,
+    which knows no alpha: `convert_batch_norm(model, example_weight=alpha)` puts it back.
+    """
+
+    neutral: ClassVar[dict[str, Any]] = {"alpha": 0.0}
+    before: ClassVar[tuple[str, ...]] = ("ema",)  # which takes the weights that were validated out of the model
+
+    alpha: Annotated[float, Field(ge=0, le=1)] | Literal["tune"] = Field(
+        "tune", description="weight of the example; tune: choose it on the validation data after training"
+    )
+    metric: Metric = Field("nll", description="tune: what the best alpha is best in")
+
+    _chosen: float | None = PrivateAttr(default=None)
+    _best: float = PrivateAttr(default=math.nan)
+    _weights: dict[str, Tensor] = PrivateAttr(default_factory=dict)
+
+    @hookimpl(wrapper=True)
+    def build_model(self, run: Run) -> Generator[None, nn.Module, nn.Module]:
+        """Convert the batch norms and set their alpha."""
+        model = yield
+        self._convert(model, run, example_weight=max(ALPHAS) if self.alpha == "tune" else self.alpha)
+        if self.alpha == "tune":
+            self._convert(model, run, example_weight=0.0)
+        elif self.alpha > 0:
+            run.log.note(
+                f"{self.name}: validated with alpha {self.alpha:g}. The weights are timm's, which evaluates with 0; "
+                f"convert_batch_norm(model, example_weight={self.alpha:g}) gives these metrics"
+            )
+        return model
+
+    @hookimpl
+    def on_evaluate_end(self, model: nn.Module, metrics: Mapping[str, float], run: Run) -> None:
+        """Remember the weights just validated if they are the best so far, which a run keeps."""
+        spec = run.recipe.checkpoint
+        value = metrics[spec.metric] * (1 if spec.mode == "max" else -1)
+        if self.alpha == "tune" and (not self._weights or value > self._best or math.isnan(self._best)):
+            self._best = value
+            self._weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+
+    @hookimpl
+    def on_epoch_end(self, run: Run) -> None:
+        """Tune after the last epoch, before the checkpoint that shall hold alpha is written."""
+        if run.epoch + 1 == run.recipe.train.epochs or run.stop_reason:
+            self._tune(run)
+
+    @hookimpl
+    def on_fit_end(self, run: Run) -> None:
+        """Tune where another plugin ended training later in its last epoch."""
+        self._tune(run)
+
+    def _tune(self, run: Run) -> None:
+        if self.alpha != "tune" or self._chosen is not None:
+            return
+        evaluate = partial(run.hook.evaluate_batch, model=run.model, run=run)
+        # Compiled code would be compiled anew for every alpha.
+        eager = torch.compiler.set_stance("force_eager") if run.recipe.train.compile else nullcontext()
+        with evaluating(run.model, self._weights), eager:
+            mine = sweep(run.model, run.data.val, lambda batch: evaluate(batch=batch), ALPHAS)
+        self._chosen, self._weights = 0.0, {}
+        try:
+            found = tune(torch.cat(run.device.gather(mine), dim=2), ALPHAS, self.metric)
+        except ValueError as error:
+            run.log.note(f"{self.name}: alpha stays 0: {error}")
+            return
+        self._chosen = found.alpha
+        run.log.note(f"{self.name}: {found.summary()}")
+        for name, values in found.columns().items():
+            run.log.record(f"{self.name}/{name}", values)
+        run.log.record(f"{self.name}/chosen", found.alpha)
+        if run.folder is not None:
+            (run.folder / "example_weighing.json").write_text(json.dumps(found.facts(), indent=2) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the chosen alpha, or until there is one the best weights so far."""
+        return {"chosen": self._chosen, "best": self._best, "weights": dict(self._weights)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put them back."""
+        self._chosen, self._best, self._weights = state["chosen"], state["best"], dict(state["weights"])
+
+    def explain(self, run: Run) -> list[str]:
+        """Say what alpha is, or how it will be found."""
+        tried = ", ".join(f"{alpha:g}" for alpha in ALPHAS)
+        tuned = f"0 until training is over, then the one of {tried} with the best {self.metric}"
+        alpha = tuned if self.alpha == "tune" else f"{self.alpha:g}"
+        return [f"alpha of {len(converted_layers(run.model))} batch norms in evaluation: {alpha}"]
+
+    def report(self, history: History) -> list[Section]:
+        """Plot and tabulate what each alpha gives."""
+        names = ("chosen", "alpha", "accuracy", "nll", "calibration_error")
+        _, rows = history.together(*(f"{self.name}/{name}" for name in names))
+        if not rows:
+            return []
+        chosen, *columns = rows[-1]
+        curve = [Point(*values) for values in zip(*columns, strict=True)]
+        drawn, axes = figure(1, 3, height=2.9)
+        draw_curves(axes, chosen, {"validation": curve})
+        text = "The best weights, validated with each alpha. What the choice is worth on other data is in the notes."
+        return [Section("Alpha at inference", text, [drawn], curve_table(curve, chosen))]
+
+
+class NormDecay(_Summers):
+    """Decay the scale and shift of batch norms, each with its own strength, the scale toward one or zero.
+
+    Only where no later norm undoes it, unless told otherwise. The optimizer decays them by its own rule, as it decays
+    weights: in the gradient with SGD (the authors' penalty), decoupled with AdamW and its kind. Toward one it is shown
+    scale - 1 during its step. Core gives norms no weight decay, so nothing decays twice.
+    """
+
+    neutral: ClassVar[dict[str, Any]] = {"where": "none"}
+
+    scale: float = Field(1e-4, ge=0, allow_inf_nan=False, description="weight decay of the scales (gamma)")
+    shift: float = Field(1e-4, ge=0, allow_inf_nan=False, description="weight decay of the shifts (beta), toward zero")
+    toward: Literal["one", "zero"] = Field("one", description="where the scales decay to")
+    where: Literal["exposed", "all", "none"] = Field(
+        "exposed", description="which batch norms: with a path to the output that passes no further norm, all, none"
+    )
+
+    _norms: dict[str, nn.Module] = PrivateAttr(default_factory=dict)
+
+    @hookimpl(wrapper=True)
+    def build_param_groups(self, model: nn.Module, run: Run) -> Generator[None, ParamGroups, ParamGroups]:
+        """Give scales and shifts groups of their own."""
+        groups = yield
+        if self.where == "none":
+            return groups
+        try:
+            self._norms = batch_norms(model, None if self.where == "all" else run.data.input_size)
+        except ValueError as error:
+            raise self._refusal(run, str(error)) from None
+        scale = self.scale, f"{self.where} batch norms, toward {self.toward}"
+        shift = self.shift, f"{self.where} batch norms, toward zero"
+        return decay_groups(groups, *scales_and_shifts(self._norms.values()), scale=scale, shift=shift)
+
+    @hookimpl(wrapper=True)
+    def build_optimizer(self, run: Run) -> Generator[None, Optimizer, Optimizer]:
+        """Let the decay of the scales pull toward one."""
+        optimizer = yield
+        scales, _ = scales_and_shifts(self._norms.values())
+        if self.toward == "one" and self.scale > 0 and scales:
+            try:
+                decay_toward_one(optimizer, scales)
+            except ValueError as error:
+                raise self._refusal(run, f"{error}; set toward to zero, or choose another optimizer") from None
+        return optimizer
+
+    def explain(self, run: Run) -> list[str]:
+        """Say which norms decay, why these, and by which rule."""
+        norms, total = len(self._norms), sum(map(is_batch_norm, run.model.modules()))
+        if not norms:
+            return ["no batch norm decays"]
+        why = "a path to the output passes no further norm" if self.where == "exposed" else "where: all"
+        rule = f"{type(run.optimizer).__name__}'s own weight decay, as optimizer.weight_decay is for other weights"
+        return [
+            f"{norms} of {total} batch norms decay ({why}): {', '.join(self._norms)}",
+            *([f"the other {total - norms} do not: a later norm undoes what it would do"] if norms < total else []),
+            f"scale by {self.scale:g} toward {self.toward}, shift by {self.shift:g} toward zero: {rule}",
+        ]

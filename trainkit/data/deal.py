@@ -1,0 +1,51 @@
+"""Two sets of examples, dealt to this rank as a recipe's `data:` and `train:` sections say."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from trainkit.data.loader import Keyed, OrderedStream, ShuffledStream
+from trainkit.data.types import Data
+from trainkit.device import Device
+from trainkit.errors import UserError
+from trainkit.recipe import Recipe
+from trainkit.seeds import derive_seed
+
+
+def deal(
+    train: Keyed,
+    val: Keyed,
+    recipe: Recipe,
+    device: Device,
+    *,
+    outputs: int,
+    input_size: tuple[int, ...],
+    summary: str,
+    targets: Literal["classes", "numbers"] = "classes",
+    missing: bool = False,
+) -> Data:
+    """Return the streams over `train` and `val`; the other arguments are those of `Data`.
+
+    Raises:
+        UserError: there are too few examples.
+    """
+    spec = recipe.data
+    shared: dict[str, Any] = {
+        "rank": device.rank,
+        "world": device.world,
+        "workers": spec.workers,
+        "pin": device.torch.type == "cuda",
+    }
+    try:
+        shuffled = ShuffledStream(
+            train,
+            seed=derive_seed(recipe.seed, "data"),
+            batch_size=spec.batch_size,
+            accumulate=recipe.train.accumulate,
+            drop_last=spec.drop_last,
+            **shared,
+        )
+        ordered = OrderedStream(val, batch_size=spec.eval_batch_size or spec.batch_size, **shared)
+    except ValueError as error:
+        raise UserError(f"{recipe.source.nearest('data')}: data: {error}") from None
+    return Data(shuffled, ordered, outputs, input_size, summary, targets, missing)
