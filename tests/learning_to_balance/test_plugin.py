@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,17 @@ def test_each_variable_alone_changes_training(recipe, on):
     heads = {n.split(".")[2] for n in state(run) if n.startswith("meta.")} & set(off)
     assert heads == {on}
     assert not same(backbone(run), backbone(trained(recipe, "~plugins.learning_to_balance")))
+
+
+def test_multipliers_act_on_learned_step_sizes(recipe):
+    run = build(compose(recipe, ["plugins.meta_sgd={initial: 0.2}"]))
+    with torch.no_grad():
+        run.model.meta["learning_to_balance"].gamma.mu.weight.zero_()
+        run.model.meta["learning_to_balance"].gamma.mu.bias.fill_(math.log(2))
+    plan = run.plugins["maml"]._plan_of(run.model, next(iter(run.data.val))[0], "validate", 0, run)
+    for name in plan.adapt:
+        shape = run.model.get_parameter(name).shape
+        torch.testing.assert_close(plan.step_sizes[name].expand(shape), torch.full(shape, 0.4))
 
 
 def test_weights_by_inverse_frequency_need_no_network(recipe):
