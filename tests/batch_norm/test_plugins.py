@@ -67,7 +67,7 @@ def test_plan_tells_what_all_four_together_do(recipe: Path) -> None:
         "layer2.0.downsample.2, layer3.0.bn1 … layer3.0.bn2",
         "16 groups of channels in 2 layers (32 does not divide their channels): conv1.1, conv1.4",
     ]
-    assert "0 until training is over, then the one of 0, 0.01, " in said["example_weighing"]
+    assert "0 until training is over, then that of 0, 0.01, " in said["example_weighing"]
     assert said["norm_decay"].splitlines() == [
         "2 of 15 batch norms decay (a path to the output passes no further norm): layer4.0.bn2, layer4.0.downsample.2",
         "the other 13 do not: a later norm undoes what it would do",
@@ -165,14 +165,13 @@ def test_tuning_measures_the_weights_that_are_kept(recipe: Path, tmp_path: Path)
     for name in ("nll", "accuracy"):
         assert curve[0.0][name] == pytest.approx(summary["best"][name], abs=1e-5)
     best = min(found["curve"], key=lambda point: point["nll"])
-    assert found["alpha"] == best["alpha"]
+    assert found["alpha"] in (best["alpha"], 0.0)
     assert found["examples"] == 10
-    assert f"example_weighing: alpha {best['alpha']:g} has the best nll on the 10 validation examples" in str(
-        summary["notes"]
-    )
+    note = f"example_weighing: alpha {found['alpha']:g} by nll on the 10 validation examples"
+    assert note in str(summary["notes"])
     assert "Alpha at inference" in (folder / "report.html").read_text()
     state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["plugins"]["example_weighing"]
-    assert (state["chosen"], state["weights"]) == (best["alpha"], {})
+    assert (state["chosen"], state["weights"]) == (found["alpha"], {})
 
 
 def test_weights_are_plain_timms(recipe: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tuning import Gain, Metric, Point, choose, gain, halves, points
+from .tuning import Gain, Metric, Point, choose_alpha, gain, halves, points
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class Tuned:
     """The alpha chosen on some examples, and what choosing it so is worth on others.
 
     Attributes:
-        alpha: the best on all of the examples.
-        metric: what it is best in.
+        alpha: chosen on all of the examples (`choose_alpha`).
+        metric: by which it was chosen.
         examples: how many there were.
         curve: what each alpha gives on all of them.
-        alphas: the best on the half in even positions and on the half in odd ones.
+        alphas: those chosen on the half in even positions and on the half in odd ones.
         nll: gain over alpha 0 of each half measured with the alpha that the other half chose; below 0 is better.
         accuracy: the same; above 0 is better.
     """
@@ -38,7 +38,9 @@ class Tuned:
         """Say in sentences what was chosen, what it is worth, and how it is applied."""
         apply = f"convert_batch_norm(model, example_weight={self.alpha:g}) applies it"
         return (
-            f"alpha {self.alpha:g} has the best {self.metric} on the {self.examples} validation examples. With each "
+            f"alpha {self.alpha:g} by {self.metric} on the {self.examples} validation examples"
+            + (". " if self.alpha else ": no other is better by more than chance. ")
+            + f"With each "
             f"half measured at the alpha chosen on the other ({self.alphas[0]:g} and {self.alphas[1]:g}), against "
             f"alpha 0: nll {self.nll}, accuracy {self.accuracy} (95% intervals). Metrics and weights of this run are "
             f"those of alpha 0" + (f"; {apply}" if self.alpha else "")
@@ -67,13 +69,13 @@ def tune(scores: Tensor, alphas: Sequence[float], metric: Metric) -> Tuned:
     """
     even, odd = halves(scores)
     curve = points(scores, alphas)
-    best = choose(curve, metric)
+    best = choose_alpha(scores, alphas, metric)
     known = list(map(float, alphas))
-    first, second = (choose(points(half, alphas), metric).alpha for half in (even, odd))
+    first, second = (choose_alpha(half, alphas, metric) for half in (even, odd))
     fitted = torch.cat([odd[known.index(first)], even[known.index(second)]], dim=1)
     plain = torch.cat([odd[known.index(0.0)], even[known.index(0.0)]], dim=1)
     gains = gain(fitted[0], plain[0]), gain(fitted[2], plain[2])
-    return Tuned(best.alpha, metric, scores.shape[2], curve, (first, second), *gains)
+    return Tuned(best, metric, scores.shape[2], curve, (first, second), *gains)
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ class Choice:
     """The alpha chosen on one half of some examples, and what it is worth on the other half, which had no say.
 
     Attributes:
-        alpha: the best on the first half.
-        metric: what it is best in.
+        alpha: chosen on the first half (`choose_alpha`).
+        metric: by which it was chosen.
         examples: how many chose, and how many report.
         curve: what each alpha gives on the half that chose.
         reported: the same on the half that reports, to look at.
@@ -116,9 +118,9 @@ class Choice:
         """Say what was chosen, what it is worth, and how it is applied."""
         change = f"against the model as it came: nll {self.nll}, accuracy {self.accuracy} (95% intervals)"
         if self.alpha == 0:
-            return f"alpha 0 is best: no weighing; {change}"
+            return f"alpha 0 is kept: on the half that chooses no other is better by more than chance; {change}"
         apply = f"convert_batch_norm(model, example_weight={self.alpha:g}) applies it"
-        return f"alpha {self.alpha:g} is best; {change}; {apply}"
+        return f"alpha {self.alpha:g}; {change}; {apply}"
 
 
 def choose_on_half(scores: Tensor, alphas: Sequence[float], metric: Metric, before: Tensor | None = None) -> Choice:
@@ -135,7 +137,7 @@ def choose_on_half(scores: Tensor, alphas: Sequence[float], metric: Metric, befo
     """
     choosing, reporting = halves(scores)
     curve, reported = points(choosing, alphas), points(reporting, alphas)
-    alpha = choose(curve, metric).alpha
+    alpha = choose_alpha(choosing, alphas, metric)
     places = [list(map(float, alphas)).index(value) for value in (0.0, alpha)]
     first = reporting[places[0]] if before is None else halves(before)[1][0]
     last = reporting[places[1]]

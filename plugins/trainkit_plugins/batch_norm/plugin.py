@@ -222,7 +222,7 @@ class ExampleWeighing(_Summers):
     def explain(self, run: Run) -> list[str]:
         """Say what alpha is, or how it will be found."""
         tried = ", ".join(f"{alpha:g}" for alpha in ALPHAS)
-        tuned = f"0 until training is over, then the one of {tried} with the best {self.metric}"
+        tuned = f"0 until training is over, then that of {tried} best in {self.metric}, if not by chance"
         alpha = tuned if self.alpha == "tune" else f"{self.alpha:g}"
         return [f"alpha of {len(converted_layers(run.model))} batch norms in evaluation: {alpha}"]
 

@@ -181,3 +181,24 @@ def gain(values: Tensor, baseline: Tensor) -> Gain:
     difference = values - baseline
     half = 1.96 * float(difference.std()) / difference.numel() ** 0.5 if difference.numel() > 1 else math.nan
     return Gain(float(difference.mean()), half)
+
+
+def choose_alpha(scores: Tensor, alphas: Sequence[float], metric: Metric) -> float:
+    """Return the best alpha, or 0 unless the best is better than 0 by more than chance.
+
+    The best of several alphas on some examples is often just the luckiest; so its paired gain over alpha 0 must have
+    a 95% interval that excludes no gain, or inference is left as it is.
+
+    Args:
+        scores: [len(alphas), 3, N] of `sweep`.
+        alphas: what was measured; 0 is among them.
+        metric: by which to choose.
+
+    Raises:
+        ValueError: no alpha gives finite predictions.
+    """
+    known = list(map(float, alphas))
+    best = choose(points(scores, alphas), metric).alpha
+    row, sign = (0, -1) if metric == "nll" else (2, 1)
+    found = gain(scores[known.index(best), row], scores[known.index(0.0), row])
+    return best if sign * found.mean > found.half else 0.0
