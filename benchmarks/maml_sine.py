@@ -78,7 +78,7 @@ def train(model: nn.Module, shots: int, iterations: int, steps: int, generator: 
         optimizer.step()
 
 
-def test(model: nn.Module, shots: int, steps: int, tasks: int = 600) -> tuple[list[float], list[float]]:
+def measure(model: nn.Module, shots: int, steps: int, tasks: int = 600) -> tuple[list[float], list[float]]:
     """Return the error after each number of steps, on tasks that are the same for everyone, and the half interval."""
     support, query = draw(tasks, shots, 100, generator=torch.Generator().manual_seed(1_000_000))
     twin, here = isolate(model), plan(model, tasks)
@@ -104,7 +104,7 @@ def main() -> None:
             torch.manual_seed(seed)
             model = Network()
             train(model, options.shots, options.iterations, steps, torch.Generator().manual_seed(seed))
-            means, intervals = test(model, options.shots, 10)
+            means, intervals = measure(model, options.shots, 10)
             print(json.dumps({"seed": seed, "method": name, "mse": means, "interval": intervals}), flush=True)
 
 

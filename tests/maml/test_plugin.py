@@ -119,7 +119,8 @@ def test_step_sizes_at_inner_lr_are_maml_bit_for_bit(recipe: Callable[..., Path]
         loss.backward()
         losses.append(loss.detach())
         alphas = [p for n, p in run.model.named_parameters() if n.startswith("meta.")]
-        assert all(p.grad.abs().max() > 0 for p in alphas)
+        assert all(p.grad.isfinite().all() for p in alphas)
+        assert not alphas or any(p.grad.abs().max() > 0 for p in alphas)  # a branch that starts at zero has none
         assert bool(alphas) == bool(more)
     assert all(torch.equal(loss, losses[0]) for loss in losses)
 

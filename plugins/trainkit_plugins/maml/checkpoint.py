@@ -58,7 +58,7 @@ def step_again(
         params: theta_k.
         plan: its tensors are differentiated through, those in `extras` are not; generators in `extras` are rewound.
     """
-    meta = {name: p for name, p in model.named_parameters() if name.startswith(META)}
+    meta: Params = {name: p for name, p in model.named_parameters() if name.startswith(META)}
     scales = [dict(scale) for scale in plan.step_scales]
     parts: list[dict[str, Tensor]] = [params, meta, dict(plan.step_sizes), *scales]
     weights = [] if plan.class_weights is None else [plan.class_weights]
