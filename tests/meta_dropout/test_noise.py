@@ -141,6 +141,20 @@ def test_first_order_leaves_the_noise_on_the_logits_unlearned_and_changes_the_ga
             assert float((gradient - second[name]).norm() / second[name].norm()) > 1e-3, name
 
 
+def test_a_step_that_is_computed_again_meets_the_same_noise():
+    model, _ = network()
+    plan = replace(plan_for(model, 0.3), inner_samples=2)
+
+    def learned(again: bool) -> dict[str, Tensor | None]:
+        loop = InnerLoop(steps=2, checkpoint=again)
+        noisy = replace(plan, extras={"noise": generator(7)})
+        return grads(model, task_loss(model, noisy, *episode(), loop, noisy_loss).loss)
+
+    kept, again = learned(False), learned(True)
+    for name, gradient in kept.items():
+        torch.testing.assert_close(again[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
 def forget(model: nn.Module) -> nn.Module:
     """Return the same network without any noise."""
     plain = Conv4(num_classes=WAYS, in_chans=1, img_size=SIZE, channels=CHANNELS).double()
