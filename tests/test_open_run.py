@@ -73,4 +73,6 @@ def test_what_cannot_be_opened_is_said(folder: Path, tmp_path: Path) -> None:
     assert "only the folder of a run has best weights" in refusal("test_resnet", DIGITS, "best")
     assert refusal(folder, [], "gone.pth") == "gone.pth: there are no weights here"
     wrong = folder / "weights.safetensors"
-    assert f"{wrong}: these weights do not fit the model" in refusal("test_resnet", DIGITS, wrong)
+    assert f"{wrong}: these weights do not fit the model: Missing key" in refusal("test_resnet", DIGITS, wrong)
+    text = folder / "recipe.yaml"
+    assert f"{text}: cannot be read as weights" in refusal("test_resnet", DIGITS, text)

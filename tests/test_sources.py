@@ -106,6 +106,12 @@ def test_digits_are_augmented_when_asked_and_validated_plain(write: Write) -> No
     assert torch.equal(next(iter(plain.val)).inputs, next(iter(augmented.val)).inputs)
 
 
+@pytest.mark.parametrize("fraction", [0.001, 0.999])
+def test_a_share_too_small_for_every_class_is_refused(write: Write, fraction: float) -> None:
+    with pytest.raises(UserError, match=rf"data\.val_fraction: {fraction} of 1797 images leaves less than one of each"):
+        load(write, f"{{name: digits, image_size: 8, val_fraction: {fraction}}}", "model.in_chans=1")
+
+
 def test_the_share_held_out_is_the_recipes(write: Write) -> None:
     data = load(write, "{name: digits, image_size: 8, val_fraction: 0.5}", "model.in_chans=1")
     assert data.summary == "digits: 898 training and 899 validation images, 10 classes"

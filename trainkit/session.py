@@ -125,8 +125,9 @@ def _load_weights(run: Run, file: Path, state: Mapping[str, Any] | None = None) 
             run.model.load_state_dict(state)
         else:
             load_checkpoint(run.model, str(file), weights_only=True)
-    except Exception as error:
-        raise UserError(f"{file}: these weights do not fit the model: {misfit(error)}") from None
+    except Exception as error:  # spoiled bytes may raise anything
+        what = "these weights do not fit the model" if "state_dict" in str(error) else "cannot be read as weights"
+        raise UserError(f"{file}: {what}: {misfit(error)[:160]}") from None
 
 
 def measure(folder: Path, weights: str) -> dict[str, float]:

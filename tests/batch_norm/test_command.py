@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,12 @@ def test_a_model_without_batch_norm_is_refused(tmp_path: Path, tune: Any) -> Non
     code, _, err = tune(tmp_path / "vit.yaml", "--weights", tmp_path / "w.pth", "--out", tmp_path / "out")
     assert code == 2
     assert "VisionTransformer has no BatchNorm layer; it normalises with" in err
+
+
+def test_help_names_it_without_importing_torch() -> None:
+    code = "import sys, trainkit.cli as c; sys.argv = ['trainkit', '--help']\ntry: c.main()\nexcept SystemExit: pass\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "assert 'torch' not in sys.modules"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Commands of installed plugins: tune-bn" in " ".join(done.stdout.split())

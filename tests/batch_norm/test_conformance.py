@@ -27,11 +27,7 @@ def beside(name: str, *others: str) -> Case:
     return Case(name, OPTIONS[name], recipe={"plugins": {other: OPTIONS[other] for other in others}})
 
 
-@trainkit.testing.parametrize(
-    beside("norm_decay", "ghost_batch_norm", "batch_group_norm", "example_weighing"),
-    Case("ghost_batch_norm", {"size": 2, "blocks": "consecutive"}),
-    beside("example_weighing", "ghost_batch_norm", "batch_group_norm", "norm_decay"),
-)
+@trainkit.testing.parametrize(beside("norm_decay", "ghost_batch_norm", "batch_group_norm", "example_weighing"))
 def test_conformance(check: Callable[[], None]) -> None:
     check()
 
@@ -46,7 +42,7 @@ def test_tuning_conforms_and_leaves_training_alone(check: Callable[[Case], None]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-@pytest.mark.parametrize("check", ["trains", "resume", "kept_weights", "effect"])
+@pytest.mark.parametrize("check", ["resume", "kept_weights", "effect"])
 def test_every_pair_composes(pair: tuple[str, str], check: str) -> None:
     first, second = pair
     getattr(trainkit.testing.trained, f"check_{check}")(beside(second, first))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from unittest import mock
 
 import pytest
@@ -15,6 +16,7 @@ from trainkit_plugins.batch_norm import (
     block_sizes,
     convert_batch_norm,
     cpu,
+    functional,
     mix_moments,
     normalise_blocks,
     normalise_examples,
@@ -66,7 +68,7 @@ SHAPES = {
     "lay": st.sampled_from(["contiguous", "last", "sliced", "transposed"]),
     "blocks": st.sampled_from(["strided", "consecutive"]),
     "affine": st.booleans(),
-    "long": st.booleans(),  # blocks as those of large maps
+    "size": st.sampled_from(["small", "middle", "large"]),  # taken for a tensor of that size
 }
 
 
@@ -78,13 +80,17 @@ def values_per_statistic(x, ghost, groups):
     return min(block_sizes(len(x), ghost)) * x[0].numel() // groups
 
 
-def long_blocks(long):
-    return mock.patch.object(cpu, "_LONG", 1 if long else cpu._LONG)
+@contextmanager
+def taken_for(size):
+    """Choose among the ways that differ by the size of tensors."""
+    small, long = functional._SMALL if size == "small" else 0, 0 if size == "large" else cpu._LONG
+    with mock.patch.object(functional, "_SMALL", small), mock.patch.object(cpu, "_LONG", long):
+        yield
 
 
 @given(**SHAPES, dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
 @settings(max_examples=150)
-def test_training_is_the_slow_twin(batch, ghost, channels, space, lay, blocks, affine, long, dtype):
+def test_training_is_the_slow_twin(batch, ghost, channels, space, lay, blocks, affine, size, dtype):
     C, G = channels
     x = arranged(make(batch, C, *space, dtype=dtype) * 2 + 1, lay)
     weight, bias = (make(C, seed=1, dtype=dtype), make(C, seed=2, dtype=dtype)) if affine else (None, None)
@@ -92,7 +98,7 @@ def test_training_is_the_slow_twin(batch, ghost, channels, space, lay, blocks, a
         with pytest.raises(ValueError, match="more than 1 value"):
             train(x, weight, bias, **ways_of(ghost, G, blocks))
         return
-    with long_blocks(long):
+    with taken_for(size):
         done = train(x, weight, bias, **ways_of(ghost, G, blocks))
     gamma, beta = (t.double().tolist() for t in (weight, bias)) if affine else ([1.0] * C, [0.0] * C)
     index = reference.blocks_of(batch, ghost, strided=blocks == "strided")
@@ -108,7 +114,7 @@ def test_training_is_the_slow_twin(batch, ghost, channels, space, lay, blocks, a
 
 @given(**SHAPES, order=st.sampled_from(["same", "contiguous", "expanded"]))
 @settings(max_examples=150)
-def test_gradients_are_those_of_ordinary_operations(batch, ghost, channels, space, lay, blocks, affine, long, order):
+def test_gradients_are_those_of_ordinary_operations(batch, ghost, channels, space, lay, blocks, affine, size, order):
     C, G = channels
     x = arranged(make(batch, C, *space), lay).requires_grad_()
     if values_per_statistic(x, ghost, G) == 1:
@@ -118,7 +124,7 @@ def test_gradients_are_those_of_ordinary_operations(batch, ghost, channels, spac
     how = Settings(tuple(block_sizes(batch, ghost)), G, EPS, blocks == "consecutive")
     dy = make(*x.shape, seed=3)
     dy = {"same": arranged(dy, lay), "contiguous": dy, "expanded": dy.flatten()[0].expand(x.shape)}[order]
-    with long_blocks(long):
+    with taken_for(size):
         ours = torch.autograd.grad(train(x, *params, **ways_of(ghost, G, blocks)).output, wanted, dy)
     theirs = torch.autograd.grad(normalise(x, *params, how)[0], wanted, dy)
     for a, b in zip(ours, theirs, strict=True):

@@ -23,6 +23,16 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "ghost_batch_norm": {"options": {"size": 4}},
     "maml": {"options": TASKS},
     "meta_sgd": {"recipe": {"plugins": {"maml": TASKS}}},
+    "norm_bias": {"recipe": {"optimizer": {"weight_decay": 0.0}}},
+    "spectral_rank": {"options": {"every": 2}},
+    # A plain ReLU network, and a loss that an affine model minimises although planes separate so few examples.
+    "trap_init": {
+        "recipe": {
+            "model": {"name": "mlp", "args": {"drop_rate": 0.0, "hidden": [16]}},
+            "data": {"image_size": 4},
+            "train": {"loss": {"smoothing": 0.1}},
+        },
+    },
 }
 ABSENT = {name for name in ("wandb",) if find_spec(name) is None}  # an optional package that the plugin is about
 

@@ -50,7 +50,7 @@ def build(recipe: Recipe, device: Device) -> Data:
     if isinstance(spec, RatingsSpec):
         return ratings.build(spec, recipe, device)
     if isinstance(spec, DigitsSpec):
-        splits = _digits(spec)
+        splits = _digits(spec, recipe)
     elif isinstance(spec, GlyphsSpec):
         splits = _glyphs(spec, recipe)
     elif isinstance(spec, TimmSpec):
@@ -115,16 +115,21 @@ class _Arrays:
         return Image.fromarray(self.images[index]), int(self.targets[index])
 
 
-def _digits(spec: DigitsSpec) -> Splits:
+def _digits(spec: DigitsSpec, recipe: Recipe) -> Splits:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     # The split has a seed of its own: every recipe seed is validated on the same images.
-    train_x, val_x, train_y, val_y = train_test_split(
-        images, bunch.target, test_size=spec.val_fraction, stratify=bunch.target, random_state=0
-    )
+    try:
+        train_x, val_x, train_y, val_y = train_test_split(
+            images, bunch.target, test_size=spec.val_fraction, stratify=bunch.target, random_state=0
+        )
+    except ValueError:
+        mark = recipe.source.nearest("data", "val_fraction")
+        message = f"{spec.val_fraction:g} of {len(images)} images leaves less than one of each class on one side"
+        raise UserError(f"{mark}: data.val_fraction: {message}") from None
     mean, std = float(train_x.mean()) / 255, float(train_x.std()) / 255
     return Splits(_Arrays(train_x, train_y), _Arrays(val_x, val_y), 10, (mean,), (std,), fits=True)
 

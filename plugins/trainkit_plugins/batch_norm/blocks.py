@@ -53,8 +53,8 @@ def block_sizes(batch: int, ghost_size: int | None) -> list[int]:
     """
     if ghost_size is None or batch <= ghost_size:
         return [batch]
-    full, rest = divmod(batch, ghost_size)
-    sizes = [ghost_size] * full
+    rest = batch % ghost_size
+    sizes = [ghost_size] * (batch // ghost_size)
     if 2 * rest > ghost_size:
         sizes.append(rest)
     else:

@@ -11,7 +11,6 @@ bfloat16 and float16 are summed in float32.
 """
 
 import math
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,6 +22,8 @@ from .blocks import Settings, block_sizes, flat, normalise, pool
 from .cpu import BlockNorm
 
 Blocks = Literal["strided", "consecutive"]
+
+_SMALL = 2**17
 
 
 class Normalised(NamedTuple):
@@ -68,19 +69,24 @@ def normalise_blocks(
     Raises:
         ValueError: a statistic would be that of a single number.
     """
-    settings = _settings(x.shape[0], ghost_size, channel_groups or x.shape[1], eps, blocks == "consecutive")
-    if min(settings.sizes) * (x.numel() // x.shape[0]) == settings.groups:
+    sizes = tuple(block_sizes(x.shape[0], ghost_size))
+    settings = Settings(sizes, channel_groups or x.shape[1], eps, blocks == "consecutive")
+    if min(sizes) * (x.numel() // x.shape[0]) == settings.groups:
         raise ValueError(
             f"expected more than 1 value per statistic in training; {settings.groups} channel groups of blocks "
-            f"of {min(settings.sizes)} have 1 in an input of shape {tuple(x.shape)}"
+            f"of {min(sizes)} have 1 in an input of shape {tuple(x.shape)}"
         )
     wide = _wide(x.dtype)
     gamma, beta = (None if t is None else t.to(wide) for t in (weight, bias))
-    if _by_operations(x):
+    if _followed():
         y, mean, var = normalise(x.to(wide), gamma, beta, settings)
-    else:
+    elif _blocks_are_channels(x, settings):
+        y, mean, var = _normalise_channels(x.to(wide), gamma, beta, settings)
+    elif x.device.type == "cpu":
         y, mean, var = BlockNorm.apply(_dense(x.to(wide)), gamma, beta, settings)
-    return Normalised(y.to(x.dtype), *pool(mean, var, settings.sizes))
+    else:
+        y, mean, var = normalise(x.to(wide), gamma, beta, settings)
+    return Normalised(y.to(x.dtype), *pool(mean, var, sizes))
 
 
 @torch.no_grad()
@@ -174,20 +180,38 @@ def _group_moments(running_mean: Tensor, running_var: Tensor, groups: int) -> tu
     return mu, (running_var.view(groups, -1) + (m1 - mu[:, None]).square()).mean(1)
 
 
-@lru_cache(maxsize=1024)
-def _settings(batch: int, ghost_size: int | None, groups: int, eps: float, consecutive: bool) -> Settings:
-    return Settings(tuple(block_sizes(batch, ghost_size)), groups, eps, consecutive)
-
-
-def _by_operations(x: Tensor) -> bool:
-    # Where the hand-written pass is of no use: other devices, tracers and compilers, torch.func, forward mode.
+def _followed() -> bool:
+    # Whether tracers, compilers, torch.func or forward-mode derivatives watch, which need ordinary operations.
     return (
-        x.device.type != "cpu"
-        or torch.compiler.is_compiling()
+        torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
+
+
+def _blocks_are_channels(x: Tensor, settings: Settings) -> bool:
+    # Equal strided blocks of a contiguous tensor are a view with more channels: one call of torch's own batch
+    # norm. On a CPU its sums are slow, and it pays for small tensors only.
+    sizes, groups, _, consecutive = settings
+    return (
+        not consecutive
+        and groups == x.shape[1]
+        and sizes[0] == sizes[-1]
+        and (x.device.type != "cpu" or x.numel() <= _SMALL)
+        and x.is_contiguous()
+    )
+
+
+def _normalise_channels(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, settings: Settings
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, blocks = settings.sizes[0], len(settings.sizes)
+    gamma, beta = (None if t is None else t.repeat(blocks) for t in (weight, bias))
+    seen = x.view(n, blocks * x.shape[1], *x.shape[2:])
+    y, mean, inv = torch.native_batch_norm(seen, gamma, beta, None, None, True, 0.0, settings.eps)
+    var = inv.detach().pow(-2).sub_(settings.eps).clamp_(min=0)
+    return y.view(x.shape), mean.detach().view(blocks, -1), var.view(blocks, -1)
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .functional import Blocks, block_sizes
+from .blocks import block_sizes
+from .functional import Blocks
 
 
 def fitting_groups(channels: int, wanted: int) -> int:

@@ -174,8 +174,8 @@ def _matrices(weight: Tensor, geometry: Geometry) -> Tensor:
     kernel = weight.new_zeros(*weight.shape[:2], n_h, n_w, dtype=_wide(weight).dtype)
     kernel[_taps(weight, geometry)] = weight
     at = torch.fft.fft2(kernel).view(geometry.groups, -1, weight.shape[1], s_h, n_h // s_h, s_w, n_w // s_w)
-    half = at[..., : n_w // s_w // 2 + 1].permute(0, 4, 6, 1, 2, 3, 5)
-    return half.flatten(4) / math.sqrt(s_h * s_w)
+    half: Tensor = at[..., : n_w // s_w // 2 + 1].permute(0, 4, 6, 1, 2, 3, 5).flatten(4)
+    return half / math.sqrt(s_h * s_w)
 
 
 def _kernel(matrices: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -184,14 +184,16 @@ def _kernel(matrices: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
         return matrices.reshape(weight.shape).to(weight.dtype)
     (n_h, n_w), (s_h, s_w), groups = geometry.grid, geometry.stride, geometry.groups
     m_h, m_w = n_h // s_h, n_w // s_w
-    half = matrices.unflatten(-1, (weight.shape[1], s_h, s_w)).permute(0, 3, 4, 5, 1, 6, 2) * math.sqrt(s_h * s_w)
+    apart = matrices.reshape(*matrices.shape[:-1], weight.shape[1], s_h, s_w)
+    half = apart.permute(0, 3, 4, 5, 1, 6, 2) * math.sqrt(s_h * s_w)
     at = half.new_zeros(groups, weight.shape[0] // groups, weight.shape[1], s_h, m_h, s_w, m_w)
     at[..., : m_w // 2 + 1] = half
     at = at.view(*weight.shape[:2], n_h, n_w)
     # The kernel is real: the frequency -f has the conjugate of what f has.
     twin = at.flip(-2, -1).roll((1, 1), (-2, -1)).conj()
     known = torch.arange(n_w, device=at.device) % m_w <= m_w // 2
-    return torch.fft.ifft2(torch.where(known, at, twin)).real[_taps(weight, geometry)].to(weight.dtype)
+    kernel: Tensor = torch.fft.ifft2(torch.where(known, at, twin)).real
+    return kernel[_taps(weight, geometry)].to(weight.dtype)
 
 
 def _taps(weight: Tensor, geometry: Geometry) -> tuple[slice, ...]:

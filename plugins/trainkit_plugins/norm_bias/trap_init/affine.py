@@ -67,7 +67,7 @@ def fit_affine(objective: Objective, inputs: Tensor, outputs: int, *, iterations
         return loss
 
     with torch.enable_grad():
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
     weight = a.detach() @ whiten
     return _measured(objective, inputs.detach().double(), weight, c.detach() - weight @ mean)
 
@@ -163,7 +163,7 @@ def largest_curvature(loss: Callable[[], Tensor], parameters: Sequence[Tensor], 
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
-    return torch.cat([t.detach().flatten() for t in tensors]).norm().item()
+    return float(torch.linalg.vector_norm(torch.cat([t.detach().flatten() for t in tensors])))
 
 
 def _write(layer: nn.Linear, weight: Tensor, bias: Tensor, rest: float) -> None:

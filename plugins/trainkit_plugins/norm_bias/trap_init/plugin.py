@@ -87,8 +87,11 @@ class TrapInit(Plugin):
         def loss(predictions: Tensor) -> Tensor:
             return run.hook.compute_loss(model=_Given(predictions), batch=examples, run=run)
 
-        affine = fit_affine(loss, examples.inputs.flatten(1), layers[-1].out_features)
-        if not affine.gradient_norm < _ATTAINED:
+        inputs = examples.inputs.flatten(1)
+        affine = fit_affine(loss, inputs, layers[-1].out_features)
+        # Where the minimum lies at infinity the gradient vanishes too, but a map twice as large is better still.
+        predictions = torch.addmm(affine.bias, inputs.double(), affine.weight.t())
+        if not affine.gradient_norm < _ATTAINED or loss(2 * predictions) < affine.loss:
             raise UserError(
                 f"{run.recipe.source.nearest('train', 'loss')}: train.loss: {self.name} found no affine model that "
                 f"minimises it on these data (gradient norm {affine.gradient_norm:.2g} in the end), most likely "
