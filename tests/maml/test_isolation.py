@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 import timm
 import torch
@@ -25,22 +23,7 @@ from trainkit_plugins.maml import (
     task_loss,
 )
 
-
-class Examples(NamedTuple):
-    inputs: Tensor
-    targets: Tensor
-
-
-def examples(seed: int, ways: int = 3, each: int = 2, channels: int = 3, side: int = 32) -> Examples:
-    generator = torch.Generator().manual_seed(seed)
-    return Examples(
-        torch.randn(ways * each, channels, side, side, generator=generator), torch.arange(ways).repeat(each)
-    )
-
-
-def tasks(model: nn.Module, count: int = 3, lr: float = 0.05) -> list[Task]:
-    plan = plan_for(model, lr)
-    return [Task(plan, examples(2 * i), examples(2 * i + 1)) for i in range(count)]
+from tests.reference.tasks import Examples, examples, tasks
 
 
 def resnet(seed: int = 0) -> nn.Module:

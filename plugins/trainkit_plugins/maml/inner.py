@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checkpoint import Params, step_again
 from .isolation import META, Adapt, NormStatistics, adapted_names, is_isolated, isolate, swapped
 from .operations import TaskOperations
 from .plan import Examples, TaskPlan
 
-Params = dict[str, Tensor]
 Loss = Callable[[nn.Module, Mapping[str, Tensor], TaskPlan, Examples], Tensor]
 """One draw of the support loss at some parameters."""
 
@@ -44,6 +44,7 @@ class InnerLoop:
             query set is classified as a whole (transductive). `support`: the query set by the support set's, measured
             at theta_K; each query image is classified by itself. `running`: the model's running averages, which
             stay as they are. `per_step`: as `batch`, with norm parameters for every step (`TaskPlan.step_params`).
+        checkpoint: compute each step again in the backward pass instead of keeping its graph (second order only).
     """
 
     steps: int
@@ -52,6 +53,7 @@ class InnerLoop:
     scale: float = 1.0
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     norm_statistics: NormStatistics = "batch"
+    checkpoint: bool = False
 
 
 def plan_for(model: nn.Module, inner_lr: float, which: Adapt = "all") -> TaskPlan:
@@ -125,7 +127,14 @@ def trajectory(
     yield params
     for k in range(loop.steps):
         params |= at_step(plan.step_params, k)
-        params = step(model, params, plan, support, k, loop, loss, differentiable=differentiable)
+        if differentiable and loop.second_order and loop.checkpoint:
+
+            def again(params: Params, plan: TaskPlan, differentiable: bool, k: int = k) -> Params:
+                return step(model, params, plan, support, k, loop, loss, differentiable=differentiable)
+
+            params = step_again(again, model, params, plan)
+        else:
+            params = step(model, params, plan, support, k, loop, loss, differentiable=differentiable)
         yield params
 
 

@@ -83,6 +83,9 @@ class Maml(Episodic):
     max_meta_value: float | None = Field(
         None, gt=0, description="clip each entry of the meta-gradient, after averaging over tasks"
     )
+    checkpoint_steps: bool = Field(
+        False, description="compute each inner step again in the backward pass instead of keeping its graph"
+    )
     workers: int | None = Field(
         None, ge=1, description="tasks computed at the same time; null: on a CPU one per thread that torch may use"
     )
@@ -223,6 +226,7 @@ class Maml(Episodic):
             run.device.scaler.get_scale() if run.device.scaler.is_enabled() else 1.0,
             run.device.autocast,
             self.norm_statistics,
+            self.checkpoint_steps,
         )
 
     def _workers_of(self, run: Run) -> Workers:
