@@ -13,13 +13,11 @@ import torch
 from trainkit_plugins.learning_to_balance.plugin import LearningToBalance
 from trainkit_plugins.maml.outer import predict_task
 
-import trainkit.testing
 from tests.reference.tiny import train
 from trainkit import UserError
 from trainkit.build import build, compose
 from trainkit.errors import RecipeError
 from trainkit.log import History
-from trainkit.testing import Case
 
 RECIPE = """\
 seed: 3
@@ -251,33 +249,3 @@ def test_a_vision_transformer_has_groups_too():
         len(p) for n, p in timm.create_model("test_vit").named_parameters() if n in (*found.scaled, *found.shifted)
     )
     assert "patch_embed.proj.weight" in found.scaled
-
-
-def conv4_with_dropout_in_its_arguments(pretrained=False, drop_rate=0.0, **arguments):
-    """The kit's own recipe sets a dropout rate, which the network of the papers does not have."""
-    return timm.create_model("conv4", channels=4, **arguments)
-
-
-timm.models.register_model(conv4_with_dropout_in_its_arguments)
-
-KIT = {
-    "model": {"name": "conv4_with_dropout_in_its_arguments"},
-    "data": {"image_size": 16},
-    "plugins": {
-        "maml": {
-            "ways": 3,
-            "max_shot": 3,
-            "queries": 2,
-            "tasks": 2,
-            "steps": 2,
-            "steps_per_epoch": 3,
-            "val_episodes": 3,
-            "test_episodes": 3,
-        }
-    },
-}
-
-
-@trainkit.testing.parametrize(Case("learning_to_balance", {"draws": 2}, recipe=KIT))
-def test_conformance(check):
-    check()

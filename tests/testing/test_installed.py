@@ -21,6 +21,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "early_stopping": {"options": {"patience": 1, "min_delta": 1.0}},
     "example_weighing": {"options": {"alpha": 0.1}},  # tuned, it leaves training alone
     "ghost_batch_norm": {"options": {"size": 4}},
+    "learning_to_balance": {
+        "options": {"draws": 2, "z_layers": "last_stage"},
+        "recipe": {"plugins": {"maml": TASKS | {"max_shot": 2}}},
+    },
+    "maml": {"options": TASKS},
+    "meta_sgd": {"recipe": {"plugins": {"maml": TASKS}}},
     "norm_bias": {"recipe": {"optimizer": {"weight_decay": 0.0}}},
     "spectral_rank": {"options": {"every": 2}},
     # A plain ReLU network, and a loss that an affine model minimises although planes separate so few examples.
