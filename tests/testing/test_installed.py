@@ -25,8 +25,6 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "options": {"draws": 2, "z_layers": "last_stage"},
         "recipe": {"plugins": {"maml": TASKS | {"max_shot": 2}}},
     },
-    "maml": {"options": TASKS},
-    "meta_sgd": {"recipe": {"plugins": {"maml": TASKS}}},
     "norm_bias": {"recipe": {"optimizer": {"weight_decay": 0.0}}},
     "spectral_rank": {"options": {"every": 2}},
     # A plain ReLU network, and a loss that an affine model minimises although planes separate so few examples.
