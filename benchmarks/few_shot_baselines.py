@@ -32,8 +32,8 @@ from trainkit_plugins.maml.episodes import Episode, EpisodeSampler
 from trainkit import Batch, ClassPool, class_pool
 from trainkit.build import Setup, compose
 
-LEARNING_RATES = {"head": (0.1, 0.3, 1.0, 3.0, 10.0), "all": (0.01, 0.03, 0.1, 0.3, 1.0)}
-STEPS = {"head": (1, 3, 5, 10, 20, 50, 100), "all": (1, 3, 5, 10, 20)}
+LEARNING_RATES = {"head": (0.1, 0.3, 1.0, 3.0, 10.0), "all": (0.03, 0.1, 0.3)}
+STEPS = {"head": (1, 3, 5, 10, 20, 50, 100), "all": (3, 5, 10, 20)}
 BATCH = 128
 
 
@@ -74,17 +74,19 @@ def accuracy(logits: Tensor, targets: Tensor) -> float:
     return (logits.argmax(1) == targets).float().mean().item()
 
 
-def fine_tuned(model: nn.Module, which: str, lr: float, steps: int, episode: Episode[Batch]) -> Iterator[float]:
-    """Yield the accuracy on the query images after each of STEPS up to `steps` of gradient descent."""
+def fine_tuned(
+    model: nn.Module, which: str, lr: float, steps: tuple[int, ...], episode: Episode[Batch]
+) -> Iterator[float]:
+    """Yield the accuracy on the query images after each of some numbers of steps of gradient descent, in order."""
     support, query = episode
     if which == "head":  # the features stay as they are: work them out once
         with torch.no_grad():
             support, query = (Batch(features(model, images), targets) for images, targets in episode)
         model = model.get_classifier()  # type: ignore[operator]
-    loop = InnerLoop(steps, second_order=False)
+    loop = InnerLoop(steps[-1], second_order=False)
     plan = plan_for(model, lr)
     for k, params in enumerate(trajectory(model, plan, support, loop, differentiable=False)):
-        if k in STEPS[which]:
+        if k in steps:
             with torch.no_grad():
                 yield accuracy(predict(model, params, query.inputs), query.targets)
 
@@ -93,7 +95,7 @@ def best_setting(model: nn.Module, which: str, episodes: list[Episode[Batch]]) -
     """Return the step size and the number of steps that do best on validation tasks."""
     found = {}
     for lr in LEARNING_RATES[which]:
-        means = torch.tensor([list(fine_tuned(model, which, lr, STEPS[which][-1], e)) for e in episodes]).mean(0)
+        means = torch.tensor([list(fine_tuned(model, which, lr, STEPS[which], e)) for e in episodes]).mean(0)
         found |= {(lr, steps): float(mean) for steps, mean in zip(STEPS[which], means, strict=True)}
     best = max(found, key=lambda setting: found[setting])
     print(f"  {which}: step size {best[0]:g}, {best[1]} steps: {found[best]:.4f} in validation", flush=True)
@@ -140,8 +142,7 @@ class Bench:
             lr, steps = best_setting(twin, which, self.tuning)
 
             def measure(task: Episode[Batch], which: str = which, lr: float = lr, steps: int = steps) -> float:
-                *_, last = fine_tuned(twin, which, lr, steps, task)
-                return last
+                return next(fine_tuned(twin, which, lr, (steps,), task))
 
             self.write(f"{kind}, {name}", seed, measure, lr=lr, steps=steps, **more)
 
@@ -195,7 +196,6 @@ def main() -> None:
     )
     for bench in benches:
         bench.centroids("pixels", None, 0)
-        bench.fine_tune("untrained", make(setup, bench.ways, 0, size), 0)
     for seed in options.seeds:
         model = make(setup, len(train), seed, size)
         start = time.perf_counter()
@@ -204,6 +204,8 @@ def main() -> None:
         for bench in benches:
             bench.centroids("pre-trained", model, seed, **more)
             bench.fine_tune("pre-trained", model, seed, **more)
+    for bench in benches:
+        bench.fine_tune("untrained", make(setup, bench.ways, 0, size), 0)
 
 
 if __name__ == "__main__":

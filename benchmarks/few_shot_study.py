@@ -85,7 +85,7 @@ def table(rows: Sequence[Row]) -> None:
         width = max(map(len, arms)) + 2
         print(
             f"\n{test}, {len(next(iter(arms[first].values())))} tasks"
-            f"\n{'':{width}}{'accuracy':>18}{f'minus {first}':>22}"
+            f"\n{'':{width}}{'accuracy':>18}{'minus the first':>22}"
         )
         for arm, by_seed in arms.items():
             mean, half = mean_interval(100 * np.array(list(by_seed.values())))

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import t as student
+from trainkit_plugins.maml.episodes import EpisodeSampler
 
-from benchmarks.few_shot_study import mean_interval, read, table
+from benchmarks import few_shot_baselines
+from benchmarks.few_shot_study import main, mean_interval, read, table
+from trainkit import class_pool
+from trainkit.build import compose
 
 
 def test_with_one_seed_the_interval_is_students_over_tasks() -> None:
@@ -50,3 +55,58 @@ def test_differences_are_paired_by_task_and_seed(tmp_path: Path, capsys: pytest.
     assert "+5.00 ± 0.00" in second
     assert "seeds 0, 1; 3 s each" in second
     assert read(tmp_path / "none.jsonl") == []
+
+
+RECIPE = """\
+model: {name: conv4, in_chans: 1, args: {channels: 4}}
+data: {name: digits, image_size: 16}
+train: {epochs: 1, device: cpu}
+plugins:
+  maml: {ways: 2, queries: 3, steps: 1, tasks: 2, steps_per_epoch: 2, val_episodes: 2, test_episodes: 3}
+"""
+
+
+@pytest.mark.slow
+def test_arms_are_trained_once_for_each_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    arms = [f"{name}={tmp_path / 'tiny.yaml'} plugins.maml.order={name}" for name in ("second", "first")]
+    out = tmp_path / "out.jsonl"
+    monkeypatch.setattr("sys.argv", ["study", str(out), *arms, "--seeds", "1", "--set", "optimizer.lr=0.1"])
+    main()
+    rows = read(out)
+    assert [(row["arm"], row["seed"], len(row["accuracies"]["test"])) for row in rows] == [
+        ("second", 1, 3),
+        ("first", 1, 3),
+    ]
+    assert rows[1]["overrides"] == ["optimizer.lr=0.1", "plugins.maml.order=first"]
+    assert "minus the first" in capsys.readouterr().out
+    main()
+    assert read(out) == rows
+
+
+def test_baselines_are_measured_on_the_tasks_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    out = tmp_path / "out.jsonl"
+    monkeypatch.setattr(few_shot_baselines, "BATCH", 256)
+    monkeypatch.setattr(few_shot_baselines, "STEPS", {"head": (1, 3), "all": (1, 2)})
+    arguments = ["--task", "1", str(out), "--seeds", "0", "--epochs", "1", "--val-episodes", "2"]
+    monkeypatch.setattr("sys.argv", ["baselines", str(tmp_path / "tiny.yaml"), *arguments])
+    few_shot_baselines.main()
+    rows = read(out)
+    assert [row["arm"] for row in rows] == [
+        "pixels, nearest centroid",
+        "pre-trained, nearest centroid",
+        "pre-trained, classifier fine-tuned",
+        "pre-trained, fine-tuned",
+        "untrained, classifier fine-tuned",
+        "untrained, fine-tuned",
+    ]
+    pool = class_pool(compose(tmp_path / "tiny.yaml").recipe, "test")
+    for number, found in enumerate(rows[0]["accuracies"]["test"]):
+        support, query = EpisodeSampler(2, 3, shots=1).episode(
+            pool, "test", number
+        )  # the very tasks that maml tests on
+        nearest = torch.cdist(query.inputs.flatten(1), support.inputs.flatten(1)).argmin(1)
+        assert found == pytest.approx((nearest == query.targets).float().mean().item())

@@ -69,13 +69,13 @@ class _OfKnown(torchmetrics.Metric):  # type: ignore[misc]  # torchmetrics is ha
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Count one batch [N, K] of outputs and targets, NaN where a target is not known."""
         known = ~targets.isnan()
-        self.total += self.error(torch.where(known, outputs - targets, 0)).sum(dtype=torch.float64)
+        self.total += self.error(torch.where(known, outputs - targets, 0)).sum()
         self.count += known.sum()
 
     def error(self, difference: Tensor) -> Tensor:
@@ -110,4 +110,7 @@ class MeanAbsoluteError(_OfKnown):
 
 def regression_metrics() -> torchmetrics.MetricCollection:
     """Return what is measured where the targets are numbers, as `classification_metrics` does for classes."""
-    return torchmetrics.MetricCollection({"rmse": RootMeanSquaredError(), "mae": MeanAbsoluteError()})
+    # Metrics with equal sums after a first batch, in which nothing was known say, would be taken for one and the same.
+    return torchmetrics.MetricCollection(
+        {"rmse": RootMeanSquaredError(), "mae": MeanAbsoluteError()}, compute_groups=False
+    )

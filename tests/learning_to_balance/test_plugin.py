@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,13 @@ import pytest
 import timm
 import torch
 from trainkit_plugins.learning_to_balance.plugin import LearningToBalance
+from trainkit_plugins.maml.outer import predict_task
 
-import trainkit.testing
 from tests.reference.tiny import train
 from trainkit import UserError
 from trainkit.build import build, compose
 from trainkit.errors import RecipeError
 from trainkit.log import History
-from trainkit.testing import Case
 
 RECIPE = """\
 seed: 3
@@ -103,6 +103,17 @@ def test_each_variable_alone_changes_training(recipe, on):
     assert not same(backbone(run), backbone(trained(recipe, "~plugins.learning_to_balance")))
 
 
+def test_multipliers_act_on_learned_step_sizes(recipe):
+    run = build(compose(recipe, ["plugins.meta_sgd={initial: 0.2}"]))
+    with torch.no_grad():
+        run.model.meta["learning_to_balance"].gamma.mu.weight.zero_()
+        run.model.meta["learning_to_balance"].gamma.mu.bias.fill_(math.log(2))
+    plan = run.plugins["maml"]._plan_of(run.model, next(iter(run.data.val))[0], "validate", 0, run)
+    for name in plan.adapt:
+        shape = run.model.get_parameter(name).shape
+        torch.testing.assert_close(plan.step_sizes[name].expand(shape), torch.full(shape, 0.4))
+
+
 def test_weights_by_inverse_frequency_need_no_network(recipe):
     chosen = [f"plugins.learning_to_balance.{o}" for o in ("omega=inverse", "gamma=false", "z=false")]
     run, plain = trained(recipe, *chosen), trained(recipe, "~plugins.learning_to_balance")
@@ -149,6 +160,22 @@ def test_validation_uses_the_mean_and_the_test_several_draws(recipe, monkeypatch
     monkeypatch.setattr(LearningToBalance, "_watch", lambda self, *a: None)
     trained(recipe, "train.epochs=1")
     assert calls == ["sample"] * 4 + ["mean"] * 4 + ["sample"] * 8
+
+
+def test_draws_average_probabilities(recipe):
+    run = build(compose(recipe, ["plugins.learning_to_balance.draws=3"]))
+    maml, (episode, *_) = run.plugins["maml"], next(iter(run.data.val))
+    with torch.no_grad():  # as initialized all draws predict alike
+        run.model.meta["learning_to_balance"].gamma.rho.bias.fill_(2.0)
+    (found,) = maml.predict_tasks(run.model, [episode], "test", run)
+    plans = [maml._plan_of(run.model, episode, "test", draw, run) for draw in range(3)]
+    loop = maml._loop(run, 2)
+    logits = [predict_task(run.model, plan, episode.support, episode.query.inputs, loop) for plan in plans]
+    probabilities = torch.stack([z.softmax(1) for z in logits])
+    assert probabilities.std(0).max() > 1e-3
+    torch.testing.assert_close(found.softmax(1), probabilities.mean(0))
+    assert not torch.allclose(found.softmax(1), torch.stack(logits).mean(0).softmax(1), atol=1e-5)
+    assert [plan.predictive_draws for plan in plans] == [3, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -222,33 +249,3 @@ def test_a_vision_transformer_has_groups_too():
         len(p) for n, p in timm.create_model("test_vit").named_parameters() if n in (*found.scaled, *found.shifted)
     )
     assert "patch_embed.proj.weight" in found.scaled
-
-
-def conv4_with_dropout_in_its_arguments(pretrained=False, drop_rate=0.0, **arguments):
-    """The kit's own recipe sets a dropout rate, which the network of the papers does not have."""
-    return timm.create_model("conv4", channels=4, **arguments)
-
-
-timm.models.register_model(conv4_with_dropout_in_its_arguments)
-
-KIT = {
-    "model": {"name": "conv4_with_dropout_in_its_arguments"},
-    "data": {"image_size": 16},
-    "plugins": {
-        "maml": {
-            "ways": 3,
-            "max_shot": 3,
-            "queries": 2,
-            "tasks": 2,
-            "steps": 2,
-            "steps_per_epoch": 3,
-            "val_episodes": 3,
-            "test_episodes": 3,
-        }
-    },
-}
-
-
-@trainkit.testing.parametrize(Case("learning_to_balance", {"draws": 2}, recipe=KIT))
-def test_conformance(check):
-    check()

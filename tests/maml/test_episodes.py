@@ -73,7 +73,8 @@ def test_a_task_is_a_function_of_its_key_alone() -> None:
 
 def test_tasks_of_a_meta_batch_have_classes_of_their_own() -> None:
     """The authors' release draws the classes once for all tasks of a meta-batch."""
-    meta_batches = [tasks(EpisodeSampler(5, 1, shots=1), 400)[i : i + 4] for i in range(0, 400, 4)]
+    drawn = tasks(EpisodeSampler(5, 1, shots=1), 400)
+    meta_batches = [drawn[i : i + 4] for i in range(0, 400, 4)]
     assert all(len({frozenset(task.classes) for task in batch}) == 4 for batch in meta_batches)
     used = [len({cls for task in batch for cls in task.classes}) for batch in meta_batches]
     expected = 40 * (1 - (1 - 5 / 40) ** 4)  # how many of 40 classes four independent tasks of 5 touch, on average

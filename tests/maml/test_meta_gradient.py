@@ -181,3 +181,34 @@ def test_a_zero_head_makes_the_predictor_equivariant_to_the_labels():
     first = adapt(model, plan, support, InnerLoop(1))
     for name in plan.adapt:  # the shifts of the head get no gradient either where every class has as many examples
         assert torch.equal(first[name], plan.params[name]) == (name != "head.weight"), name
+
+
+def test_weights_of_steps_weigh_the_query_losses_after_each_step():
+    model = conv4()
+    support, query = draw(6)
+    plan = plan_for(model, 0.3)
+    weights = [0.2, 0.0, 0.5]
+    found = task_loss(model, plan, support, query, InnerLoop(3), step_weights=weights)
+    each = [task_loss(model, plan, support, query, InnerLoop(k)).loss for k in (1, 2, 3)]
+    torch.testing.assert_close(found.loss, sum(w * loss for w, loss in zip(weights, each, strict=True)))
+    with pytest.raises(ValueError, match="2 weights for 3 steps"):
+        task_loss(model, plan, support, query, InnerLoop(3), step_weights=[0.5, 0.5])
+
+
+def test_the_penalty_and_class_weights_of_a_plan_enter_where_they_should():
+    model = conv4()
+    support, query = draw(7)
+    plan = plan_for(model, 0.3)
+    plain = task_loss(model, plan, support, query, InnerLoop(2)).loss
+    uniform = replace(plan, class_weights=torch.full((3,), 1 / 3, dtype=torch.float64))
+    torch.testing.assert_close(task_loss(model, uniform, support, query, InnerLoop(2)).loss, plain)
+    penalty = torch.tensor(0.7, dtype=torch.float64)
+    torch.testing.assert_close(
+        task_loss(model, replace(plan, penalty=penalty), support, query, InnerLoop(2)).loss, plain + 0.7
+    )
+    # A class of weight zero teaches nothing: without its images the same, but for the statistics of the norms.
+    one = replace(plan, class_weights=torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
+    relabelled = support._replace(targets=torch.where(support.targets == 1, 2, support.targets))
+    first, second = (adapt(model, one, s, InnerLoop(2)) for s in (support, relabelled))
+    for name in plan.adapt:
+        torch.testing.assert_close(first[name], second[name])

@@ -141,6 +141,20 @@ def test_first_order_leaves_the_noise_on_the_logits_unlearned_and_changes_the_ga
             assert float((gradient - second[name]).norm() / second[name].norm()) > 1e-3, name
 
 
+def test_a_step_that_is_computed_again_meets_the_same_noise():
+    model, _ = network()
+    plan = replace(plan_for(model, 0.3), inner_samples=2)
+
+    def learned(again: bool) -> dict[str, Tensor | None]:
+        loop = InnerLoop(steps=2, checkpoint=again)
+        noisy = replace(plan, extras={"noise": generator(7)})
+        return grads(model, task_loss(model, noisy, *episode(), loop, noisy_loss).loss)
+
+    kept, again = learned(False), learned(True)
+    for name, gradient in kept.items():
+        torch.testing.assert_close(again[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
 def forget(model: nn.Module) -> nn.Module:
     """Return the same network without any noise."""
     plain = Conv4(num_classes=WAYS, in_chans=1, img_size=SIZE, channels=CHANNELS).double()
@@ -249,21 +263,22 @@ def test_the_moments_of_the_noise():
 
 
 def test_the_inner_gradient_varies_as_one_over_the_number_of_samples():
-    model, _ = network()
-    support = episode()[0]
+    model, noise = network()
+    with torch.no_grad():
+        for parameter in noise.parameters():
+            parameter.mul_(0.04)  # as small as at the start: gradients then have no heavy tails
+    support, g = episode()[0], generator(0)
 
     def variance(samples: int, repeats: int) -> Tensor:
+        plan = replace(plan_for(model, 1.0), inner_samples=samples, extras={"noise": g})
         steps = []
-        for seed in range(repeats):
-            plan = replace(
-                plan_for(model, 1.0), inner_samples=samples, extras={"noise": generator(100 * samples + seed)}
-            )
+        for _ in range(repeats):
             adapted = adapt(model, plan, support, InnerLoop(steps=1), noisy_loss, differentiable=False)
             steps.append(torch.cat([(adapted[n] - plan.params[n]).flatten().detach() for n in plan.adapt]))
         return torch.stack(steps).var(0).sum()
 
-    ratio = float(variance(1, 80) / variance(8, 30))
-    assert 5.5 < ratio < 11.5
+    ratio = float(variance(1, 80) / variance(6, 30))
+    assert 4.5 < ratio < 7.5
 
 
 def test_the_number_of_parameters_on_omniglot():

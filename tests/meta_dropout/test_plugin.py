@@ -11,7 +11,9 @@ import torch
 from pydantic import PrivateAttr
 from torch import Tensor
 from torch.nn import functional as F
+from trainkit_plugins.maml import Conv4
 from trainkit_plugins.maml.isolation import backbone_names
+from trainkit_plugins.meta_dropout import attach
 
 from tests.reference.tiny import train
 from trainkit import Plugin, Run, UserError, hookimpl
@@ -97,6 +99,24 @@ def test_off_equals_maml_bit_for_bit(recipe):
     )
     assert off.keys() == without.keys()
     assert all(torch.equal(off[name], value) for name, value in without.items())
+
+
+def test_off_beside_meta_sgd_is_meta_sgd_and_on_both_learn(recipe):
+    with_sgd = "plugins.meta_sgd={}"
+    off = state(trained(recipe, with_sgd, "plugins.meta_dropout.mode=off"))
+    without, both = state(trained(recipe, with_sgd, "~plugins.meta_dropout")), state(trained(recipe, with_sgd))
+    assert off.keys() == without.keys()
+    assert all(torch.equal(off[name], value) for name, value in without.items())
+    assert {name.split(".")[1] for name in both if name.startswith("meta.")} == {"meta_dropout", "meta_sgd"}
+    rates = [name for name in both if name.startswith("meta.meta_sgd")]
+    assert any(not torch.equal(both[name], without[name]) for name in rates)
+
+
+def test_the_kept_weights_fit_a_model_with_the_same_noise(recipe):
+    kept = state(trained(recipe, "train.epochs=1"))
+    model = Conv4(num_classes=3, in_chans=1, img_size=16, channels=4)
+    attach(model, torch.zeros(2, 1, 16, 16))
+    model.load_state_dict(kept)
 
 
 def plans(recipe: Path, *overrides: str) -> dict[str, list[tuple[int, int, int]]]:
@@ -189,7 +209,7 @@ def test_pretrained_weights_get_gates_of_one(recipe):
         (["plugins.meta_dropout.sites=[conv5]"], r"plugins.meta_dropout: `sites`: .* fits 'conv5'; .* such as conv4"),
         (
             ["train.grad_checkpointing=true"],
-            r"train.grad_checkpointing: meta_dropout would draw other noise .*set it to false",
+            r"train.grad_checkpointing: meta_dropout would draw other noise .*checkpoint_steps of maml",
         ),
         (["model.num_classes=0"], r"plugins.meta_dropout: noise on the logits needs .* Identity; .*head_noise: false"),
     ],

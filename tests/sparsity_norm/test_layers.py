@@ -18,6 +18,7 @@ from trainkit_plugins.sparsity_norm import (
     MissingInput,
     SparsityNorm,
     ZeroImputation,
+    normalize,
     statistics_of,
 )
 
@@ -131,6 +132,8 @@ def test_a_layer_that_knows_nothing_says_so(layer: MissingInput) -> None:
 def test_what_is_for_images_is_refused_for_rows() -> None:
     with pytest.raises(ValueError, match="no channels to count in; set per to row"):
         SparsityNorm(per="channel").fit([torch.zeros(2, 3)])
+    with pytest.raises(ValueError, match="have no pixels; set mask to entry"):
+        ZeroImputation(mask="pixel").check((3,))
     with pytest.raises(ValueError, match="have no pixels"):
         SparsityNorm(mask="pixel").fit([torch.zeros(2, 3)])
 
@@ -189,6 +192,15 @@ def test_images_are_centred_by_channel_also_of_one_pixel() -> None:
     assert layer.mean is not None
     assert layer.mean.shape == (3, 1, 1)
     torch.testing.assert_close(layer.mean.flatten(), x[:, :, 0, 0].nanmean(dim=0))
+
+
+@given(st.lists(st.lists(st.one_of(entries, st.just(math.inf)), min_size=3, max_size=3), min_size=1, max_size=4))
+def test_gaps_said_by_nan_and_by_a_mask_are_the_same_bits(rows: list[list[float]]) -> None:
+    x = torch.tensor(rows)
+    for layer in (SparsityNorm(2.0), ZeroImputation()):
+        said = layer(x.nan_to_num(7.0, posinf=math.inf), ~x.isnan())
+        assert torch.equal(layer(x), said)
+        assert torch.equal(layer(x), normalize(x, ~x.isnan(), 2.0)) or not isinstance(layer, SparsityNorm)
 
 
 # State.

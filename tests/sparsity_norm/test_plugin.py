@@ -192,6 +192,16 @@ def test_plan_says_what_was_learned_and_what_becomes_of_the_weights(write: Write
     assert "added 1 module(s): sparsity_norm" in change["changes"]
 
 
+def test_plan_reads_no_data_where_nothing_is_to_be_learned(write: Write) -> None:
+    run = build(compose(table(write, "{method: zero, center: false}")))
+    assert run.plugins["sparsity_norm"].explain(run) == ["learns nothing from the data"]
+    fixed = build(compose(table(write, "{k: 3, center: false}")))
+    assert fixed.plugins["sparsity_norm"].explain(fixed) == [
+        "learns nothing from the data",
+        "kept weights: timm's keys, and sparsity_norm.k; plain timm loads them with strict=False",
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -216,7 +226,8 @@ def test_wrong_options_are_refused_with_their_line(write: Write, options: str, m
     ("options", "message"),
     [
         ("{per: channel}", "rows of features have no channels to count in; set per to row"),
-        ("{mask: pixel}", "no pixels"),
+        ("{mask: pixel}", "rows of features have no pixels; set mask to entry"),
+        ("{mask: pixel, method: zero, center: false}", "rows of features have no pixels; set mask to entry"),
     ],
 )
 def test_options_for_images_are_refused_for_rows(write: Write, options: str, message: str) -> None:

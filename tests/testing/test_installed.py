@@ -15,11 +15,16 @@ from trainkit.testing import Case
 ROOT = Path(__file__).parents[2]
 
 # What a plugin needs in order to act within six steps, where its defaults are for longer runs.
+TASKS = {"ways": 3, "steps": 1, "queries": 2, "tasks": 2, "steps_per_epoch": 3, "val_episodes": 2, "test_episodes": 2}
 EXAMPLES: dict[str, dict[str, Any]] = {
     "batch_group_norm": {"options": {"channel_groups": 8}},
     "early_stopping": {"options": {"patience": 1, "min_delta": 1.0}},
     "example_weighing": {"options": {"alpha": 0.1}},  # tuned, it leaves training alone
     "ghost_batch_norm": {"options": {"size": 4}},
+    "learning_to_balance": {
+        "options": {"draws": 2, "z_layers": "last_stage"},
+        "recipe": {"plugins": {"maml": TASKS | {"max_shot": 2}}},
+    },
     "norm_bias": {"recipe": {"optimizer": {"weight_decay": 0.0}}},
     "spectral_rank": {"options": {"every": 2}},
     # A plain ReLU network, and a loss that an affine model minimises although planes separate so few examples.
@@ -30,6 +35,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             "train": {"loss": {"smoothing": 0.1}},
         },
     },
+    "maml": {"options": TASKS},
+    "meta_dropout": {"options": {"test_samples": 2}, "recipe": {"plugins": {"maml": TASKS}}},
+    "meta_sgd": {"recipe": {"plugins": {"maml": TASKS}}},
 }
 ABSENT = {name for name in ("wandb",) if find_spec(name) is None}  # an optional package that the plugin is about
 

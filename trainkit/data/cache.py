@@ -67,7 +67,8 @@ def _write(path: Path, arrays: Arrays) -> None:
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}-", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays, **{_CHECKSUM: _checksum(arrays)})
+            contents: dict[str, Any] = {**arrays, _CHECKSUM: _checksum(arrays)}
+            np.savez(file, **contents)
         os.replace(part, path)
     except BaseException:
         with suppress(OSError):

@@ -105,7 +105,7 @@ class GlyphsSpec(DataSpec):
     name: Literal["glyphs"]
     image_size: int | None = Field(28, ge=8, description="side in pixels; null: the model's own")
     scripts: tuple[Script, ...] = Field(("latin", "greek"), min_length=1, description="whose letters are the classes")
-    letters: int | None = Field(None, ge=2, description="use only so many letters, evenly spread; default: all")
+    letters: int | None = Field(None, ge=2, description="use only so many of them, evenly spread; default: all")
     variants: int = Field(2, ge=1, le=16, description="images of each letter in each of 12 faces, distorted anew")
     val_faces: tuple[str, ...] = Field(
         ("DejaVuSans-Oblique", "DejaVuSansMono-Bold", "DejaVuSerif-BoldItalic"),

@@ -45,7 +45,7 @@ def draw_multipliers(axes: Any, sizes: Sequence[float], gamma: Mapping[str, Sequ
     axes.set_yscale("log")
     axes.set_xlabel("examples in the support set")
     axes.set_ylabel("step multiplier γ")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0, borderpad=0.2, frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), ncols=1 + len(gamma) // 9, borderaxespad=0, frameon=False)
 
 
 def weight_table(mean: Sequence[float], inverse: Sequence[float]) -> list[list[str]]:

@@ -268,7 +268,7 @@ def sections(purpose: str, value: Mapping[str, Any]) -> list[Section]:
         found.append(Section(f"Class weights and shots, {purpose}", text, [drawn], table))
     if any(map(math.isfinite, value.get("size", []))):
         gamma = {name.removeprefix("gamma_"): v for name, v in value.items() if name.startswith("gamma_")}
-        drawn, axes = figure()
+        drawn, axes = figure(width=5.4 if len(gamma) < 9 else 9.6)
         draw_multipliers(axes, value["size"], gamma)
         text = f"{tasks} in ranges of the number of support examples."
         table = multiplier_table(value["size"], gamma)

@@ -20,13 +20,12 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from .isolation import META, Adapt, NormStatistics, adapted_names, is_isolated, isolate, tied_names
+from .checkpoint import Params, step_again
+from .isolation import META, Adapt, NormStatistics, adapted_names, is_isolated, isolate, swapped
 from .operations import TaskOperations
 from .plan import Examples, TaskPlan
 
-Params = dict[str, Tensor]
 Loss = Callable[[nn.Module, Mapping[str, Tensor], TaskPlan, Examples], Tensor]
 """One draw of the support loss at some parameters."""
 
@@ -45,6 +44,7 @@ class InnerLoop:
             query set is classified as a whole (transductive). `support`: the query set by the support set's, measured
             at theta_K; each query image is classified by itself. `running`: the model's running averages, which
             stay as they are. `per_step`: as `batch`, with norm parameters for every step (`TaskPlan.step_params`).
+        checkpoint: compute each step again in the backward pass instead of keeping its graph (second order only).
     """
 
     steps: int
@@ -53,6 +53,7 @@ class InnerLoop:
     scale: float = 1.0
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     norm_statistics: NormStatistics = "batch"
+    checkpoint: bool = False
 
 
 def plan_for(model: nn.Module, inner_lr: float, which: Adapt = "all") -> TaskPlan:
@@ -77,13 +78,8 @@ def predict(model: nn.Module, params: Mapping[str, Tensor], inputs: Tensor) -> T
         params: by the model's names; those it leaves out are the model's own.
         inputs: of the forward pass.
     """
-    swapped = dict(params)
-    for name, places in tied_names(model).items():
-        if name in swapped:
-            swapped |= dict.fromkeys(places, swapped[name])
-    with TaskOperations():
-        # With tie_weights=True, models that reach a module by two names are left with the swapped tensors.
-        return cast(Tensor, functional_call(model, swapped, (inputs,), tie_weights=False))
+    with swapped(model, params), TaskOperations():
+        return cast(Tensor, model(inputs))
 
 
 def support_loss(model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Examples) -> Tensor:
@@ -131,7 +127,14 @@ def trajectory(
     yield params
     for k in range(loop.steps):
         params |= at_step(plan.step_params, k)
-        params = step(model, params, plan, support, k, loop, loss, differentiable=differentiable)
+        if differentiable and loop.second_order and loop.checkpoint:
+
+            def again(params: Params, plan: TaskPlan, differentiable: bool, k: int = k) -> Params:
+                return step(model, params, plan, support, k, loop, loss, differentiable=differentiable)
+
+            params = step_again(again, model, params, plan)
+        else:
+            params = step(model, params, plan, support, k, loop, loss, differentiable=differentiable)
         yield params
 
 

@@ -7,10 +7,12 @@ keep a task's noise on modules. None of that may reach the meta-learned model, o
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 NormStatistics = Literal["batch", "support", "running", "per_step"]
@@ -59,22 +61,44 @@ def refresh(twin: nn.Module, model: nn.Module) -> None:
             own._buffers[name] = None if buffer is None else buffer.detach().clone()
 
 
-_tied: WeakKeyDictionary[nn.Module, dict[str, list[str]]] = WeakKeyDictionary()
+_places: WeakKeyDictionary[nn.Module, dict[str, list[tuple[dict[str, Any], str]]]] = WeakKeyDictionary()
 
 
-def tied_names(model: nn.Module) -> dict[str, list[str]]:
-    """Return for each parameter that several modules share its name and the names of its other places.
+def places(model: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
+    """Return for each parameter where it is kept: one place, or several where modules share it.
 
-    A module that is reached by two names is one place.
+    A module that is reached by two names is one place: swapping it twice would leave the swapped tensor in it.
     """
-    if model not in _tied:
-        names: dict[int, list[str]] = {}
-        for prefix, module in model.named_modules():
+    if model not in _places:
+        found: dict[int, list[tuple[dict[str, Any], str]]] = {}
+        names = {id(p): name for name, p in model.named_parameters()}
+        for module in model.modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    names.setdefault(id(parameter), []).append(f"{prefix}.{name}" if prefix else name)
-        _tied[model] = {first: rest for first, *rest in names.values() if rest}
-    return _tied[model]
+                    found.setdefault(id(parameter), []).append((module._parameters, name))
+        _places[model] = {names[key]: where for key, where in found.items()}
+    return _places[model]
+
+
+@contextmanager
+def swapped(model: nn.Module, params: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put other tensors in the places of a model's parameters for a while.
+
+    What `torch.func.functional_call` does, without its cost of a millisecond a call and with the buffers left alone.
+
+    Raises:
+        KeyError: the model has no parameter of a name.
+    """
+    where = places(model)
+    targets = [(place, tensor) for name, tensor in params.items() for place in where[name]]
+    own = [(kept, key, kept[key]) for (kept, key), _ in targets]
+    try:
+        for (kept, key), tensor in targets:
+            kept[key] = tensor
+        yield
+    finally:
+        for kept, key, tensor in own:
+            kept[key] = tensor
 
 
 def norm_names(model: nn.Module) -> frozenset[str]:

@@ -83,6 +83,9 @@ class Maml(Episodic):
     max_meta_value: float | None = Field(
         None, gt=0, description="clip each entry of the meta-gradient, after averaging over tasks"
     )
+    checkpoint_steps: bool = Field(
+        False, description="compute each inner step again in the backward pass instead of keeping its graph"
+    )
     workers: int | None = Field(
         None, ge=1, description="tasks computed at the same time; null: on a CPU one per thread that torch may use"
     )
@@ -99,6 +102,10 @@ class Maml(Episodic):
         if self.head == "zero" and (self.adapt == "body" or self.steps == 0):
             raise ValueError("head: zero never learns a classifier with adapt: body or without steps; change one")
         return self
+
+    def adapted(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the names of the parameters that the inner loop moves."""
+        return adapted_names(model, self.adapt)
 
     @hookimpl(wrapper=True)
     def build_model(self, run: Run) -> Generator[None, nn.Module, nn.Module]:
@@ -219,6 +226,7 @@ class Maml(Episodic):
             run.device.scaler.get_scale() if run.device.scaler.is_enabled() else 1.0,
             run.device.autocast,
             self.norm_statistics,
+            self.checkpoint_steps,
         )
 
     def _workers_of(self, run: Run) -> Workers:

@@ -40,8 +40,13 @@ class Switch:
 
 
 def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw eps in the shape, type and place of `like`."""
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+    """Draw eps in the shape, type, place and memory format of `like`."""
+    place = {"dtype": like.dtype, "device": like.device}
+    if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        # Drawn as a plain block, which is several times as fast as drawing into permuted memory.
+        n, c, h, w = like.shape
+        return torch.randn(n, h, w, c, generator=generator, **place).permute(0, 3, 1, 2)
+    return torch.randn(like.shape, generator=generator, **place)
 
 
 def gate(m: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -171,7 +176,7 @@ def noise_layer(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     device, dtype = layer.weight.device, layer.weight.dtype
     if isinstance(layer, nn.Linear):
         return nn.Linear(layer.in_features, layer.out_features, device="meta", dtype=dtype).to_empty(device=device)
-    return nn.Conv2d(
+    twin = nn.Conv2d(
         layer.in_channels,
         layer.out_channels,
         cast("tuple[int, int]", layer.kernel_size),
@@ -183,6 +188,9 @@ def noise_layer(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
         device="meta",
         dtype=dtype,
     ).to_empty(device=device)
+    if layer.weight.is_contiguous(memory_format=torch.channels_last):
+        twin.to(memory_format=torch.channels_last)
+    return twin
 
 
 def init_paper(phi: nn.Conv2d | nn.Linear, generator: torch.Generator | None = None) -> None:

@@ -73,7 +73,7 @@ class MetaDropout(Plugin):
         if recipe.train.grad_checkpointing:
             raise UserError(
                 f"{recipe.source.nearest('train', 'grad_checkpointing')}: train.grad_checkpointing: {self.name} would "
-                "draw other noise when a block is computed a second time; set it to false"
+                "draw other noise when a block is computed a second time; set it to false, and checkpoint_steps of maml"
             )
         trained = recipe.model.pretrained or recipe.model.checkpoint is not None
         try:

@@ -34,10 +34,12 @@ def attach(model: nn.Module, layer: MissingInput, input_size: Sequence[int]) -> 
         A handle whose `remove` takes the hook away again.
 
     Raises:
-        ValueError: the model has such a layer already, or it cannot be seen where its mask would enter.
+        ValueError: the model has such a layer already, the layer is not for such inputs, or it cannot be seen where
+            its mask would enter.
     """
     if hasattr(model, NAME):
         raise ValueError(f"the model already has a layer {NAME}")
+    layer.check(input_size)
     if isinstance(layer, MaskAsInput):
         widen(model, input_size, by=1 if layer.mask == "pixel" else input_size[0])
     model.register_module(NAME, layer)

@@ -7,13 +7,13 @@ buffers, which its state holds; a state with other values is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from .normalization import normalize, observed
+from .normalization import factor, observed, without_gaps
 from .statistics import Statistics, statistics_of
 
 Mask = Literal["entry", "pixel"]
@@ -56,10 +56,18 @@ class MissingInput(nn.Module):
         Raises:
             ValueError: the layer is for images, and these are rows of features.
         """
-        if not statistics.spatial and self.mask == "pixel":
-            raise ValueError("rows of features have no pixels; set mask to entry")
+        self.check(statistics.shape)
         if self.center:
             self.mean = statistics.aligned(statistics.mean)
+
+    def check(self, input_size: Sequence[int]) -> None:
+        """Refuse inputs of a shape, (C, H, W) or (F,), that the layer is not for.
+
+        Raises:
+            ValueError: it is for images, and these are rows of features.
+        """
+        if len(input_size) == 1 and self.mask == "pixel":
+            raise ValueError("rows of features have no pixels; set mask to entry")
 
     def forward(self, x: Tensor, m: Tensor | None = None) -> Tensor:
         """Return what the model sees.
@@ -73,13 +81,14 @@ class MissingInput(nn.Module):
         """
         if not self.learned:
             raise RuntimeError(f"{type(self).__name__} knows nothing of the training rows yet; call fit(batches) first")
+        by_nan = m is None and self.mask == "entry"
         m = observed(x, m, whole_pixels=self.mask == "pixel")
         if self.center and self.mean is not None:
             x = x - self.mean.to(x.dtype)
-        return self.fill(x, m)
+        return self.fill(without_gaps(x) if by_nan else torch.where(m, x, 0), m)
 
     def fill(self, x: Tensor, m: Tensor) -> Tensor:
-        """Return the inputs without gaps; `m` has a boolean for every entry."""
+        """Return what the model sees of inputs that are 0 where `m`, a boolean for every entry, says missing."""
         raise NotImplementedError
 
     def _load_from_state_dict(
@@ -142,11 +151,15 @@ class SparsityNorm(MissingInput):
                 raise ValueError(f"K is a number above 0; got {k}")
             self.k = torch.tensor(float(k))
 
+    def check(self, input_size: Sequence[int]) -> None:
+        """Refuse rows of features where the layer counts in channels."""
+        super().check(input_size)
+        if len(input_size) == 1 and self.per == "channel":
+            raise ValueError("rows of features have no channels to count in; set per to row")
+
     def learn(self, statistics: Statistics) -> None:
         """Learn K (unless it was given) and the means from the statistics of the training rows."""
         super().learn(statistics)
-        if self.per == "channel" and not statistics.spatial:
-            raise ValueError("rows of features have no channels to count in; set per to row")
         if self.given:
             return
         if self.per == "channel":
@@ -157,7 +170,7 @@ class SparsityNorm(MissingInput):
     def fill(self, x: Tensor, m: Tensor) -> Tensor:
         """Return the normalised inputs."""
         assert self.k is not None  # said by `wanted`
-        return normalize(x, m, self.k, per_channel=self.per == "channel")
+        return x * factor(m, self.k, x.dtype, per_channel=self.per == "channel")
 
 
 class ZeroImputation(MissingInput):
@@ -165,7 +178,7 @@ class ZeroImputation(MissingInput):
 
     def fill(self, x: Tensor, m: Tensor) -> Tensor:
         """Return the inputs with zeros."""
-        return torch.where(m, x, 0)
+        return x
 
 
 class MeanImputation(MissingInput):
@@ -181,7 +194,7 @@ class MeanImputation(MissingInput):
     def fill(self, x: Tensor, m: Tensor) -> Tensor:
         """Return the inputs with means."""
         assert self.mean is not None  # said by `wanted`
-        return torch.where(m, x, 0) + self.mean.to(x.dtype)
+        return x + self.mean.to(x.dtype)
 
 
 class MaskAsInput(ZeroImputation):
@@ -192,7 +205,7 @@ class MaskAsInput(ZeroImputation):
 
     def fill(self, x: Tensor, m: Tensor) -> Tensor:
         """Return the inputs with zeros, and the mask."""
-        return torch.cat([super().fill(x, m), (m[:, :1] if self.mask == "pixel" else m).to(x.dtype)], dim=1)
+        return torch.cat([x, (m[:, :1] if self.mask == "pixel" else m).to(x.dtype)], dim=1)
 
 
 class InvertedDropout(MissingInput):
@@ -214,4 +227,4 @@ class InvertedDropout(MissingInput):
     def fill(self, x: Tensor, m: Tensor) -> Tensor:
         """Return the scaled inputs."""
         assert self.rate is not None  # said by `wanted`
-        return torch.where(m, x, 0) / self.rate.to(x.dtype)
+        return x / self.rate.to(x.dtype)

@@ -87,9 +87,11 @@ class SparsityNormalization(Plugin):
         model = yield
         layer = self._layer()
         try:
-            own = statistics_of(_inputs(run), whole_pixels=self.mask == "pixel")
-            self._statistics = _of_all_ranks(own, run)
-            layer.learn(self._statistics)
+            layer.check(run.data.input_size)
+            if not layer.learned:  # else it has no need of the data
+                own = statistics_of(_inputs(run), whole_pixels=self.mask == "pixel")
+                self._statistics = _of_all_ranks(own, run)
+                layer.learn(self._statistics)
             attach(model, layer, run.data.input_size)
         except ValueError as error:
             raise UserError(f"{_where(self, run)}: {error}") from None
@@ -98,15 +100,14 @@ class SparsityNormalization(Plugin):
 
     def explain(self, run: Run) -> list[str]:
         """Say what was learned from the training rows, and what becomes of the weights."""
-        found = self._statistics
+        found, wanted, lines = self._statistics, self._layer().wanted, []
         if found is None:
-            return []
-        size = f"{found.rows:,} training rows: {found.rate:.1%} of entries observed"
-        never = int((found.count == 0).sum())
-        lines = [f"learned from {size}, {found.mean_count:.6g} of a row on average (K)"]
-        if never:
-            lines.append(f"{never} channels or features are never observed: their mean counts as 0")
-        wanted = self._layer().wanted
+            lines.append("learns nothing from the data")
+        else:
+            rows = f"{found.rows:,} training rows: {found.rate:.1%} of entries observed"
+            lines.append(f"learned from {rows}, {found.mean_count:.6g} of a row on average")
+            if never := int((found.count == 0).sum()):
+                lines.append(f"{never} channels or features are never observed: their mean counts as 0")
         if wanted:
             names = ", ".join(f"sparsity_norm.{name}" for name in wanted)
             lines.append(f"kept weights: timm's keys, and {names}; plain timm loads them with strict=False")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ def describe(
     for panel, (title, points) in zip(axes, (before, after), strict=False):
         draw_points(panel, points)
         panel.set_title(title)
+    if axes[0].get_legend_handles_labels()[1]:
+        axes[0].legend(loc="best")
     low = min(panel.get_ylim()[0] for panel in axes[:2])
     high = max(panel.get_ylim()[1] for panel in axes[:2])
     for panel in axes[:2]:
@@ -69,11 +71,16 @@ def draw_points(axes: Any, points: Points) -> None:
     at = [math.exp(fmean(math.log(c) for c, _, _ in group)) for group in groups]
     axes.plot(at, [fmean(o for _, o, _ in group) for group in groups], color="C0", marker="o", label="output")
     known = [[t for _, _, t in group if math.isfinite(t)] for group in groups]
-    true = [(a, fmean(values)) for a, values in zip(at, known, strict=True) if values]
+    true = [(a, fmean(values), _error(values)) for a, values in zip(at, known, strict=True) if values]
     if true:
-        axes.plot([a for a, _ in true], [t for _, t in true], color="C1", marker="s", label="truth")
+        x, y, half = (list(column) for column in zip(*true, strict=True))
+        axes.errorbar(x, y, half, color="C1", marker="s", elinewidth=1, label="truth, 95% interval")
     axes.set_xscale("log")
-    axes.legend(loc="best")
+
+
+def _error(values: Sequence[float]) -> float:
+    """Return half of the 95% interval of a mean."""
+    return 1.96 * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def draw_series(axes: Any, series: Sequence[tuple[Sequence[int], Sequence[float]]]) -> None:

@@ -142,8 +142,8 @@ class Episodic(Plugin):
             means, intervals = zip(*(mean_and_interval(values) for values in zip(*found, strict=True)), strict=True)
             run.log.record(f"{name}/accuracy", means[-1])
             run.log.record(f"{name}/accuracy_interval", intervals[-1])
-            run.log.record(f"{name}/accuracy_by_step", torch.tensor(means))
-            run.log.record(f"{name}/accuracies", torch.tensor([values[-1] for values in found]))
+            run.log.record(f"{name}/accuracy_by_step", torch.tensor(means, dtype=torch.float64))
+            run.log.record(f"{name}/accuracies", torch.tensor([values[-1] for values in found], dtype=torch.float64))
             run.log.note(
                 f"{name}: accuracy {means[-1]:.4f} ± {intervals[-1]:.4f} (95%) after {len(means) - 1} steps, "
                 f"{means[0]:.4f} before, on {len(found)} tasks"
