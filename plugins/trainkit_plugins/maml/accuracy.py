@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -26,6 +28,11 @@ def by_step(logits: Tensor, targets: Tensor) -> list[float]:
     """Return the accuracy after each step, from one task's logits [K + 1, M, ways] and classes [M]."""
     found: list[float] = (logits.argmax(-1) == targets).double().mean(-1).tolist()
     return found
+
+
+def in_order(shares: Sequence[Sequence[T]]) -> list[T]:
+    """Return what the ranks found in the order of the tasks: rank r of w has tasks r, r + w, r + 2w …"""
+    return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]
 
 
 class EpisodeMetrics:
@@ -52,7 +59,7 @@ class EpisodeMetrics:
     def compute(self) -> Mapping[str, Any]:
         """Return the value of each metric over everything counted since `reset`, on all ranks together."""
         own = torch.cat(self._accuracies).tolist() if self._accuracies else []
-        everywhere = [value for values in self._gather(own) for value in values]
+        everywhere = in_order(self._gather(own))
         return {**self.metrics.compute(), "accuracy_interval": mean_and_interval(everywhere)[1]}
 
     def reset(self) -> None:

@@ -30,7 +30,7 @@ from trainkit import (
     target_pool,
 )
 
-from ..accuracy import EpisodeMetrics, by_step, mean_and_interval
+from ..accuracy import EpisodeMetrics, by_step, in_order, mean_and_interval
 from ..episodes import Episode, EpisodeSampler
 from ..plan import Phase
 from ..plots import draw_steps
@@ -138,7 +138,7 @@ class Episodic(Plugin):
                     episodes = run.device.move(batch)
                     logits = self.predict_tasks(run.model, episodes, "test", run, every_step=True)
                     own += [by_step(z, episode.query.targets) for z, episode in zip(logits, episodes, strict=True)]
-            found = [values for share in run.device.gather(own) for values in share]
+            found = in_order(run.device.gather(own))
             means, intervals = zip(*(mean_and_interval(values) for values in zip(*found, strict=True)), strict=True)
             run.log.record(f"{name}/accuracy", means[-1])
             run.log.record(f"{name}/accuracy_interval", intervals[-1])
