@@ -25,7 +25,7 @@ SMALLEST: dict[str, tuple[str, int, dict[str, int]]] = {
     "efficientvit_msra": ("efficientvit_m0", 32, {"img_size": 32}),
     "fasternet": ("fasternet_t0", 32, {}),
     "fastvit": ("fastvit_t8", 32, {}),
-    "ghostnet": ("ghostnet_050", 32, {}),
+    "ghostnet": ("ghostnet_050", 64, {}),
     "hardcorenas": ("hardcorenas_b", 32, {}),
     "hgnet": ("hgnetv2_b0", 32, {}),
     "hrnet": ("hrnet_w18_small", 64, {}),
