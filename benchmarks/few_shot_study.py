@@ -1,6 +1,6 @@
 """Few-shot arms against each other: the same test tasks, several seeds, paired differences with intervals.
 
-Run: python benchmarks/few_shot_study.py study.jsonl --seeds 0 1 2 \\
+Run: python benchmarks/few_shot_study.py study.jsonl \\
         "maml=recipes/maml_glyphs.yaml" "first order=recipes/maml_glyphs.yaml plugins.maml.order=first"
      python benchmarks/few_shot_study.py study.jsonl baselines.jsonl        (only print what the files hold)
 

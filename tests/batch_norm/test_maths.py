@@ -16,7 +16,6 @@ from trainkit_plugins.batch_norm import (
     block_sizes,
     convert_batch_norm,
     cpu,
-    functional,
     mix_moments,
     normalise_blocks,
     normalise_examples,
@@ -66,7 +65,7 @@ SHAPES = {
     "channels": st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 3), (6, 1), (17, 17)]),
     "space": st.sampled_from([(), (1,), (3,), (2, 3), (5, 5), (2, 2, 2)]),
     "lay": st.sampled_from(["contiguous", "last", "sliced", "transposed"]),
-    "blocks": st.sampled_from(["strided", "consecutive"]),
+    "blocks": st.sampled_from(["any", "strided", "consecutive"]),
     "affine": st.booleans(),
     "size": st.sampled_from(["small", "middle", "large"]),  # taken for a tensor of that size
 }
@@ -76,6 +75,10 @@ def ways_of(ghost, groups, blocks):
     return {"ghost_size": ghost, "channel_groups": groups, "blocks": blocks}
 
 
+def strided(x, blocks):
+    return blocks == "strided" or (blocks == "any" and x.is_contiguous())
+
+
 def values_per_statistic(x, ghost, groups):
     return min(block_sizes(len(x), ghost)) * x[0].numel() // groups
 
@@ -83,8 +86,8 @@ def values_per_statistic(x, ghost, groups):
 @contextmanager
 def taken_for(size):
     """Choose among the ways that differ by the size of tensors."""
-    small, long = functional._SMALL if size == "small" else 0, 0 if size == "large" else cpu._LONG
-    with mock.patch.object(functional, "_SMALL", small), mock.patch.object(cpu, "_LONG", long):
+    long, threads = 0 if size == "large" else cpu._LONG, 2 if size == "small" else 1
+    with mock.patch.object(cpu, "_LONG", long), mock.patch.object(torch, "get_num_threads", return_value=threads):
         yield
 
 
@@ -101,7 +104,7 @@ def test_training_is_the_slow_twin(batch, ghost, channels, space, lay, blocks, a
     with taken_for(size):
         done = train(x, weight, bias, **ways_of(ghost, G, blocks))
     gamma, beta = (t.double().tolist() for t in (weight, bias)) if affine else ([1.0] * C, [0.0] * C)
-    index = reference.blocks_of(batch, ghost, strided=blocks == "strided")
+    index = reference.blocks_of(batch, ghost, strided=strided(x, blocks))
     y = doubles(reference.train(nested(x), gamma, beta, index, G, EPS))
     assert done.output.dtype == dtype
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}[dtype]
@@ -121,7 +124,7 @@ def test_gradients_are_those_of_ordinary_operations(batch, ghost, channels, spac
         return
     params = [make(C, seed=s).requires_grad_() for s in (1, 2)] if affine else [None, None]
     wanted = [t for t in (x, *params) if t is not None]
-    how = Settings(tuple(block_sizes(batch, ghost)), G, EPS, blocks == "consecutive")
+    how = Settings(tuple(block_sizes(batch, ghost)), G, EPS, not strided(x, blocks))
     dy = make(*x.shape, seed=3)
     dy = {"same": arranged(dy, lay), "contiguous": dy, "expanded": dy.flatten()[0].expand(x.shape)}[order]
     with taken_for(size):

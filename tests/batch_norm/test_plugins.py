@@ -58,7 +58,7 @@ def explained(recipe: Path, plugin: str, *overrides: str) -> list[str]:
 def test_plan_tells_what_all_four_together_do(recipe: Path) -> None:
     plan = make_plan(recipe, ALL)
     said = {p["name"]: "\n".join(p["explains"]) for p in plan["plugins"]}
-    blocks = "15 batch norms: each micro-batch of 8 examples, on each rank, becomes 4 blocks of 2 (strided)"
+    blocks = "15 batch norms: each micro-batch of 8 examples, on each rank, becomes 4 blocks of 2"
     assert said["ghost_batch_norm"] == blocks
     assert said["batch_group_norm"].splitlines() == [
         blocks,
@@ -90,7 +90,7 @@ def test_fields_do_not_depend_on_the_order_in_the_recipe(recipe: Path) -> None:
         layers = converted_layers(built(recipe, *order).model)
         found.add(tuple((n, v.ghost_size, v.channel_groups, v.example_weight, v.blocks) for n, v in layers.items()))
     assert len(found) == 1
-    assert next(iter(found))[2] == ("bn1", 2, 32, 0.1, "strided")
+    assert next(iter(found))[2] == ("bn1", 2, 32, 0.1, "any")
 
 
 def test_what_limits_more_counts(recipe: Path) -> None:
@@ -111,6 +111,7 @@ def test_groups_that_do_not_divide_the_channels(channels: int, wanted: int, grou
 
 def test_blocks_in_words() -> None:
     assert described_blocks(64, 16, "strided").endswith("becomes 4 blocks of 16 (strided)")
+    assert described_blocks(64, 16, "any").endswith("becomes 4 blocks of 16")
     assert described_blocks(65, 16, "consecutive").endswith("becomes 4 blocks of 16, the last of 17 (consecutive)")
     assert described_blocks(16, 16, "strided").endswith("is one block, as in plain batch norm")
     assert described_blocks(16, None, "strided").endswith("is one block, as in plain batch norm")

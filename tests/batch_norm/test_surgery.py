@@ -58,7 +58,7 @@ def test_several_conversions_compose():
     convert_batch_norm(model, example_weight=0.2, only=["bn2"])
     convert_batch_norm(model, channel_groups=4, blocks="consecutive", only=lambda name, m: m.num_features == 8)
     fields = [(m.ghost_size, m.channel_groups, m.example_weight, m.blocks) for m in converted_layers(model).values()]
-    assert fields == [(4, 4, 0.0, "consecutive"), (4, None, 0.2, "strided")]
+    assert fields == [(4, 4, 0.0, "consecutive"), (4, None, 0.2, "any")]
     convert_batch_norm(model, example_weight=0.0)
     assert model.bn2.example_weight == 0.0
     again = net()
@@ -89,7 +89,7 @@ def test_a_bare_layer_is_a_model():
         ({"channel_groups": 2, "channels_per_group": 2}, "not both"),
         ({"example_weight": 1.5}, r"example_weight must be in \[0, 1\], got 1.5"),
         ({"example_weight": float("nan")}, "got nan"),
-        ({"blocks": "random"}, "blocks must be 'strided' or 'consecutive', got 'random'"),
+        ({"blocks": "random"}, "blocks must be 'any', 'strided' or 'consecutive', got 'random'"),
         ({"only": ["bn3"]}, "no BatchNorm layer 'bn3'; did you mean 'bn[12]'"),
         ({"only": ["conv"]}, "no BatchNorm layer 'conv'"),
         ({"only": []}, "chooses none of the 2 BatchNorm layers"),

@@ -3,7 +3,8 @@
 torch's own kernel sums a channel of a contiguous (NCHW) tensor five times slower than a plain `sum` does, and
 in channels_last its sums are fast but its last sweep is not. So each layout takes what is fastest there:
 
-* the two moments by plain sums, or where examples lie channels_last and blocks are long by torch's kernel;
+* all of a small contiguous tensor with strided blocks by torch's kernel, which sees blocks as more channels;
+* else the two moments by plain sums, or where examples lie channels_last and blocks are long by torch's kernel;
 * the output by one multiply-add of per-block coefficients;
 * the backward pass by torch's kernel where strided blocks can be seen as channels, else by sums and two
   multiply-adds.
@@ -24,6 +25,9 @@ _aten = torch.ops.aten
 _CACHED = 2**21
 # From so many numbers in a block for each thread on, one call of torch's kernel per block pays.
 _LONG = 2**16
+# Up to so many numbers for each thread but the first, torch's kernel in NCHW is faster than plain sums, whose many
+# calls share little work among threads. Alone, it is so for vectors only.
+_SMALL = 2**20
 
 
 class _Saved(NamedTuple):
@@ -46,6 +50,10 @@ class BlockNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, settings: Settings
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return (y, mean, var): the last two [B, C], each block's biased moments, without gradient."""
+        if _small(x, settings):
+            y, mean, inv = _forward_by_torch(x, weight, bias, settings)
+            var = inv.pow(-2).sub_(settings.eps).clamp_(min=0)
+            return _keep(ctx, (x, weight, bias, mean, inv), settings, (y, mean, var))
         y = torch.empty_like(x)
         x3, y3 = flat(x), flat(y)
         shape = (len(settings.sizes), x.shape[1], 1)
@@ -59,12 +67,7 @@ class BlockNorm(torch.autograd.Function):
                 a = inv[at] if weight is None else inv[at] * weight[:, None]
                 c = (mu[at] * a).neg_() if bias is None else torch.addcmul(bias[:, None], mu[at], a, value=-1)
                 torch.addcmul(_wide(c, Xp), Xp, _wide(a, Xp), out=Yp)
-        ctx.save_for_backward(x, weight, bias, mu, inv)
-        ctx.settings = settings
-        mean, var = mean[:, :, 0], var[:, :, 0]
-        ctx.mark_non_differentiable(mean, var)
-        ctx.set_materialize_grads(False)
-        return y, mean, var
+        return _keep(ctx, (x, weight, bias, mu, inv), settings, (y, mean, var))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
@@ -87,6 +90,35 @@ class BlockNorm(torch.autograd.Function):
                 _backward_by_sums(saved, run, dx)
         dweight = None if weight is None else saved.dot.sum((0, 2))
         return dx, dweight, None if bias is None else saved.total.sum((0, 2)), None
+
+
+def _keep(
+    ctx: Any, saved: tuple[Tensor | None, ...], settings: Settings, made: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, var = made
+    ctx.save_for_backward(*saved)
+    ctx.settings = settings
+    mean, var = mean[:, :, 0], var[:, :, 0]
+    ctx.mark_non_differentiable(mean, var)
+    ctx.set_materialize_grads(False)
+    return y, mean, var
+
+
+def _small(x: Tensor, settings: Settings) -> bool:
+    sizes, groups, _, consecutive = settings
+    if consecutive or groups != x.shape[1] or sizes[0] != sizes[-1] or not x.is_contiguous():
+        return False
+    return x.dim() == 2 or x.numel() <= _SMALL * (torch.get_num_threads() - 1)
+
+
+def _forward_by_torch(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, settings: Settings
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, blocks = settings.sizes[0], len(settings.sizes)
+    gamma, beta = (None if t is None else t.repeat(blocks) for t in (weight, bias))
+    seen = x.view(n, blocks * x.shape[1], -1)
+    y, mean, inv = torch.native_batch_norm(seen, gamma, beta, None, None, True, 0.0, settings.eps)
+    return y.view(x.shape), mean.view(blocks, -1, 1), inv.view(blocks, -1, 1)
 
 
 def _parts(X: Tensor, first: int) -> list[tuple[slice, slice]]:

@@ -21,9 +21,7 @@ from torch.autograd import forward_ad
 from .blocks import Settings, block_sizes, flat, normalise, pool
 from .cpu import BlockNorm
 
-Blocks = Literal["strided", "consecutive"]
-
-_SMALL = 2**17
+Blocks = Literal["any", "strided", "consecutive"]
 
 
 class Normalised(NamedTuple):
@@ -48,7 +46,7 @@ def normalise_blocks(
     ghost_size: int | None,
     channel_groups: int | None,
     eps: float,
-    blocks: Blocks = "strided",
+    blocks: Blocks = "any",
 ) -> Normalised:
     """Normalise a training batch by the moments of its blocks of examples and groups of channels.
 
@@ -63,14 +61,16 @@ def normalise_blocks(
         channel_groups: G, which divides C; ``None`` is C. A group is c neighbouring channels.
         eps: added to the variance.
         blocks: which examples share a block. With B equal blocks, block b of ``"strided"`` holds the examples
-            b, b + B, b + 2 B ...; block b of ``"consecutive"`` (the authors' code) holds n neighbours. A last
-            block of another size (see :func:`block_sizes`) always holds the batch's last examples.
+            b, b + B, b + 2 B ...; block b of ``"consecutive"`` (the authors' code) holds n neighbours. ``"any"``
+            takes whichever is cheaper: strided ones of a contiguous (NCHW) x, else consecutive ones. A last block
+            of another size (see :func:`block_sizes`) always holds the batch's last examples.
 
     Raises:
         ValueError: a statistic would be that of a single number.
     """
     sizes = tuple(block_sizes(x.shape[0], ghost_size))
-    settings = Settings(sizes, channel_groups or x.shape[1], eps, blocks == "consecutive")
+    consecutive = not x.is_contiguous() if blocks == "any" else blocks == "consecutive"
+    settings = Settings(sizes, channel_groups or x.shape[1], eps, consecutive)
     if min(sizes) * (x.numel() // x.shape[0]) == settings.groups:
         raise ValueError(
             f"expected more than 1 value per statistic in training; {settings.groups} channel groups of blocks "
@@ -191,14 +191,13 @@ def _followed() -> bool:
 
 
 def _blocks_are_channels(x: Tensor, settings: Settings) -> bool:
-    # Equal strided blocks of a contiguous tensor are a view with more channels: one call of torch's own batch
-    # norm. On a CPU its sums are slow, and it pays for small tensors only.
+    # Equal strided blocks of a contiguous tensor are a view with more channels: one call of torch's own batch norm.
     sizes, groups, _, consecutive = settings
     return (
         not consecutive
         and groups == x.shape[1]
         and sizes[0] == sizes[-1]
-        and (x.device.type != "cpu" or x.numel() <= _SMALL)
+        and x.device.type != "cpu"
         and x.is_contiguous()
     )
 

@@ -32,7 +32,7 @@ def described_blocks(batch: int, size: int | None, blocks: Blocks) -> str:
     if len(sizes) == 1:
         return f"{whole} is one block, as in plain batch norm"
     last = "" if sizes[-1] == sizes[0] else f", the last of {sizes[-1]}"
-    return f"{whole} becomes {len(sizes)} blocks of {sizes[0]}{last} ({blocks})"
+    return f"{whole} becomes {len(sizes)} blocks of {sizes[0]}{last}" + ("" if blocks == "any" else f" ({blocks})")
 
 
 def described_groups(layers: dict[int, list[str]], wanted: int | None) -> list[str]:

@@ -79,7 +79,7 @@ class GhostBatchNorm(_Summers):
 
     size: int | None = Field(16, ge=1, description="examples that share statistics; null: the whole micro-batch")
     blocks: Blocks = Field(
-        "strided", description="which examples: every n-th (no copy in NCHW), or neighbours as in the authors' code"
+        "any", description="which examples: strided (every n-th), consecutive (as in the authors' code), or the cheaper"
     )
 
     @hookimpl(wrapper=True)

@@ -37,7 +37,8 @@ def convert_batch_norm(
         channel_groups: groups of neighbouring channels that share statistics; divides every layer's channels.
         channels_per_group: the same by the size of a group; not both.
         example_weight: alpha in [0, 1], an example's weight in its own inference statistics.
-        blocks: ``"strided"`` (the default of a new layer) or ``"consecutive"``; see :func:`normalise_blocks`.
+        blocks: ``"any"`` (the default of a new layer), ``"strided"`` or ``"consecutive"``; see
+            :func:`normalise_blocks`.
         only: names of the layers to touch, or a predicate on (name, module); ``None`` takes all.
 
     Returns:
@@ -105,7 +106,7 @@ def _convert(layer: _BatchNorm) -> GeneralisedBatchNorm:
     layer.__class__ = generalised(type(layer))
     converted = cast(GeneralisedBatchNorm, layer)
     converted.ghost_size = converted.channel_groups = None
-    converted.example_weight, converted.blocks = 0.0, "strided"
+    converted.example_weight, converted.blocks = 0.0, "any"
     return converted
 
 
@@ -124,8 +125,8 @@ def _refuse_values(
         raise ValueError("give channel_groups or channels_per_group, not both: one follows from the other")
     if example_weight is not None and not 0 <= example_weight <= 1:
         raise ValueError(f"example_weight must be in [0, 1], got {example_weight!r}")
-    if blocks not in (None, "strided", "consecutive"):
-        raise ValueError(f"blocks must be 'strided' or 'consecutive', got {blocks!r}")
+    if blocks not in (None, "any", "strided", "consecutive"):
+        raise ValueError(f"blocks must be 'any', 'strided' or 'consecutive', got {blocks!r}")
 
 
 def _choose(model: nn.Module, only: Only | None) -> dict[str, _BatchNorm]:
