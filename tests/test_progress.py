@@ -87,7 +87,7 @@ def test_plain_lines_one_per_epoch() -> None:
     _, hook, file, clock = show(terminal=False)
     train(hook, make_run(), clock)
     means = [sum(2.0 / step for step in range(first, first + 10)) / 10 for first in (1, 11, 21)]
-    last = "calibration error 0.0167  512 images/s  6.2 s"
+    last = "calibration error 0.0167  512 examples/s  6.2 s"
     assert file.getvalue().splitlines() == [
         f"epoch 1/3  step 10/30  loss {means[0]:.4f}  accuracy 0.5000  {last}",
         f"epoch 2/3  step 20/30  loss {means[1]:.4f}  accuracy 0.7500  {last}",
@@ -104,7 +104,7 @@ def test_plain_lines_within_long_epochs_are_rare_and_tell_the_time_left() -> Non
         *("1,240", "1,480", "1,720", "1,960"),
     ]
     assert lines[0] == "epoch 1/2  step   240/2,000  3:40 left"
-    assert "loss 0.0020  512 images/s" in lines[-1]
+    assert "loss 0.0020  512 examples/s" in lines[-1]
 
 
 def test_nothing_is_written_to_a_file_that_a_terminal_would_interpret() -> None:
@@ -142,7 +142,7 @@ def test_terminal_shows_epoch_step_loss_metric_speed_and_time_left() -> None:
     frames = text.split("\r")
     assert any("epoch 2/3" in f and "validating" in f for f in frames)
     assert any("epoch 2/3" in f and "step 4/10" in f for f in frames)
-    assert any("loss 0.2000   accuracy 0.5000   images/s 512   left 0:1" in f for f in frames)
+    assert any("loss 0.2000   accuracy 0.5000   examples/s 512   left 0:1" in f for f in frames)
     assert "epoch 1/3  step 10/30  loss 0.5858  accuracy 0.5000" in text
 
 
@@ -201,7 +201,7 @@ def test_throughput_counts_training_time_and_the_short_last_window() -> None:
     train(hook, make_run(epochs=1, steps_per_epoch=11, last_window=14), clock)
     # The first step only starts the clock: 9 full windows and one of 14 in 1.25 seconds.
     assert progress.images_per_second == pytest.approx((9 * 64 + 14) / 1.25)
-    assert "  472 images/s" in file.getvalue()
+    assert "  472 examples/s" in file.getvalue()
 
 
 def test_throughput_is_not_measured_over_too_short_a_time() -> None:

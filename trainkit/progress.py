@@ -188,7 +188,7 @@ class Progress:
         if self._loss is not None:
             parts.append(f"loss {number(self._loss)}")
         if self.images_per_second is not None:
-            parts.append(f"{rate(self.images_per_second)} images/s")
+            parts.append(f"{rate(self.images_per_second)} examples/s")
         left = self._seconds_left(run)
         if left is not None:
             parts.append(f"{clock(left)} left")
@@ -202,7 +202,7 @@ class Progress:
         if epoch.evaluated:
             parts += [f"{label(name)} {number(value)}" for name, value in self._metrics.items()]
         if epoch.seconds > 0:
-            parts.append(f"{rate(epoch.images / epoch.seconds)} images/s")
+            parts.append(f"{rate(epoch.images / epoch.seconds)} examples/s")
         return "  ".join([*parts, duration(self._now() - epoch.began)])
 
     def _frame(self, run: Run, activity: str) -> RenderableType:
@@ -225,7 +225,7 @@ class Progress:
         if watched in self._metrics:
             facts.append((label(watched), number(self._metrics[watched])))
         if self.images_per_second is not None:
-            facts.append(("images/s", rate(self.images_per_second)))
+            facts.append(("examples/s", rate(self.images_per_second)))
         left = self._seconds_left(run)
         if left is not None:
             facts.append(("left", clock(left)))

@@ -49,6 +49,31 @@ def test_norm_relu_pool_in_half_precision_and_under_vmap_is_torchs():
         norm_relu_pool(u[:1, :, :1, :1].contiguous(), b, 1e-3)
 
 
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 5), (2, 2), (1, 1)])
+@pytest.mark.parametrize(("stride", "dilation", "groups"), [(1, 1, 1), (2, 1, 1), (2, 2, 2)])
+def test_convolution_of_maps_of_one_place(kernel: tuple[int, int], stride: int, dilation: int, groups: int):
+    x, w = draw(3, 4, 1, 1), draw(2, 4 // groups, *kernel, seed=1)
+    how = (None, stride, tuple(k // 2 * dilation for k in kernel), dilation, groups)
+    found, wanted = conv2d(x, w, *how), F.conv2d(x, w, *how)
+    torch.testing.assert_close(found, wanted)
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), (x, w)) for y in (found, wanted)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_in_bfloat16_nothing_of_a_gradient_is_left_unwritten(autocast: bool):
+    x, w, dy = (draw(*shape).detach().bfloat16() for shape in ((5, 192, 1, 1), (96, 192, 3, 3), (5, 96, 1, 1)))
+    for _ in range(3):
+        memory = [torch.full((w.numel() * k,), float("nan"), dtype=torch.bfloat16) for k in (1, 2, 4)]
+        del memory  # what is allocated next may lie there
+        leaf = (w.float() if autocast else w).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = conv2d(x, leaf, None, 2, 1)
+        (gradient,) = torch.autograd.grad(y, leaf, dy)
+        assert gradient.isfinite().all()
+        assert gradient.count_nonzero((0, 1)).tolist() == [[0, 0, 0], [0, w[:, :, 0, 0].numel(), 0], [0, 0, 0]]
+
+
 @pytest.mark.parametrize(
     ("channels", "groups", "stride", "padding", "dilation"),
     [(4, 2, 2, 1, 1), (4, 1, (2, 1), (1, 0), 1), (4, 4, 1, 2, 2), (1, 1, 1, 1, 1)],
