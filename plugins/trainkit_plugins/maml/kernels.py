@@ -109,7 +109,7 @@ def conv2d(
         weight = weight[:, :, middle[0] : middle[0] + 1, middle[1] : middle[1] + 1]
         pairs = [[1, 1], [0, 0], [1, 1]]
     if torch.is_autocast_enabled(input.device.type):
-        return F.conv2d(input, weight, bias, *pairs, groups)
+        return F.conv2d(input, weight, bias, pairs[0], pairs[1], pairs[2], groups)
     result: Tensor = _Conv.apply(input, weight, bias, *pairs, groups)
     return result
 
