@@ -134,6 +134,19 @@ def test_gradients_are_those_of_ordinary_operations(batch, ghost, channels, spac
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("size", ["small", "middle", "large"])
+@pytest.mark.parametrize("lay", ["contiguous", "last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_activation_in_place_may_follow(size, lay, dtype):
+    results = []
+    for inplace in (True, False):
+        x = arranged(make(8, 4, 3, 3, dtype=dtype), lay).requires_grad_()
+        with taken_for(size):
+            y = torch.relu_(train(x, ghost_size=2).output) if inplace else torch.relu(train(x, ghost_size=2).output)
+        results.append((y, *torch.autograd.grad(y.sum(), x)))
+    assert all(map(torch.equal, *results))
+
+
 @pytest.mark.parametrize(
     ("ghost", "groups", "blocks"),
     [(2, 4, "strided"), (3, 4, "consecutive"), (1, 2, "strided"), (2, 2, "consecutive"), (4, 1, "strided")],

@@ -27,7 +27,7 @@ _CACHED = 2**21
 _LONG = 2**16
 # Up to so many numbers for each thread but the first, torch's kernel in NCHW is faster than plain sums, whose many
 # calls share little work among threads. Alone, it is so for vectors only.
-_SMALL = 2**20
+_SMALL = 2**19
 
 
 class _Saved(NamedTuple):
@@ -116,9 +116,14 @@ def _forward_by_torch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, blocks = settings.sizes[0], len(settings.sizes)
     gamma, beta = (None if t is None else t.repeat(blocks) for t in (weight, bias))
-    seen = x.view(n, blocks * x.shape[1], -1)
-    y, mean, inv = torch.native_batch_norm(seen, gamma, beta, None, None, True, 0.0, settings.eps)
-    return y.view(x.shape), mean.view(blocks, -1, 1), inv.view(blocks, -1, 1)
+    shape = (n, blocks * x.shape[1], -1)
+    y, mean, inv = torch.empty_like(x), x.new_empty(shape[1]), x.new_empty(shape[1])
+    # Written into y: a view would not let an activation in place follow.
+    seen, out = x.view(shape), y.view(shape)
+    _aten.native_batch_norm.out(
+        seen, gamma, beta, None, None, True, 0.0, settings.eps, out=out, save_mean=mean, save_invstd=inv
+    )
+    return y, mean.view(blocks, -1, 1), inv.view(blocks, -1, 1)
 
 
 def _parts(X: Tensor, first: int) -> list[tuple[slice, slice]]:
