@@ -9,6 +9,7 @@ in one process; the tables give medians, as ratios to the plain layer.
 
 import argparse
 import importlib.util
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -92,9 +93,12 @@ def race(steps: dict[str, Step], seconds: float) -> dict[str, tuple[float, float
         for step in steps.values():
             step()
     end = time.perf_counter() + seconds * len(steps)
+    order = list(steps)
     while time.perf_counter() < end or len(times["plain"]) < 9:
-        for name, step in steps.items():
-            times[name].append(step())
+        for name in order:
+            times[name].append(steps[name]())
+        # A side's arrays are in the cache or not, depending on the side before it.
+        random.shuffle(order)
     return {k: (statistics.median(a for a, _ in v), statistics.median(b for _, b in v)) for k, v in times.items()}
 
 
