@@ -71,6 +71,12 @@ def stretches(sizes: tuple[int, ...]) -> list[Stretch]:
     return found
 
 
+def are_channels(x: Tensor, settings: Settings) -> bool:
+    """Whether the blocks of x, [N, C, ...], are a view of it with more channels: equal, strided, of contiguous x."""
+    sizes, groups, _, consecutive = settings
+    return not consecutive and groups == x.shape[1] and sizes[0] == sizes[-1] and x.is_contiguous()
+
+
 def flat(x: Tensor) -> Tensor:
     """See [N, C, ...] as [N, C, S]."""
     return x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .blocks import Settings, Stretch, flat, normalise, over_groups, stretches
+from .blocks import Settings, Stretch, are_channels, flat, normalise, over_groups, stretches
 
 _aten = torch.ops.aten
 # Blocks are worked on in turn, so many at a time that a tensor's part stays in a core's cache.
@@ -50,7 +50,7 @@ class BlockNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, settings: Settings
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return (y, mean, var): the last two [B, C], each block's biased moments, without gradient."""
-        if _small(x, settings):
+        if _one_call(x, settings):
             y, mean, inv = _forward_by_torch(x, weight, bias, settings)
             var = inv.pow(-2).sub_(settings.eps).clamp_(min=0)
             return _keep(ctx, (x, weight, bias, mean, inv), settings, (y, mean, var))
@@ -104,11 +104,9 @@ def _keep(
     return y, mean, var
 
 
-def _small(x: Tensor, settings: Settings) -> bool:
-    sizes, groups, _, consecutive = settings
-    if consecutive or groups != x.shape[1] or sizes[0] != sizes[-1] or not x.is_contiguous():
-        return False
-    return x.dim() == 2 or x.numel() <= _SMALL * (torch.get_num_threads() - 1)
+def _one_call(x: Tensor, settings: Settings) -> bool:
+    few = x.dim() == 2 or x.numel() <= _SMALL * (torch.get_num_threads() - 1)
+    return few and are_channels(x, settings)
 
 
 def _forward_by_torch(

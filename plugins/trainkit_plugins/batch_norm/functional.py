@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .blocks import Settings, block_sizes, flat, normalise, pool
+from .blocks import Settings, are_channels, block_sizes, flat, normalise, pool
 from .cpu import BlockNorm
 
 Blocks = Literal["any", "strided", "consecutive"]
@@ -80,10 +80,10 @@ def normalise_blocks(
     gamma, beta = (None if t is None else t.to(wide) for t in (weight, bias))
     if _followed():
         y, mean, var = normalise(x.to(wide), gamma, beta, settings)
-    elif _blocks_are_channels(x, settings):
-        y, mean, var = _normalise_channels(x.to(wide), gamma, beta, settings)
     elif x.device.type == "cpu":
         y, mean, var = BlockNorm.apply(_dense(x.to(wide)), gamma, beta, settings)
+    elif are_channels(x, settings):
+        y, mean, var = _normalise_channels(x.to(wide), gamma, beta, settings)
     else:
         y, mean, var = normalise(x.to(wide), gamma, beta, settings)
     return Normalised(y.to(x.dtype), *pool(mean, var, sizes))
@@ -187,18 +187,6 @@ def _followed() -> bool:
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-    )
-
-
-def _blocks_are_channels(x: Tensor, settings: Settings) -> bool:
-    # Equal strided blocks of a contiguous tensor are a view with more channels: one call of torch's own batch norm.
-    sizes, groups, _, consecutive = settings
-    return (
-        not consecutive
-        and groups == x.shape[1]
-        and sizes[0] == sizes[-1]
-        and x.device.type != "cpu"
-        and x.is_contiguous()
     )
 
 
