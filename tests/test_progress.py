@@ -200,14 +200,14 @@ def test_throughput_counts_training_time_and_the_short_last_window() -> None:
     progress, hook, file, clock = show(terminal=False)
     train(hook, make_run(epochs=1, steps_per_epoch=11, last_window=14), clock)
     # The first step only starts the clock: 9 full windows and one of 14 in 1.25 seconds.
-    assert progress.images_per_second == pytest.approx((9 * 64 + 14) / 1.25)
+    assert progress.examples_per_second == pytest.approx((9 * 64 + 14) / 1.25)
     assert "  472 examples/s" in file.getvalue()
 
 
 def test_throughput_is_not_measured_over_too_short_a_time() -> None:
     progress, hook, _, clock = show(terminal=False)
     train(hook, make_run(), clock, step_seconds=0.01)
-    assert progress.images_per_second is None
+    assert progress.examples_per_second is None
 
 
 def test_epoch_without_validation_repeats_no_old_metrics() -> None:

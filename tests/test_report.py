@@ -66,8 +66,6 @@ def records(steps: int = 60, per_epoch: int = 20, *, validate: bool = True) -> l
     for step in range(1, steps + 1):
         epoch = (step - 1) // per_epoch
         values: dict[str, Any] = {"loss": 2.0 / step, "lr": 1e-3, "trick/size": 0.5 * step}
-        if step % 10 == 0:
-            values["images_per_second"] = 1800.0 + step
         made.append(Record(step, epoch, values))
         if validate and step % per_epoch == 0:
             accuracy = [0.75, 0.98333334, 0.9]
@@ -151,7 +149,6 @@ def test_headline_numbers(tmp_path: Path) -> None:
     assert "final calibration error\n0.0123\n" in text
     assert "steps\n60\nin 3 epochs\n" in text
     assert "wall time\n1 min 12 s\n" in text
-    assert "images per second\n1,840\nmedian\n" in text
     assert "parameters\n4.92 M\n" in text
 
 
@@ -163,9 +160,8 @@ def test_every_plot_of_core_is_there(tmp_path: Path) -> None:
         "Negative log likelihood",
         "Calibration error",
         "Learning rate",
-        "Throughput",
     }
-    assert page.tags.count("svg") == 6
+    assert page.tags.count("svg") == 5
     assert "best 0.9833 after epoch 2" in page.words
 
 
@@ -333,7 +329,7 @@ def test_a_single_step(tmp_path: Path) -> None:
 
 def test_no_validation_yet(tmp_path: Path) -> None:
     page = read(write_run(tmp_path, records(15), SUMMARY | {"final": {}, "best": None, "status": "interrupted"}))
-    assert titles(page) == {"Loss", "Learning rate", "Throughput"}
+    assert titles(page) == {"Loss", "Learning rate"}
     assert "interrupted" in page.words
     assert "best accuracy" not in page.text
 

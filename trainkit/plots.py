@@ -44,17 +44,8 @@ class Plot:
 def core_plots(history: History) -> list[Plot]:
     """Return the plots of everything that core logs; those with nothing to show are left out."""
     with style():
-        found = [loss_plot(history), *metric_plots(history)]
-        found += [
-            line_plot(history, "lr", "Learning rate", "The largest of all parameter groups, at every step."),
-            line_plot(
-                history,
-                "images_per_second",
-                "Throughput",
-                "Training images per second over all devices, validation not counted.",
-                unit="images per second",
-            ),
-        ]
+        lr = line_plot(history, "lr", "Learning rate", "The largest of all parameter groups, at every step.")
+        found = [loss_plot(history), *metric_plots(history), lr]
     return [plot for plot in found if plot is not None]
 
 
@@ -202,8 +193,8 @@ def _mark_best(axes: Any, best: float, finite: Sequence[tuple[float, int]]) -> N
     )
 
 
-def line_plot(history: History, name: str, title: str, caption: str, unit: str = "") -> Plot | None:
-    """Return the scalar `name` over steps, its axis labelled `unit` or as `title`; None if never logged."""
+def line_plot(history: History, name: str, title: str, caption: str) -> Plot | None:
+    """Return the scalar `name` over steps, its axis labelled as `title`; None if never logged."""
     import numpy as np
     from matplotlib.ticker import FuncFormatter
 
@@ -215,7 +206,7 @@ def line_plot(history: History, name: str, title: str, caption: str, unit: str =
     restless = np.abs(np.diff(finite)).sum() > 20 * np.ptp(finite)
     width = 0.7 if restless else 1.4
     axes.plot(*thin(steps, values), marker=_marker(steps), color="C0", linewidth=width)
-    axes.set_ylabel(unit or title.lower())
+    axes.set_ylabel(title.lower())
     if finite.min() >= 0 and finite.max() > 0:
         axes.set_ylim(0, 1.1 * finite.max())
     _step_axis(axes)

@@ -50,8 +50,8 @@ class Progress:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.console = console or Console()
-        self.images_per_second: float | None = None
-        """Training images per second over all ranks, between two flushes of the log; None at first."""
+        self.examples_per_second: float | None = None
+        """Training examples per second over all ranks, between two flushes of the log; None at first."""
         self._every = every
         self._now = now
         self._live: Live | None = None
@@ -150,15 +150,15 @@ class Progress:
         if steps <= 0 or seconds < shortest:
             return
         train = run.data.train
-        images = steps * train.examples_per_step
+        examples = steps * train.examples_per_step
         if run.step == (run.epoch + 1) * train.steps_per_epoch:
             # The last window of an epoch may be short.
-            images += train.window(run.epoch, train.steps_per_epoch - 1).examples - train.examples_per_step
+            examples += train.window(run.epoch, train.steps_per_epoch - 1).examples - train.examples_per_step
         self._mark = (now, run.step)
         self._epoch.seconds += seconds
-        self._epoch.images += images
+        self._epoch.examples += examples
         if seconds >= SHORTEST:
-            self.images_per_second = images / seconds
+            self.examples_per_second = examples / seconds
 
     def _draw(self, run: Run, activity: str = "") -> None:
         """Draw a frame, and settle when to draw the next."""
@@ -187,8 +187,8 @@ class Progress:
         parts = [_epoch(run), _step(run)]
         if self._loss is not None:
             parts.append(f"loss {number(self._loss)}")
-        if self.images_per_second is not None:
-            parts.append(f"{rate(self.images_per_second)} examples/s")
+        if self.examples_per_second is not None:
+            parts.append(f"{rate(self.examples_per_second)} examples/s")
         left = self._seconds_left(run)
         if left is not None:
             parts.append(f"{clock(left)} left")
@@ -202,7 +202,7 @@ class Progress:
         if epoch.evaluated:
             parts += [f"{label(name)} {number(value)}" for name, value in self._metrics.items()]
         if epoch.seconds > 0:
-            parts.append(f"{rate(epoch.images / epoch.seconds)} examples/s")
+            parts.append(f"{rate(epoch.examples / epoch.seconds)} examples/s")
         return "  ".join([*parts, duration(self._now() - epoch.began)])
 
     def _frame(self, run: Run, activity: str) -> RenderableType:
@@ -224,8 +224,8 @@ class Progress:
         watched = run.recipe.checkpoint.metric
         if watched in self._metrics:
             facts.append((label(watched), number(self._metrics[watched])))
-        if self.images_per_second is not None:
-            facts.append(("examples/s", rate(self.images_per_second)))
+        if self.examples_per_second is not None:
+            facts.append(("examples/s", rate(self.examples_per_second)))
         left = self._seconds_left(run)
         if left is not None:
             facts.append(("left", clock(left)))
@@ -238,13 +238,13 @@ class Progress:
 
 @dataclass
 class _Epoch:
-    """What is known of the epoch under way; `seconds` and `images` are of training alone."""
+    """What is known of the epoch under way; `seconds` and `examples` are of training alone."""
 
     began: float
     loss_sum: float = 0.0
     loss_count: int = 0
     seconds: float = 0.0
-    images: int = 0
+    examples: int = 0
     evaluated: bool = False
 
 

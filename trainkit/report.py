@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainkit.errors import UserError
-from trainkit.formats import compact, duration, file_size, label, number, rate
+from trainkit.formats import compact, duration, file_size, label, number
 from trainkit.log import History
 
 if TYPE_CHECKING:
@@ -180,9 +180,6 @@ def _tiles(summary: Mapping[str, Any], environment: Mapping[str, Any], history: 
         tiles.append(("steps", number(steps), remark))
     if _is_number(summary.get("seconds")):
         tiles.append(("wall time", duration(summary["seconds"]), ""))
-    _, speeds = history.series("images_per_second")
-    if speeds:
-        tiles.append(("images per second", rate(sorted(speeds)[len(speeds) // 2]), "median"))
     parameters = summary.get("parameters", environment.get("parameters"))
     if parameters is not None and _is_number(parameters):
         tiles.append(("parameters", compact(parameters), ""))
