@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoint import Params, step_again
+from .head import Head, initial_head
 from .isolation import META, Adapt, NormStatistics, adapted_names, is_isolated, isolate, swapped
 from .operations import TaskOperations
 from .plan import Examples, TaskPlan
@@ -45,6 +46,9 @@ class InnerLoop:
             at theta_K; each query image is classified by itself. `running`: the model's running averages, which
             stay as they are. `per_step`: as `batch`, with norm parameters for every step (`TaskPlan.step_params`).
         checkpoint: compute each step again in the backward pass instead of keeping its graph (second order only).
+        head: what the classifier starts from in every task, whatever the plan's parameters say of it: `zero`, or
+            `prototypes` of the support set (`trainkit_plugins.maml.head`). `learned` leaves the plan's.
+        prototype_scale: what squared distances to prototypes are multiplied by.
     """
 
     steps: int
@@ -54,6 +58,8 @@ class InnerLoop:
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     norm_statistics: NormStatistics = "batch"
     checkpoint: bool = False
+    head: Head = "learned"
+    prototype_scale: float = 1.0
 
 
 def plan_for(model: nn.Module, inner_lr: float, which: Adapt = "all") -> TaskPlan:
@@ -117,13 +123,7 @@ def trajectory(
         differentiable: keep the graph from theta to theta_K. Without it every step starts from detached tensors.
     """
     model = own_copy(model, loop)
-    params = dict(plan.params)
-    if not differentiable:
-        params = {name: p.detach() for name, p in params.items()}
-    for name in plan.adapt:
-        if not params[name].requires_grad:
-            params[name] = params[name].detach().requires_grad_()
-    params |= at_step(plan.step_params, 0)
+    params = start(model, plan, support, loop, differentiable=differentiable)
     yield params
     for k in range(loop.steps):
         params |= at_step(plan.step_params, k)
@@ -136,6 +136,21 @@ def trajectory(
         else:
             params = step(model, params, plan, support, k, loop, loss, differentiable=differentiable)
         yield params
+
+
+def start(model: nn.Module, plan: TaskPlan, support: Examples, loop: InnerLoop, *, differentiable: bool) -> Params:
+    """Return theta_0."""
+    params = {name: p if differentiable else p.detach() for name, p in plan.params.items()}
+    params |= at_step(plan.step_params, 0)
+    with torch.set_grad_enabled(differentiable), loop.autocast():
+        params |= initial_head(model, params, support, loop.head, loop.prototype_scale)
+    for name in plan.adapt:
+        if not params[name].requires_grad:
+            params[name] = params[name].detach().requires_grad_()
+        elif loop.head == "prototypes":
+            # A name of its own for the inner gradient, which takes the prototypes as given.
+            params[name] = params[name].view_as(params[name])
+    return params
 
 
 def at_step(mappings: Sequence[Mapping[str, Tensor]], k: int) -> Mapping[str, Tensor]:

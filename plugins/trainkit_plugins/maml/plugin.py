@@ -16,6 +16,7 @@ from trainkit import Batch, Run, UserError, hookimpl
 from .accuracy import episode_accuracies
 from .conv4 import Conv4
 from .episodic.plugin import Episodes, Episodic
+from .head import Head, linear_head
 from .hookspecs import MamlHooks
 from .inner import InnerLoop, support_loss
 from .isolation import META, Adapt, NormStatistics, adapted_names, backbone_names, head_names
@@ -66,8 +67,13 @@ class Maml(Episodic):
         "second", description="second: differentiate through the inner gradients; first: take them as constants"
     )
     adapt: Adapt = Field("all", description="what the inner loop moves: all, head or body; norms never")
-    head: Literal["learned", "zero"] = Field(
-        "learned", description="zero: every task starts from a classifier of zeros, which treats all classes alike"
+    head: Head = Field(
+        "learned",
+        description="what the classifier of a task starts from: what is meta-learned, zero (which treats all classes "
+        "alike), or prototypes (the mean features of the support set's classes: Proto-MAML)",
+    )
+    prototype_scale: float = Field(
+        1.0, gt=0, description="what squared distances to prototypes are multiplied by to make logits"
     )
     norm_statistics: NormStatistics = Field(
         "batch",
@@ -101,6 +107,8 @@ class Maml(Episodic):
             raise ValueError("multi_step_epochs does nothing with fewer than 2 steps; drop it")
         if self.head == "zero" and (self.adapt == "body" or self.steps == 0):
             raise ValueError("head: zero never learns a classifier with adapt: body or without steps; change one")
+        if self.head == "learned" and self.train_ways not in (None, self.ways):
+            raise ValueError("train_ways: a learned classifier has as many classes as ways; set head to another")
         return self
 
     def adapted(self, model: nn.Module) -> tuple[str, ...]:
@@ -122,7 +130,9 @@ class Maml(Episodic):
         try:
             if not adapted_names(model, self.adapt):
                 self.refuse(run, "the model has no such parameters", "adapt")
-            if self.head == "zero":
+            if self.head == "prototypes":
+                linear_head(model)
+            if self.head != "learned":  # every task makes its own
                 for name in head_names(model):
                     nn.init.zeros_(model.get_parameter(name)).requires_grad_(False)
             if self.norm_statistics == "per_step":
@@ -177,7 +187,7 @@ class Maml(Episodic):
             )
         except (RuntimeError, ValueError) as error:
             raise self._explained(error, run) from error
-        size = self.ways * self.queries
+        size = (self.train_ways or self.ways) * self.queries
         targets = torch.cat([episode.query.targets for episode in batch])
         accuracy = episode_accuracies(torch.cat(found.logits), targets, size).mean()
         run.log.record("maml/query_accuracy", accuracy)
@@ -227,6 +237,8 @@ class Maml(Episodic):
             run.device.autocast,
             self.norm_statistics,
             self.checkpoint_steps,
+            self.head,
+            self.prototype_scale,
         )
 
     def _workers_of(self, run: Run) -> Workers:

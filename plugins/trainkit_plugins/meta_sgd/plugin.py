@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from trainkit import History, Plugin, Run, Section, figure, hookimpl
+from trainkit import History, Plugin, Run, Section, UserError, figure, hookimpl
 
 from .step_sizes import Per, StepSizes
 
@@ -44,6 +44,13 @@ class MetaSgd(Plugin):
         """Put the step sizes into the model, so that they are optimised, saved and moved with it."""
         model = yield
         maml = cast(Any, run.plugins["maml"])
+        if self.per == "element" and maml.train_ways not in (None, maml.ways) and maml.adapt != "body":
+            mark = run.recipe.source.nearest("plugins", self.name, "per")
+            raise UserError(
+                f"{mark}: plugins.{self.name}.per: the classifier of a training task has {maml.train_ways} classes and "
+                f"that of a test task {maml.ways}, so its elements cannot have step sizes; set per to tensor or layer, "
+                "or drop train_ways of maml"
+            )
         params = {name: model.get_parameter(name) for name in maml.adapted(model)}
         steps = maml.steps if self.each_step else 0
         meta = getattr(model, "meta", None) or nn.ModuleDict()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -42,6 +43,9 @@ class Episodic(Plugin):
     """A plugin whose data are few-shot tasks; a subclass says how classes are predicted after adapting to one."""
 
     ways: int = Field(5, ge=2, description="classes of a task")
+    train_ways: int | None = Field(
+        None, ge=2, description="classes of a training task, if not as many: more of them make it harder"
+    )
     shots: int = Field(1, ge=1, description="support images of each class; not used with max_shot")
     max_shot: int | None = Field(
         None,
@@ -76,15 +80,17 @@ class Episodic(Plugin):
             tests[f"test_{name}"] = target_pool(recipe, section, "plugins", self.name, "also_test", name)
         shots = None if self.max_shot else self.shots
         sampler = EpisodeSampler(self.ways, self.queries, shots=shots, max_shot=self.max_shot)
+        wide = replace(sampler, ways=self.train_ways or self.ways)
         for split, pool in {"training": train, "validation": val, **tests}.items():
             try:
-                sampler.check(pool)
+                (wide if pool is train else sampler).check(pool)
             except ValueError as error:
-                self.refuse(run, f"{split} classes: {error}", "ways")
+                option = "train_ways" if pool is train and self.train_ways else "ways"
+                self.refuse(run, f"{split} classes: {error}", option)
         share: dict[str, Any] = {"rank": device.rank, "world": device.world, "noun": "tasks"}
         try:
             stream = DrawnStream(
-                partial(_draw, sampler, train, recipe.seed),
+                partial(_draw, wide, train, recipe.seed),
                 steps_per_epoch=self.steps_per_epoch,
                 items_per_step=self.tasks,
                 accumulate=recipe.train.accumulate,
@@ -100,8 +106,9 @@ class Episodic(Plugin):
         except ValueError as error:
             self.refuse(run, str(error), "tasks")
         self._tests = {name: fixed[name] for name in tests}
+        wider = "" if wide == sampler else f" ({wide.ways}-way in training)"
         summary = (
-            f"{recipe.data.name}: {self.ways}-way tasks of {shots or f'1 to {self.max_shot}'} shot(s) and "
+            f"{recipe.data.name}: {self.ways}-way tasks{wider} of {shots or f'1 to {self.max_shot}'} shot(s) and "
             f"{self.queries} queries, from {len(train):,} training and {len(val):,} validation classes"
         )
         return Data(stream, fixed["val"], self.ways, train.shape, summary)
