@@ -1,6 +1,6 @@
 """How a task's classifier starts: as meta-learned, at zero, or as the prototypes of the task's own support set.
 
-Prototypes (Triantafillou et al. 2020, "Meta-Dataset", section 3.3, after Snell et al. 2017). With c_k the mean feature
+Prototypes (Proto-MAML: Triantafillou et al. 2020, "Meta-Dataset", after Snell et al. 2017). With c_k the mean feature
 of class k and f a query's, squared distances are a linear classifier, up to what all classes share:
 
     -|f - c_k|^2 = 2 c_k . f - |c_k|^2 - |f|^2        so  w_k = 2 s c_k,  b_k = -s |c_k|^2
