@@ -1,6 +1,6 @@
 """Time one meta-step of second-order MAML on the few-shot papers' network against other libraries and the plain loop.
 
-    pip install higher torchopt                # those that are not there are left out
+    pip install higher torchopt                # those that are not there are left out, learn2learn too (below)
     python benchmarks/maml.py                  # CPU, two threads
     python benchmarks/maml.py --memory         # how much each contender needs, one process each
 
@@ -11,8 +11,15 @@ function, and is given to the plain loop too, so that one sees which part of the
 turns, one meta-step each per round; the table has medians and the median ratio to the plain loop of the same round.
 Memory is by how much the resident memory of a process that runs nothing else grew at its peak.
 
-learn2learn 0.2.0 is not here: it does not build on Python 3.11 (its C files were generated for 3.10 and before). Its
-MAML is the plain loop: autograd.grad with create_graph, one task after the other, one backward pass.
+learn2learn 0.2.0 does not install on Python 3.11, for which its C files must be generated anew:
+
+    pip install "cython<3" "setuptools<60" wheel requests gym tqdm
+    pip download --no-deps --no-binary :all: --no-build-isolation learn2learn && tar xf learn2learn-0.2.0.tar.gz
+    (cd learn2learn-0.2.0 && cython -3 learn2learn/data/*.pyx)
+    pip install --no-deps --no-build-isolation ./learn2learn-0.2.0
+
+Its `MAML` adapts either all parameters or those alone that are not meta-learned, so the loop here, which leaves norms
+as they are in the inner loop, is made of the functions that `MAML` is made of.
 """
 
 import argparse
@@ -183,6 +190,30 @@ def torchopt_loop(model: nn.Module, tasks: list[Episode]) -> Step:
     return run
 
 
+def learn2learn_loop(model: nn.Module, tasks: list[Episode]) -> Step:
+    """Return learn2learn's clone and update, which are its `MAML`."""
+    import learn2learn
+
+    def run() -> Tensor:
+        model.zero_grad()
+        total = torch.zeros(())
+        for support, query in tasks:
+            learner = learn2learn.clone_module(model)
+            for _ in range(STEPS):
+                named = dict(learner.named_parameters())
+                moved = [name for name in named if "norm" not in name]
+                loss = F.cross_entropy(learner(support.inputs), support.targets)
+                found = torch.autograd.grad(loss, [named[name] for name in moved], create_graph=True)
+                grads = dict(zip(moved, found, strict=True))
+                learn2learn.algorithms.maml.maml_update(learner, LR, [grads.get(name) for name in named])
+            loss = F.cross_entropy(learner(query.inputs), query.targets) / TASKS
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    return run
+
+
 def ours(model: nn.Module, tasks: list[Episode], workers: int, second_order: bool = True) -> Step:
     """Return this room's tasks on threads."""
     threads = Workers(model, count=workers)
@@ -227,6 +258,8 @@ def contenders(
         loops["higher"] = (lambda: Plain(channels), higher_loop)
     if find_spec("torchopt"):
         loops["TorchOpt"] = (lambda: Plain(channels), torchopt_loop)
+    if find_spec("learn2learn"):
+        loops["learn2learn"] = (lambda: Plain(channels), learn2learn_loop)
     table = {}
     for name, (make, loop) in loops.items():
         model = make().to(dtype)
