@@ -288,7 +288,7 @@ class Maml(Episodic):
         workers = self._workers_of(run)
         return [
             f"{self.order}-order, {self.steps} steps of {self.inner_lr:g} on the mean loss ({test_steps} in validation "
-            f"and test); adapts {moved:,} of {total:,} values ({self.adapt}, norms never)",
+            f"and test); adapts {moved:,} of {total:,} values ({self.adapt}, norms never); classifier: {self.head}",
             f"batch norms use {self.norm_statistics} statistics; dropout and stochastic depth are off inside tasks",
             f"{min(workers.count, self.tasks)} of {self.tasks} tasks at a time",
         ]
