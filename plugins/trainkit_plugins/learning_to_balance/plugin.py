@@ -139,7 +139,7 @@ class LearningToBalance(Plugin):
     def plan_task(self, support: Batch, query_size: int, phase: str, draw: int, run: Run) -> Generator[None, Any, Any]:
         """Replace what the latents change in the plan, and add their divergence to the task's loss."""
         plan = yield
-        ways = int(support.targets.max()) + 1  # a training task may have more than `run.data.num_classes`
+        ways: int = cast(Any, run.plugins["maml"]).ways_of(phase)
         if self.omega == "inverse":
             plan = dataclasses.replace(plan, class_weights=inverse_frequency(support.targets, ways))
         if not self._infers:

@@ -1,7 +1,8 @@
 """Model-agnostic meta-learning: the inner loop as functions, the few-shot papers' network, and the plan of a task."""
 
 from .conv4 import Conv4
-from .inner import InnerLoop, adapt, plan_for, predict, support_loss, trajectory
+from .forward import predict
+from .inner import InnerLoop, adapt, plan_for, support_loss, trajectory
 from .isolation import adapted_names, head_names, isolate, norm_names, refresh
 from .outer import TaskResult, predict_task, query_logits, step_weights, task_loss
 from .plan import TaskPlan

@@ -16,8 +16,8 @@ from typing import Any, Literal, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .isolation import head_names, swapped
-from .operations import TaskOperations
+from .forward import full, predict
+from .isolation import head_names
 from .plan import Examples
 
 Head = Literal["learned", "zero", "prototypes"]
@@ -53,7 +53,7 @@ def initial_head(
     """
     if head == "learned":
         return {}
-    ways = int(support.targets.max()) + 1
+    ways = int(support.targets.max()) + 1  # waits for the device, once a task
     if head == "zero":
         return {name: params[name].new_zeros((ways, *params[name].shape[1:])) for name in sorted(head_names(model))}
     name, classifier = linear_head(model)
@@ -72,11 +72,10 @@ def features(model: nn.Module, classifier: nn.Linear, params: Mapping[str, Tenso
 
     handle = classifier.register_forward_pre_hook(keep)
     try:
-        with swapped(model, params), TaskOperations():
-            model(inputs)
+        predict(model, params, inputs)
     finally:
         handle.remove()
-    return found[0].float() if found[0].element_size() < 4 else found[0]
+    return full(found[0])
 
 
 def class_means(features: Tensor, targets: Tensor, ways: int) -> Tensor:

@@ -15,16 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoint import Params, step_again
+from .forward import full, predict
 from .head import Head, initial_head
-from .isolation import META, Adapt, NormStatistics, adapted_names, is_isolated, isolate, swapped
-from .operations import TaskOperations
+from .isolation import META, Adapt, NormStatistics, adapted_names, is_isolated, isolate
 from .plan import Examples, TaskPlan
 
 Loss = Callable[[nn.Module, Mapping[str, Tensor], TaskPlan, Examples], Tensor]
@@ -76,18 +75,6 @@ def plan_for(model: nn.Module, inner_lr: float, which: Adapt = "all") -> TaskPla
     return TaskPlan(params, names, dict.fromkeys(names, alpha))
 
 
-def predict(model: nn.Module, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """Return the model's output for `inputs` [N, …] at `params`, which are swapped in for this call only.
-
-    Args:
-        model: a copy from `isolate`: its batch norms may write into its buffers.
-        params: by the model's names; those it leaves out are the model's own.
-        inputs: of the forward pass.
-    """
-    with swapped(model, params), TaskOperations():
-        return cast(Tensor, model(inputs))
-
-
 def support_loss(model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Examples) -> Tensor:
     """Return the mean cross entropy of a support set, or with class weights w: ways/N * sum_i w[y_i] * CE_i."""
     logits = full(predict(model, params, support.inputs))
@@ -96,11 +83,6 @@ def support_loss(model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan,
         # Uniform weights become ones, and the sum is taken as without weights: they change no bit.
         losses = (len(plan.class_weights) * plan.class_weights)[support.targets] * losses
     return losses.mean()
-
-
-def full(logits: Tensor) -> Tensor:
-    """Return logits in float32 at least."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def trajectory(
@@ -123,7 +105,7 @@ def trajectory(
         differentiable: keep the graph from theta to theta_K. Without it every step starts from detached tensors.
     """
     model = own_copy(model, loop)
-    params = start(model, plan, support, loop, differentiable=differentiable)
+    params = initial_params(model, plan, support, loop, differentiable=differentiable)
     yield params
     for k in range(loop.steps):
         params |= at_step(plan.step_params, k)
@@ -138,7 +120,9 @@ def trajectory(
         yield params
 
 
-def start(model: nn.Module, plan: TaskPlan, support: Examples, loop: InnerLoop, *, differentiable: bool) -> Params:
+def initial_params(
+    model: nn.Module, plan: TaskPlan, support: Examples, loop: InnerLoop, *, differentiable: bool
+) -> Params:
     """Return theta_0."""
     params = {name: p if differentiable else p.detach() for name, p in plan.params.items()}
     params |= at_step(plan.step_params, 0)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .inner import InnerLoop, Loss, full, own_copy, predict, support_loss, trajectory
+from .forward import full, predict
+from .inner import InnerLoop, Loss, own_copy, support_loss, trajectory
 from .operations import RecordStatistics, ReplayStatistics
 from .plan import Examples, TaskPlan
 

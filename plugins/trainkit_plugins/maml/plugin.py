@@ -73,7 +73,7 @@ class Maml(Episodic):
         "alike), or prototypes (the mean features of the support set's classes: Proto-MAML)",
     )
     prototype_scale: float = Field(
-        1.0, gt=0, description="what squared distances to prototypes are multiplied by to make logits"
+        1.0, gt=0, description="with head: prototypes, what squared distances are multiplied by to make logits"
     )
     norm_statistics: NormStatistics = Field(
         "batch",
@@ -107,7 +107,7 @@ class Maml(Episodic):
             raise ValueError("multi_step_epochs does nothing with fewer than 2 steps; drop it")
         if self.head == "zero" and (self.adapt == "body" or self.steps == 0):
             raise ValueError("head: zero never learns a classifier with adapt: body or without steps; change one")
-        if self.head == "learned" and self.train_ways not in (None, self.ways):
+        if self.head == "learned" and self.ways_of("train") != self.ways:
             raise ValueError("train_ways: a learned classifier has as many classes as ways; set head to another")
         return self
 
@@ -187,7 +187,7 @@ class Maml(Episodic):
             )
         except (RuntimeError, ValueError) as error:
             raise self._explained(error, run) from error
-        size = (self.train_ways or self.ways) * self.queries
+        size = self.ways_of("train") * self.queries
         targets = torch.cat([episode.query.targets for episode in batch])
         accuracy = episode_accuracies(torch.cat(found.logits), targets, size).mean()
         run.log.record("maml/query_accuracy", accuracy)

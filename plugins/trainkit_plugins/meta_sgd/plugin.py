@@ -44,7 +44,7 @@ class MetaSgd(Plugin):
         """Put the step sizes into the model, so that they are optimised, saved and moved with it."""
         model = yield
         maml = cast(Any, run.plugins["maml"])
-        if self.per == "element" and maml.train_ways not in (None, maml.ways) and maml.adapt != "body":
+        if self.per == "element" and maml.ways_of("train") != maml.ways and maml.adapt != "body":
             mark = run.recipe.source.nearest("plugins", self.name, "per")
             raise UserError(
                 f"{mark}: plugins.{self.name}.per: the classifier of a training task has {maml.train_ways} classes and "

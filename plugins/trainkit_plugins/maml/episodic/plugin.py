@@ -64,6 +64,10 @@ class Episodic(Plugin):
 
     _tests: dict[str, DrawnEval[Episode[Batch]]] = PrivateAttr(default_factory=dict)
 
+    def ways_of(self, phase: Phase) -> int:
+        """Return how many classes a task has."""
+        return self.train_ways if phase == "train" and self.train_ways else self.ways
+
     @abstractmethod
     def predict_tasks(
         self, model: nn.Module, episodes: Episodes, phase: Phase, run: Run, *, every_step: bool = False
@@ -80,7 +84,7 @@ class Episodic(Plugin):
             tests[f"test_{name}"] = target_pool(recipe, section, "plugins", self.name, "also_test", name)
         shots = None if self.max_shot else self.shots
         sampler = EpisodeSampler(self.ways, self.queries, shots=shots, max_shot=self.max_shot)
-        wide = replace(sampler, ways=self.train_ways or self.ways)
+        wide = replace(sampler, ways=self.ways_of("train"))
         for split, pool in {"training": train, "validation": val, **tests}.items():
             try:
                 (wide if pool is train else sampler).check(pool)
