@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from trainkit.data.types import Data
     from trainkit.errors import UserError
     from trainkit.figures import figure, style
+    from trainkit.folders import FolderName, own_folder
     from trainkit.hooks import Hooks, hookimpl, moment, value
     from trainkit.log import History, Record
     from trainkit.plugin import Plugin
     from trainkit.report import Section
     from trainkit.run import Batch, Predictions, Run
     from trainkit.session import open_run
+    from trainkit.terminal import Terminal
 
 __version__ = "0.1.0"
 
@@ -24,6 +26,7 @@ __all__ = [
     "Data",
     "DrawnEval",
     "DrawnStream",
+    "FolderName",
     "History",
     "Hooks",
     "Plugin",
@@ -31,12 +34,14 @@ __all__ = [
     "Record",
     "Run",
     "Section",
+    "Terminal",
     "UserError",
     "class_pool",
     "figure",
     "hookimpl",
     "moment",
     "open_run",
+    "own_folder",
     "style",
     "target_pool",
     "value",
@@ -48,12 +53,14 @@ _HOMES = {
     "data.types": ("Data",),
     "errors": ("UserError",),
     "figures": ("figure", "style"),
+    "folders": ("FolderName", "own_folder"),
     "hooks": ("Hooks", "hookimpl", "moment", "value"),
     "log": ("History", "Record"),
     "plugin": ("Plugin",),
     "report": ("Section",),
     "run": ("Batch", "Predictions", "Run"),
     "session": ("open_run",),
+    "terminal": ("Terminal",),
 }
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from trainkit.errors import UserError
+from trainkit.paths import is_file
 from trainkit.run import Run
 from trainkit.seeds import rng_state, set_rng_state
 
@@ -131,7 +132,7 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is not there, not whole, or not one of ours.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{path}: there is no checkpoint here; start the run anew, or name another folder")
     try:
         with zipfile.ZipFile(path) as archive:

@@ -8,14 +8,17 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from importlib.metadata import entry_points
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from trainkit.errors import Interrupted, TrainingError, UserError
+from trainkit.errors import Interrupted, RecipeError, TrainingError, UserError, one_line
+from trainkit.paths import is_file
+from trainkit.terminal import Terminal
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -27,8 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Terminal()
+err = Terminal(stderr=True)
 F = TypeVar("F", bound=Callable[..., Any])
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="a YAML file, or the name of a bundled recipe")]
@@ -45,10 +48,12 @@ def _command(function: F, name: str | None = None) -> F:
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
+        except RecipeError as error:
+            _end(str(error), BAD_INPUT)  # a line for each mistake
         except UserError as error:
-            _end(str(error), BAD_INPUT)
+            _end(one_line(str(error)), BAD_INPUT)
         except TrainingError as error:
-            _end(str(error), FAILED)
+            _end(one_line(str(error)), FAILED)
         except Interrupted as stopped:
             # Only the rank that writes knows the folder; the others leave the word to it.
             words = f"interrupted, and saved; go on with: trainkit train --resume {stopped.folder}"
@@ -68,12 +73,8 @@ def _command(function: F, name: str | None = None) -> F:
 
 def _end(message: str, code: int) -> NoReturn:
     for line in message.splitlines():
-        err.print(f"[bold red]error[/]: {_plain(line)}" if code != INTERRUPTED else _plain(line))
+        err.print(line if code == INTERRUPTED else Text.assemble(("error", "bold red"), ": ", line))
     raise typer.Exit(code)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 @_command
@@ -104,7 +105,7 @@ def train(
         progress.close()
     if main:
         out.print(summary_table(json.loads((folder / "summary.json").read_text())))
-        out.print(f"{_plain(str(folder))}/report.html")
+        out.print(f"{folder}/report.html")
 
 
 @_command
@@ -166,18 +167,18 @@ def plugins(
         return
     import inspect
 
-    out.print(_plain(f"{name}\n\n{inspect.getdoc(cls)}\n"))
+    out.print(f"{name}\n\n{inspect.getdoc(cls)}\n")
     table = Table("option", "type", "default", "meaning")
     for option, field in cls.model_fields.items():
         default = "required" if field.is_required() else json.dumps(field.get_default(), default=str)
         kind = inspect.formatannotation(field.annotation).replace("typing.", "")
-        table.add_row(option, _plain(kind), _plain(default), _plain(field.description or ""))
+        table.add_row(option, kind, default, field.description or "")
     out.print(table)
     for label, value in (("before", cls.before), ("after", cls.after), ("requires", cls.requires)):
         if value:
             out.print(f"{label}: {', '.join(value)}")
     for other, reason in cls.conflicts.items():
-        out.print(_plain(f"conflicts with {other}: {reason}"))
+        out.print(f"conflicts with {other}: {reason}")
 
 
 recipes_app = typer.Typer(help="List the recipes that come with trainkit, or copy one.", rich_markup_mode=None)
@@ -192,7 +193,7 @@ def recipes(context: typer.Context) -> None:
 
         table = Table("recipe", "claim")
         for name in shelf.names():
-            table.add_row(name, _plain(shelf.first_lines(name)))
+            table.add_row(name, shelf.first_lines(name))
         out.print(table)
 
 
@@ -205,9 +206,9 @@ def recipes_copy(
     from trainkit import shelf
 
     try:
-        out.print(_plain(str(shelf.copy(name, folder))))
+        out.print(str(shelf.copy(name, folder)))
     except UserError as error:
-        _end(str(error), BAD_INPUT)
+        _end(one_line(str(error)), BAD_INPUT)
 
 
 @_command
@@ -225,9 +226,9 @@ def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="the 
     from trainkit.report import write_report
 
     recipe = run_dir / "recipe.yaml"
-    if not recipe.is_file():
+    if not is_file(recipe):
         raise UserError(f"{run_dir}: is no run folder (there is no recipe.yaml in it)")
-    out.print(_plain(str(write_report(run_dir, [entry.plugin for entry in read_entries(recipe)]))))
+    out.print(str(write_report(run_dir, [entry.plugin for entry in read_entries(recipe)])))
 
 
 @_command
@@ -259,6 +260,9 @@ def verify_resume(
 
 def main() -> None:
     """Run the command line, with the commands that installed plugins bring."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows no `…` is no reason to fail
     # A plugin's command is a function as Typer takes them, imported only when it is the one asked for.
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
     further = {point.name: point for point in entry_points(group="trainkit.commands")}

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from trainkit.errors import UserError, suggest
+from trainkit.paths import is_file, whole
 
 if TYPE_CHECKING:
     from trainkit.plugin import Plugin
@@ -97,7 +98,7 @@ def load_class(key: str, folder: Path) -> tuple[str, type[Plugin]]:
         path, _, class_name = key.rpartition(":")
         if not path or not class_name:
             raise UserError(f"name the class too: `{key.rstrip(':')}:MyPlugin`")
-        found = getattr(_import_file((folder / path).resolve()), class_name, None)
+        found = getattr(_import_file(whole(folder / path)), class_name, None)
         if found is None:
             raise UserError(f"there is no class {class_name!r} in {path}")
         name = class_name
@@ -108,7 +109,7 @@ def load_class(key: str, folder: Path) -> tuple[str, type[Plugin]]:
             raise UserError(f"no plugin of this name is installed{known} (`trainkit plugins` lists them)")
         try:
             found = points[key].load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"cannot be imported: {_short(error)}") from error
         name = key
     from trainkit.plugin import Plugin  # here, because listing plugins must not wait for pydantic
@@ -119,7 +120,7 @@ def load_class(key: str, folder: Path) -> tuple[str, type[Plugin]]:
 
 
 def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"there is no file {path}")
     # The name carries the path: two files of the same name in different folders are two modules.
     name = f"trainkit_local_{abs(hash(str(path)))}_{path.stem}"
@@ -132,13 +133,13 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(f"{path} cannot be imported: {_short(error)}") from error
     return module
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     """One line with the place in the plugin's own code that raised."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"SyntaxError: {error.msg} ({error.filename}:{error.lineno})"

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_MANY = 50  # mistakes of one recipe that are shown
+
+
+def printable(text: str) -> str:
+    """Return `text` with every character that would command the terminal, or stand there unseen, written out.
+
+    Left as they are: tabs and line breaks. A file of a stranger can so neither colour nor erase what is read.
+    """
+    return _UNSEEN.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def one_line(text: str, most: int = 1500) -> str:
+    """Return `text` as a printable line; of a very long one the middle is left out."""
+    line = printable(" ".join(part.strip() for part in text.replace("\t", " ").splitlines()))
+    return line if len(line) <= most else f"{line[: most * 2 // 3]} … {line[-most // 4 :]}"
 
 
 @dataclass(frozen=True)
@@ -15,7 +33,8 @@ class Mark:
     line: int = 0
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}" if self.line else self.file
+        file = one_line(self.file, 300)
+        return f"{file}:{self.line}" if self.line else file
 
 
 @dataclass(frozen=True)
@@ -27,7 +46,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.mark}: {self.key}: {self.message}" if self.key else f"{self.mark}: {self.message}"
+        message = one_line(self.message)
+        return f"{self.mark}: {one_line(self.key, 200)}: {message}" if self.key else f"{self.mark}: {message}"
 
 
 class UserError(Exception):
@@ -41,7 +61,10 @@ class RecipeError(UserError):
         self.problems = tuple(
             sorted(dict.fromkeys(problems), key=lambda p: (p.mark.line == 0, p.mark.file, p.mark.line))
         )
-        super().__init__("\n".join(map(str, self.problems)))
+        lines = list(map(str, self.problems[:_MANY]))
+        if len(self.problems) > _MANY:
+            lines.append(f"and {len(self.problems) - _MANY:,} more mistakes")
+        super().__init__("\n".join(lines))
 
 
 class TrainingError(Exception):
@@ -64,5 +87,7 @@ def suggest(word: str, known: Sequence[str]) -> str:
     """Return `; did you mean 'x'?` for the known word nearest to `word`, or nothing when none is near."""
     import difflib
 
+    if len(word) > 100:  # no slip of the finger, and slow to compare
+        return ""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -6,13 +6,15 @@ Only plain data can be read; nothing in a file can run code.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from trainkit.errors import Mark, Problem, RecipeError, UserError
+from trainkit.errors import Mark, Problem, RecipeError
+from trainkit.paths import read_small
 
 KeyPath = tuple[str | int, ...]
 Marks = dict[KeyPath, Mark]
@@ -30,11 +32,36 @@ _RESOLVERS: list[tuple[str, str, str]] = [
 
 
 _MOST = 10_000  # values in one file: no recipe has as many, but a few aliases inside aliases make billions
+_DEEPEST = 100  # levels: none has as many, and Python itself gives up at a thousand
+_LARGEST = 256 * 1024  # bytes: a recipe has a few thousand, and the parser takes a second for a million
+_LARGEST_INT = 10**100  # Python itself writes no number of more than 4,300 digits
+_NO_TEXT = re.compile("[\x00\ud800-\udfff]")
 _PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
 
 
+class _TooDeep(yaml.MarkedYAMLError):
+    """It nests too deeply."""
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2."""
+    """PyYAML's safe loader with the scalars of YAML 1.2, which stops where a text is out of all proportion."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes = self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Make the next node, counting: what is refused only when all is made has cost its time already."""
+        self._nodes += 1
+        self._depth += 1
+        if self._nodes > 2 * _MOST or self._depth > _DEEPEST:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            if self._depth > _DEEPEST:
+                raise _TooDeep(None, None, None, mark)
+            raise yaml.MarkedYAMLError("no recipe has so many", None, f"more than {_MOST:,} values", mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -46,10 +73,21 @@ for _tag, _pattern, _first in _RESOLVERS:
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     # Base 10 unless marked: 010 is ten in YAML 1.2, eight in PyYAML.
     text = node.value.lower()
-    return int(text, 0) if text.startswith(("0x", "0o")) else int(text)
+    value = int(text, 0) if text.startswith(("0x", "0o")) else int(text)
+    if abs(value) >= _LARGEST_INT:
+        raise ValueError("it has more than a hundred digits")
+    return value
+
+
+def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    value: float = loader.construct_yaml_float(node)
+    if math.isinf(value) and "inf" not in node.value.lower():
+        raise ValueError("1e999 is not meant to be infinity")
+    return value
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -76,12 +114,7 @@ def load_marked(path: Path) -> tuple[dict[str, Any], Marks, list[Problem]]:
         UserError: the file cannot be read.
         RecipeError: it is not valid YAML, or holds something else than a mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `trainkit recipes` lists the ones that come with trainkit") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    text = read_small(path, _LARGEST, "; `trainkit recipes` lists the ones that come with trainkit")
     data, reader = _parse(text, str(path))
     if data is None and not reader.marks:
         return {}, {}, []
@@ -116,6 +149,9 @@ def _parse(text: str, file: str) -> tuple[Any, _Reader]:
         reader = _Reader(loader, file)
         node = loader.get_single_node()
         return (None if node is None else reader.read(node, ())), reader
+    except _TooDeep as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        message = "not valid YAML: it nests too deeply"
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         fix = "indent with spaces, not tabs" if "'\\t'" in str(error.problem) else error.context
@@ -123,8 +159,6 @@ def _parse(text: str, file: str) -> tuple[Any, _Reader]:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         message = f"not valid YAML: it has the character U+{error.character:04X}; is this a text file?"
-    except RecursionError:
-        message = "not valid YAML: it nests too deeply"
     raise RecipeError([Problem(Mark(file, line), "", message)])
 
 
@@ -141,6 +175,8 @@ class _Reader:
     def read(self, node: yaml.Node, path: KeyPath) -> Any:
         if any(node is outer for outer in self._around):
             raise yaml.MarkedYAMLError("write the value out", None, "an alias that contains itself", node.start_mark)
+        if len(path) > _DEEPEST:
+            raise _TooDeep(None, None, None, node.start_mark)
         if len(self.marks) > _MOST:
             many = f"more than {_MOST:,} values"
             raise yaml.MarkedYAMLError("do aliases stand inside aliases?", None, many, node.start_mark)
@@ -155,7 +191,10 @@ class _Reader:
                 return [self.read(child, (*path, i)) for i, child in enumerate(node.value)]
             if isinstance(node, yaml.MappingNode):
                 return self._mapping(node, path)
-            return self.loader.construct_object(node)
+            value = self.loader.construct_object(node)
+            if isinstance(value, str):
+                self._check_text(value, mark, path)
+            return value
         except (ValueError, LookupError):  # an explicit tag that the text does not fit, or thousands of digits
             self._refuse(mark, path, f"{node.value[:40]!r} is not a value that can be read")
             return None
@@ -170,6 +209,8 @@ class _Reader:
                 self._refuse(mark, path, "a key must be a plain word, not a list or a mapping")
                 continue
             key = str(key_node.value)
+            if not self._check_text(key, mark, path):
+                continue
             if key in data:
                 first = self.marks[(*path, key)].line
                 self._refuse(mark, (*path, key), f"this key is already on line {first}; remove one of them")
@@ -177,6 +218,13 @@ class _Reader:
             data[key] = self.read(value_node, (*path, key))
             self.marks[(*path, key)] = mark  # point at the key: a nested value may start a line later
         return data
+
+    def _check_text(self, text: str, mark: Mark, path: KeyPath) -> bool:
+        """Refuse characters that no file's name and no text may hold; escapes can put them in."""
+        found = _NO_TEXT.search(text)
+        if found:
+            self._refuse(mark, path, f"it has the character U+{ord(found[0]):04X}, which is no text; remove it")
+        return found is None
 
     def _refuse(self, mark: Mark, path: KeyPath, message: str) -> None:
         self.problems.append(Problem(mark, ".".join(map(str, path)), message))

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from trainkit.formats import clock, duration, label, number, rate
 from trainkit.hooks import hookimpl
+from trainkit.terminal import Terminal
 
 if TYPE_CHECKING:
     from trainkit.log import Record
@@ -49,7 +50,7 @@ class Progress:
         every: float = 30.0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.console = console or Console()
+        self.console = console or Terminal()
         self.examples_per_second: float | None = None
         """Training examples per second over all ranks, between two flushes of the log; None at first."""
         self._every = every

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trainkit.errors import UserError
 from trainkit.formats import compact, duration, file_size, label, number
 from trainkit.log import History
+from trainkit.paths import is_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +66,7 @@ def write_report(folder: Path, plugins: Sequence[Plugin]) -> Path:
     Raises:
         UserError: there is no such folder.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"{folder}: no such folder; give the folder of a run, such as runs/NAME")
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

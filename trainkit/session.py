@@ -18,6 +18,7 @@ from trainkit.environment import facts
 from trainkit.errors import Interrupted, TrainingError, UserError, suggest
 from trainkit.log import History
 from trainkit.loop import evaluate, fit
+from trainkit.paths import is_file, is_folder
 from trainkit.report import write_report
 from trainkit.run import Run
 
@@ -47,7 +48,7 @@ def resume(folder: Path, observers: Sequence[object]) -> Path:
         UserError: there is nothing to resume, or the recipe was changed since.
     """
     path = folder / "recipe.yaml"
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{folder}: is no run folder (there is no recipe.yaml in it)")
     state = read_state(folder / "checkpoints" / "last.pt")
     setup = compose(path)
@@ -86,8 +87,8 @@ def open_run(source: str | Path, overrides: Sequence[str] = (), weights: str | P
     Raises:
         UserError: there is no such source or file, it has mistakes, or the weights do not fit the model.
     """
-    folder = Path(source) if Path(source).is_dir() else None
-    if folder is not None and not (folder / "recipe.yaml").is_file():
+    folder = Path(source) if is_folder(source) else None
+    if folder is not None and not is_file(folder / "recipe.yaml"):
         raise UserError(f"{folder}: is no run folder (there is no recipe.yaml in it)")
     run = build(_compose(str(source), folder, overrides))
     if weights in ("best", "last") and folder is None:
@@ -106,7 +107,7 @@ def _compose(source: str, folder: Path | None, overrides: Sequence[str]) -> Setu
     from timm import is_model, list_models
 
     path = folder / "recipe.yaml" if folder is not None else shelf.find(Path(source))
-    if path.is_file():
+    if is_file(path):
         return compose(path, overrides)
     if is_model(source.partition(".")[0]):
         return compose(None, [f"model.name={source}", *overrides])
@@ -118,7 +119,7 @@ def _load_weights(run: Run, file: Path, state: Mapping[str, Any] | None = None) 
     """Load a file that timm can read, or the state that has been read from it."""
     from timm.models import load_checkpoint
 
-    if not file.is_file():
+    if not is_file(file):
         raise UserError(f"{file}: there are no weights here")
     try:
         if state is not None:
@@ -137,7 +138,7 @@ def measure(folder: Path, weights: str) -> dict[str, float]:
         folder: the run folder.
         weights: `best` for weights.safetensors, `last` for the last checkpoint, or a path of weights.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"{folder}: is no run folder (there is no recipe.yaml in it)")
     return evaluate(open_run(folder, weights=weights))
 

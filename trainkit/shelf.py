@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from trainkit.errors import UserError, suggest
+from trainkit.paths import is_there
 
 
 def folder() -> Path:
@@ -34,7 +35,7 @@ def copy(name: str, target: Path) -> Path:
     if name not in names():
         raise UserError(f"there is no recipe {name!r}{suggest(name, names())} (there are: {', '.join(names())})")
     destination = target / f"{name}.yaml"
-    if destination.exists():
+    if is_there(destination):
         raise UserError(f"{destination}: is already there; remove it or choose another folder")
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -45,7 +46,7 @@ def copy(name: str, target: Path) -> Path:
 
 def find(path: Path) -> Path:
     """Return `path`, or the recipe that comes with trainkit where `path` is only its name."""
-    if path.exists() or path.parent != Path() or path.stem not in names():
+    if is_there(path) or path.parent != Path() or path.stem not in names():
         return path
     found = folder() / f"{path.stem}.yaml"
     # Messages name this file: keep it short where it lies below the current folder.

@@ -10,11 +10,15 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, Tag, ValidationError
 
-from trainkit.errors import Mark, Problem, RecipeError, suggest
+from trainkit.errors import Mark, Problem, RecipeError, UserError, printable, suggest
 from trainkit.marks import KeyPath, Marks, load_marked, parse_value
+from trainkit.paths import is_file, whole
 
 M = TypeVar("M", bound=BaseModel)
 _SHOWN = 60  # characters of a wrong value that a message repeats
+_LONGEST_CHAIN = 20  # recipes that extend one another
+_MOST_OVERRIDES = 1000
+_DEEPEST_KEY = 50  # dots in the name of an override
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ def read_source(path: Path | None, overrides: Sequence[str] = ()) -> Source:
         UserError: a file cannot be read, or is not YAML.
     """
     data, marks, problems = _load_extended(path, ()) if path else ({}, {(): Mark("command line")}, [])
+    if len(overrides) > _MOST_OVERRIDES:
+        raise UserError(
+            f"command line: {len(overrides):,} overrides are too many; write a recipe that extends this one"
+        )
     for text in overrides:
         mark = Mark(f"command line `{text}`")
         try:
@@ -71,13 +79,17 @@ def _load_extended(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], 
     mark = marks[("extends",)]
     if not isinstance(base, str):
         raise RecipeError([*problems, Problem(mark, "extends", "give the path of one recipe, relative to this file")])
-    target = (path.parent / base).resolve()
-    if target in seen or target == path.resolve():
-        message = f"{base} extends this file in turn; one of them must not"
-        raise RecipeError([*problems, Problem(mark, "extends", message)])
-    if not target.is_file():
-        raise RecipeError([*problems, Problem(mark, "extends", f"there is no file {target}")])
-    under, under_marks, found = _load_extended(target, (*seen, path.resolve()))
+    target, here = whole(path.parent / base), whole(path)
+    wrong = None
+    if target in seen or target == here:
+        wrong = f"{base} extends this file in turn; one of them must not"
+    elif len(seen) >= _LONGEST_CHAIN:
+        wrong = f"more than {_LONGEST_CHAIN} recipes extend one another; write the sections out"
+    elif not is_file(target):
+        wrong = f"there is no file {target}"
+    if wrong:
+        raise RecipeError([*problems, Problem(mark, "extends", wrong)])
+    under, under_marks, found = _load_extended(target, (*seen, here))
     return merge(under, data), {**under_marks, **marks}, [*found, *problems]
 
 
@@ -99,6 +111,10 @@ class _WrongOverride(Exception):
 def _override(data: dict[str, Any], marks: Marks, text: str, mark: Mark) -> None:
     remove = text.startswith("~")
     name, separator, value = text.removeprefix("~").partition("=")
+    if name.count(".") > _DEEPEST_KEY:
+        raise _WrongOverride("", f"the name of a key has at most {_DEEPEST_KEY} dots")
+    if printable(name) != name or "\n" in name:
+        raise _WrongOverride("", "the name of a key has no control characters")
     keys = _split(name, data)
     if remove == bool(separator) or not all(keys):
         form = "`~a.b` removes a key" if remove else "an override is `a.b=value`; `~a.b` removes a key"
@@ -158,7 +174,7 @@ def _problem(item: Any, model: type[BaseModel], data: Any, source: Source, prefi
     elif item["type"] == "missing":
         message = "is required and not given"
     else:
-        shown = json.dumps(item["input"])
+        shown = json.dumps(item["input"], ensure_ascii=False)
         shown = f"; got {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}"
         message = _sentence(item["msg"]) + ("" if isinstance(item["input"], dict) else shown)
     return Problem(source.nearest(*path), ".".join(map(str, path)), message)

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainkit import Batch, Run, UserError, figure, open_run, style
+from trainkit import Batch, Run, Terminal, UserError, figure, open_run, style
 
 from .choice import Choice, choose_on_half
 from .plots import curve_table, draw_curves
@@ -124,7 +123,7 @@ def _write(run: Run, folder: Path, choice: Choice, facts: dict[str, Any], reesti
 
 
 def _show(choice: Choice, used: int, files: list[Path], data: str) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     header, *rows = curve_table(choice.curve, choice.alpha)
     table = Table(*header, title=f"{choice.examples[0]} validation examples that choose (by {choice.metric})")
     for row in rows:
@@ -138,4 +137,4 @@ def _show(choice: Choice, used: int, files: list[Path], data: str) -> None:
     console.print(f"data: {data}" + (f"; statistics measured on {used} training examples" if used else ""))
     console.print(choice.summary())
     for file in files:
-        console.print(str(file).replace("[", r"\["))
+        console.print(str(file))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from trainkit import Plugin, Record, Run, hookimpl
+from trainkit import FolderName, Plugin, Record, Run, hookimpl, own_folder
 
 
 def _require(package: str) -> None:
@@ -45,8 +45,8 @@ class TensorBoard(Plugin):
     citation: ClassVar[str] = ""
     neutral: ClassVar[dict[str, Any]] = {}
 
-    folder: str = Field("tensorboard", min_length=1, description="where to write, inside the run folder")
-    flush_seconds: int = Field(30, ge=1, description="write to disk at least this often")
+    folder: FolderName = Field("tensorboard", description="where to write, inside the run folder")
+    flush_seconds: int = Field(30, ge=1, le=86400, description="write to disk at least this often")
 
     _writer: Any = PrivateAttr(default=None)
 
@@ -62,9 +62,8 @@ class TensorBoard(Plugin):
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(
-            str(run.folder / self.folder), purge_step=run.step + 1, flush_secs=self.flush_seconds
-        )
+        folder = own_folder(run, self, "folder")
+        self._writer = SummaryWriter(str(folder), purge_step=run.step + 1, flush_secs=self.flush_seconds)
         if run.step == 0:
             recipe = "".join(f"    {line}\n" for line in run.recipe.dump().splitlines())
             self._writer.add_text("recipe", recipe, 0)
