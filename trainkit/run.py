@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from trainkit.untouched import untouched
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -98,3 +101,11 @@ class Run:
     def stop(self, reason: str) -> None:
         """Ask for the end of training after the current epoch. The first reason given is the one reported."""
         self.stop_reason = self.stop_reason or reason
+
+    def untouched(self) -> AbstractContextManager[None]:
+        """Return a context for looking: what calls of hooks in it change is put back; see `trainkit.untouched`.
+
+        Every evaluation of a loss that is not a part of training belongs into one, or it shows in running statistics,
+        random streams, and what other plugins log.
+        """
+        return untouched(self)

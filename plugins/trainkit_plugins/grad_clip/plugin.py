@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from functools import partial
 from itertools import islice
 from statistics import fmean, median
@@ -20,7 +19,6 @@ from trainkit import History, Plugin, Run, Section, figure, hookimpl
 from .clipping import Clipped, clip_by_global_norm, clip_by_value, clip_tensors_with
 from .fit import fit_l0_l1
 from .plots import draw_norms, draw_scatter, draw_share, fit_table
-from .preserve import preserve
 from .smoothness import across_ranks, gradient_of, interior_grid, local_smoothness, snapshot
 
 _CITATION = """\
@@ -179,7 +177,7 @@ class SmoothnessMonitor(Plugin):
             params,
             weights=self._weights,
             scale=run.device.scaler.get_scale(),
-            held=partial(self._held, model, run),
+            held=run.untouched,
         )
         if run.device.world > 1:
             gradient = across_ranks(gradient)
@@ -194,19 +192,6 @@ class SmoothnessMonitor(Plugin):
         if self._fixed:
             batch = run.hook.prepare_batch(batch=batch, run=run)
         return run.hook.compute_loss(model=model, batch=batch, run=run)
-
-    @contextmanager
-    def _held(self, model: nn.Module, run: Run) -> Iterator[None]:
-        """Evaluate without a trace: in the model, in random streams (the plugins' own too), and in the log."""
-        streams = {name: plugin.generator_states() for name, plugin in run.plugins.items()}
-        log, run.log = run.log, type(run.log)()
-        try:
-            with preserve(model):
-                yield
-        finally:
-            run.log = log
-            for name, states in streams.items():
-                run.plugins[name].load_generator_states(states)
 
     def explain(self, run: Run) -> list[str]:
         """Say what is measured when, and what it costs."""

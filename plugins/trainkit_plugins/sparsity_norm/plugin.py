@@ -173,7 +173,7 @@ class SparsityBiasMonitor(Plugin):
             )
         if run.step > 0:
             return
-        with run.device.autocast():
+        with run.untouched(), run.device.autocast():
             found = sparsity_bias(run.model, run.data.val, self._measure)
         self._log(self._together(found, run), run)
         self._log_points(run)

@@ -126,7 +126,7 @@ class SpectralRank(Plugin):
         # Compiled code would be compiled for a batch of one.
         compiled = run.recipe.train.compile
         try:
-            with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            with run.untouched(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
                 run.model(image)
         except RuntimeError as error:
             raise UserError(

@@ -88,10 +88,12 @@ class TrapInit(Plugin):
             return run.hook.compute_loss(model=_Given(predictions), batch=examples, run=run)
 
         inputs = examples.inputs.flatten(1)
-        affine = fit_affine(loss, inputs, layers[-1].out_features)
-        # Where the minimum lies at infinity the gradient vanishes too, but a map twice as large is better still.
-        predictions = torch.addmm(affine.bias, inputs.double(), affine.weight.t())
-        if not affine.gradient_norm < _ATTAINED or loss(2 * predictions) < affine.loss:
+        with run.untouched():
+            affine = fit_affine(loss, inputs, layers[-1].out_features)
+            # Where the minimum lies at infinity the gradient vanishes too, but a map twice as large is better still.
+            predictions = torch.addmm(affine.bias, inputs.double(), affine.weight.t())
+            attained = affine.gradient_norm < _ATTAINED and not loss(2 * predictions) < affine.loss
+        if not attained:
             raise UserError(
                 f"{run.recipe.source.nearest('train', 'loss')}: train.loss: {self.name} found no affine model that "
                 f"minimises it on these data (gradient norm {affine.gradient_norm:.2g} in the end), most likely "
@@ -104,7 +106,8 @@ class TrapInit(Plugin):
         """Say how the network stands, before noise."""
         parameters = list(model.parameters())
         loss = partial(run.hook.compute_loss, model=model, batch=examples, run=run)
-        slope, curvature = gradient_norm(loss, parameters), largest_curvature(loss, parameters, iterations=30)
+        with run.untouched():
+            slope, curvature = gradient_norm(loss, parameters), largest_curvature(loss, parameters, iterations=30)
         lr, bound = run.recipe.optimizer.lr, 2 / curvature
         lines = [
             f"starts as the affine model of {len(examples.inputs):,} training examples: loss {affine.loss:.6g}, "
@@ -136,9 +139,9 @@ class TrapInit(Plugin):
     def _measure(self, run: Run) -> None:
         if self._examples is None or self._affine is None:
             return
-        with torch.no_grad(), evaluating(run.model):
+        with run.untouched(), torch.no_grad(), evaluating(run.model):
             loss = run.hook.compute_loss(model=run.model, batch=self._examples, run=run)
-        units = hidden_units(run.model, self._examples.inputs)
+            units = hidden_units(run.model, self._examples.inputs)
         run.log.record("trap_init/loss", loss)
         run.log.record("trap_init/affine_loss", self._affine.loss)
         run.log.record("trap_init/active", units.active)
