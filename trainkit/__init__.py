@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from trainkit.errors import UserError
     from trainkit.figures import figure, style
     from trainkit.folders import FolderName, own_folder
+    from trainkit.groups import exempt_names
     from trainkit.hooks import Hooks, hookimpl, moment, value
     from trainkit.log import History, Record
     from trainkit.plugin import Plugin
@@ -37,6 +38,7 @@ __all__ = [
     "Terminal",
     "UserError",
     "class_pool",
+    "exempt_names",
     "figure",
     "hookimpl",
     "moment",
@@ -54,6 +56,7 @@ _HOMES = {
     "errors": ("UserError",),
     "figures": ("figure", "style"),
     "folders": ("FolderName", "own_folder"),
+    "groups": ("exempt_names",),
     "hooks": ("Hooks", "hookimpl", "moment", "value"),
     "log": ("History", "Record"),
     "plugin": ("Plugin",),

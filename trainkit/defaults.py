@@ -16,8 +16,10 @@ from trainkit import models
 from trainkit.data import sources
 from trainkit.data.types import Data
 from trainkit.errors import Problem, UserError, suggest
+from trainkit.groups import decay_groups, layer_groups
 from trainkit.hooks import hookimpl
 from trainkit.measures import classification_metrics, criterion, regression_metrics
+from trainkit.optimizers import build_optimizer
 from trainkit.recipe import LossSpec, Recipe
 from trainkit.run import Batch, Metrics, ParamGroups, Predictions, Run, Scheduler
 from trainkit.source import Source
@@ -89,28 +91,14 @@ class Defaults:
     def build_param_groups(self, model: nn.Module, run: Run) -> ParamGroups:
         """Weight decay for matrices and kernels, none for vectors and what the model exempts; timm's layer decay."""
         spec = run.recipe.optimizer
-        exempt = set(cast(Any, model).no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
-        if spec.layer_decay is not None:
-            return _layer_groups(model, spec.weight_decay, exempt, spec.layer_decay)
-        return decay_groups(model, spec.weight_decay, exempt)
+        if spec.layer_decay is None:
+            return decay_groups(model, spec.weight_decay)
+        return layer_groups(model, spec.weight_decay, spec.layer_decay)
 
     @hookimpl(trylast=True)
     def build_optimizer(self, param_groups: ParamGroups, run: Run) -> Optimizer:
         """The optimizer of timm's factory."""
-        spec = run.recipe.optimizer
-        arguments: dict[str, Any] = dict(spec.args)
-        if timm.optim.get_optimizer_info(spec.name).has_momentum:
-            arguments.setdefault("momentum", spec.momentum)
-        try:
-            return cast(
-                Optimizer,
-                timm.optim.create_optimizer_v2(
-                    param_groups, opt=spec.name, lr=spec.lr, weight_decay=spec.weight_decay, **arguments
-                ),
-            )
-        except (TypeError, ValueError) as error:
-            mark = run.recipe.source.nearest("optimizer", "args")
-            raise UserError(f"{mark}: optimizer: {spec.name} does not take these arguments: {error}") from None
+        return build_optimizer(param_groups, run.recipe, run.device.torch)
 
     @hookimpl(trylast=True)
     def build_scheduler(self, optimizer: Optimizer, run: Run) -> Scheduler:
@@ -187,39 +175,3 @@ def _in_chans(recipe: Recipe, data: Data) -> int:
 def _create(recipe: Recipe, arguments: dict[str, Any]) -> Any:
     spec = recipe.model
     return timm.create_model(spec.name, pretrained=spec.pretrained, checkpoint_path=spec.checkpoint or "", **arguments)
-
-
-def decay_groups(model: nn.Module, weight_decay: float, exempt: set[str]) -> ParamGroups:
-    """Split trainable parameters into those that decay and those that do not.
-
-    As in timm, vectors, scalars, biases and the names in `exempt` do not.
-    """
-    decay: list[nn.Parameter] = []
-    keep: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            free = parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
-            (keep if free else decay).append(parameter)
-    groups: ParamGroups = [
-        {"params": decay, "weight_decay": weight_decay, "name": "decay", "rule": "matrices and kernels"},
-        {
-            "params": keep,
-            "weight_decay": 0.0,
-            "name": "no_decay",
-            "rule": "vectors, biases, the model's own exceptions",
-        },
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def _layer_groups(model: nn.Module, weight_decay: float, exempt: set[str], layer_decay: float) -> ParamGroups:
-    groups: ParamGroups = []
-    for group in timm.optim.param_groups_layer_decay(
-        model, weight_decay=weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay
-    ):
-        kind = "decay" if group["weight_decay"] else "no_decay"
-        scale = group["lr_scale"]
-        rule = f"layer decay: lr times {scale:.4g}, weight decay {group['weight_decay']:g}"
-        keep = {"params": list(group["params"]), "weight_decay": group["weight_decay"], "lr_scale": scale}
-        groups.append(keep | {"name": f"{kind}_{len(groups)}", "rule": rule})
-    return groups

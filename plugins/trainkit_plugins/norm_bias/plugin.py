@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from trainkit import History, Plugin, Run, Section, UserError, figure, hookimpl
+from trainkit import History, Plugin, Run, Section, UserError, exempt_names, figure, hookimpl
 
 from .norm import push_to_norm, squared_norm
 from .plots import draw_distance, draw_squared_norm
@@ -200,7 +200,7 @@ class NormBias(Plugin):
 
 def matrices_and_kernels(model: nn.Module) -> list[nn.Parameter]:
     """Return what weight decay usually applies to: no vectors, scalars or biases, nor what the model itself exempts."""
-    exempt = set(cast(Any, model).no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    exempt = exempt_names(model)
     return [
         p for name, p in model.named_parameters() if p.ndim > 1 and not name.endswith(".bias") and name not in exempt
     ]
