@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import functional_call
-from trainkit_plugins.learning_to_balance import InferenceNetwork
+from trainkit_plugins.learning_to_balance import InferenceNetwork, encoder
 
 from tests.reference import learning_to_balance as twin
 from tests.reference.learning_to_balance_names import encoder_weights, images
@@ -186,3 +186,33 @@ def test_under_autocast_it_keeps_full_precision():
 def test_what_cannot_be_made_is_refused(options, said):
     with pytest.raises(ValueError, match=said):
         network(**options)
+
+
+@pytest.mark.parametrize("shots", [(1, 3, 5), (5, 5), (1, 1, 1)])
+def test_whatever_the_seed_every_parameter_has_a_gradient_from_the_first_step(shots):
+    # With the authors' draw, one network in eight has a mixing layer all of whose units are off, for good.
+    for seed in range(64):
+        torch.manual_seed(seed)
+        net = InferenceNetwork(1, (8, 8), max_shot=5, groups=3, channels=6)
+        x, y = support(shots, seed=seed)
+        q = net(x, y, len(shots))
+        assert (net.interact1.weight[:, 2] > 0).any()
+        torch.stack([part.mu.square().sum() + part.sigma.sum() for part in q]).sum().backward()
+        dead = [name for name, p in net.named_parameters() if not p.grad.any()]
+        assert not dead, seed
+
+
+def test_a_draw_that_is_alive_stays_as_the_authors_have_it():
+    alive = 0
+    for seed in range(64):
+        torch.manual_seed(seed)
+        net = InferenceNetwork(1, (8, 8), max_shot=5, groups=3, channels=6)
+        torch.manual_seed(seed)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(encoder, "_enliven", lambda layer: None)
+            drawn = InferenceNetwork(1, (8, 8), max_shot=5, groups=3, channels=6)
+        same = all(torch.equal(a, b) for a, b in zip(net.parameters(), drawn.parameters(), strict=True))
+        on = all((layer.weight[:, 2] > 0).any() for layer in (drawn.interact1, drawn.interact2))
+        assert same == on
+        alive += on
+    assert 32 < alive < 64

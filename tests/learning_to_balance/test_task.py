@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from trainkit_plugins.learning_to_balance import InferenceNetwork, Latents, Posterior, balance, lay_out
 from trainkit_plugins.maml import Conv4, InnerLoop, adapt, plan_for, predict, task_loss
 
+from tests.reference.derivatives import fill
 from trainkit import Batch
 
 WAYS, CHANNELS = 3, 4
@@ -32,7 +33,6 @@ class Setup:
     """A small network with an encoder, both away from where they are initialized."""
 
     def __init__(self, *, omega=True, gamma=True, z=True, zero_head=False):
-        torch.manual_seed(0)
         self.model = Conv4(num_classes=WAYS, img_size=16, channels=CHANNELS).double()
         names = [n for n, _ in self.model.named_parameters()]
         grouping = {n: LAYERS.index(n.split(".")[0].replace("norm", "conv")) for n in names}
@@ -40,13 +40,11 @@ class Setup:
         self.encoder = InferenceNetwork(
             1, (16, 16), max_shot=5, groups=5 * gamma, channels=self.layout.channels * z, omega=omega
         ).double()
-        with torch.no_grad():
-            for p in self.encoder.parameters():
-                p.normal_(std=0.15)
-            for n, p in self.model.named_parameters():
-                p.normal_(std=0.3)
-                if zero_head and n.startswith("head"):
-                    p.zero_()
+        fill(self.encoder, 0.15, seed=1)
+        fill(self.model)
+        if zero_head:
+            for p in self.model.head.parameters():
+                torch.nn.init.zeros_(p)
         self.plan = plan_for(self.model, 0.3)
 
     def posterior(self, support) -> Posterior:

@@ -10,7 +10,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from trainkit_plugins.maml import Conv4, InnerLoop, TaskPlan, adapt, head_names, isolate, plan_for, predict, task_loss
+from trainkit_plugins.maml import (
+    Conv4,
+    InnerLoop,
+    TaskPlan,
+    Workers,
+    adapt,
+    head_names,
+    isolate,
+    plan_for,
+    predict,
+    task_loss,
+)
+from trainkit_plugins.maml import meta_gradient as meta_gradient_of
+
+from tests.reference.tasks import tasks
 
 
 class Examples(NamedTuple):
@@ -212,3 +226,18 @@ def test_the_penalty_and_class_weights_of_a_plan_enter_where_they_should():
     first, second = (adapt(model, one, s, InnerLoop(2)) for s in (support, relabelled))
     for name in plan.adapt:
         torch.testing.assert_close(first[name], second[name])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_parameter_that_no_task_uses_has_gradient_zero_which_the_sum_may_hold(count: int, checkpoint: bool):
+    torch.manual_seed(0)
+    model = Conv4(num_classes=3, in_chans=3, img_size=32, channels=3)
+    model.meta = nn.ModuleDict({"idle": nn.Linear(2, 2)})
+    parameters = dict(model.named_parameters())
+    loop = InnerLoop(2, checkpoint=checkpoint)
+    found = meta_gradient_of(Workers(model), tasks(model, count), list(parameters.values()), loop)
+    gradients = dict(zip(parameters, found.gradients, strict=True))
+    assert not any(gradient.requires_grad for gradient in gradients.values())
+    assert not gradients["meta.idle.weight"].any()
+    assert gradients["conv1.weight"].any()

@@ -21,7 +21,8 @@ _CONV, _EXAMPLE, _HIDDEN, _CLASS, _HEAD, _MIXED = 10, 64, 128, 32, 64, 4
 class InferenceNetwork(nn.Module):
     """q(ω̃, γ̃, z̃ | support) of a task with any number of classes and of examples in each.
 
-    Exactly the authors' network up to `LARGEST` pixels. It has no state besides its parameters.
+    Exactly the authors' network up to `LARGEST` pixels, but for an initialization that would leave a part of it
+    without any gradient (`_enliven`). It has no state besides its parameters.
 
     Args:
         in_chans: channels of the images.
@@ -59,6 +60,9 @@ class InferenceNetwork(nn.Module):
         self.gamma = _Head(_CLASS * _MIXED, groups) if groups else None
         self.z = _Head(_CLASS * _MIXED, channels) if channels else None
         self.apply(_initialize)
+        _enliven(self.interact1)
+        if self.interact2 is not None:
+            _enliven(self.interact2)
 
     def forward(self, images: Tensor, targets: Tensor, ways: int) -> Posterior:
         """Return the posterior of one task, in full precision also under autocast.
@@ -133,3 +137,16 @@ def _initialize(module: nn.Module) -> None:
         return
     if module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def _enliven(interact: nn.Linear) -> None:
+    """Make sure that a ReLU after `interact`, which mixes three statistics, passes something on.
+
+    At the start means and variances are small next to the cardinality, so the signs of its weights alone decide which
+    units are on. With one draw in sixteen none is: no gradient would ever reach the layer or what lies below it. Such
+    a draw is mirrored.
+    """
+    with torch.no_grad():
+        cardinality = interact.weight[:, 2]
+        if not (cardinality > 0).any():
+            cardinality.neg_()

@@ -116,12 +116,13 @@ def meta_gradient(
         step_weights: see `task_loss`.
     """
 
-    def work(model: nn.Module, i: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def work(model: nn.Module, i: int) -> tuple[Tensor, Tensor, list[Tensor]]:
         plan, support, query = tasks[i]
         found: TaskResult = task_loss(model, plan, support, query, loop, loss, step_weights=step_weights)
         value = found.loss * loop.scale if loop.scale != 1 else found.loss
         gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
-        return found.loss.detach(), found.logits.detach(), gradients
+        # Sums are taken in place, and the zeros that torch 2.8 makes for an unused parameter require a gradient.
+        return found.loss.detach(), found.logits.detach(), [gradient.detach() for gradient in gradients]
 
     losses: list[Tensor] = []
     logits: list[Tensor] = []
@@ -130,9 +131,9 @@ def meta_gradient(
         losses.append(value)
         logits.append(predicted)
         if total is None:
-            total = list(gradients)
+            total = gradients
         else:
-            torch._foreach_add_(total, list(gradients))
+            torch._foreach_add_(total, gradients)
     assert total is not None  # there is at least one task
     torch._foreach_div_(total, len(tasks) * loop.scale)
     return MetaGradient(torch.stack(losses).mean(), total, logits)
