@@ -211,7 +211,7 @@ def test_what_is_missing_anyway_stays_so(write: Write) -> None:
     path = write(csv, "people.csv")
     text = f"{{name: table, path: '{path}', target: sick, batch_size: 40, missing: {{kind: depends, on: x}}}}"
     hidden, plain = load(write, text), load(write, text, "~data.missing")
-    one, two = (data.train._loader.dataset.inputs for data in (hidden, plain))  # type: ignore[attr-defined]
+    one, two = (data.train._loader.dataset.examples.inputs for data in (hidden, plain))  # type: ignore[attr-defined]
     assert one[two.isnan()].isnan().all()
     assert torch.equal(one[:, 0], two[:, 0])
     assert one.isnan().sum() > two.isnan().sum()

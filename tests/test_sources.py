@@ -19,9 +19,6 @@ from trainkit.data.types import Data
 from trainkit.device import Device
 from trainkit.errors import RecipeError, UserError
 
-# timm leaves the files that it opens to be closed when their last reference goes.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 Write = Callable[..., Path]
 
 COLOURS = {"blue": (0, 0, 255), "grey": (128, 128, 128), "red": (255, 0, 0)}
@@ -180,9 +177,8 @@ def test_a_missing_split_is_never_replaced_by_the_whole_root(
 ) -> None:
     root = make_folder(tmp_path / "images", [split for split in ("train", "validation") if split != missing])
     assert refusal(write, f"{{{PLAIN}, root: {root}}}", f"data.name={name}") == (
-        f"command line `data.name={name}`: data: cannot open split '{missing}' of '{name}' (it is not there, and timm "
-        f"would take everything below the root instead); expected images in {root}/train/<class>/ and "
-        f"{root}/validation/<class>/"
+        f"command line `data.name={name}`: data: cannot open split '{missing}' of '{name}' (it is not there); "
+        f"expected images in {root}/train/<class>/ and {root}/validation/<class>/"
     )
 
 
@@ -207,8 +203,10 @@ def test_a_data_set_of_torchvision_that_is_not_there_says_how_to_get_it(write: W
 
 def test_an_empty_folder_is_refused(write: Write, tmp_path: Path) -> None:
     root = tmp_path / "images"
-    (root / "train").mkdir(parents=True)
-    assert "(Found 0 images in subfolders of" in refusal(write, f"{{{PLAIN}, root: {root}}}")
+    for split in ("train", "validation"):
+        (root / split).mkdir(parents=True)
+    message = refusal(write, f"{{{PLAIN}, root: {root}}}")
+    assert message == f"2: data: {root}/train: holds no image that can be read"
 
 
 def test_splits_with_different_classes_are_refused(write: Write, tmp_path: Path) -> None:

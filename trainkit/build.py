@@ -79,6 +79,8 @@ def build(
     run = Run(recipe, cast(Hooks, manager.hook), plugins, device, log, folder if writes else None)
     seed_everything(derive_seed(recipe.seed, "model"))
     run.data = run.hook.build_data(recipe=recipe, run=run)
+    for note in run.data.notes:
+        run.log.note(note)
     run.model = _prepare(run.hook.build_model(recipe=recipe, run=run), run)
     groups = run.hook.build_param_groups(model=run.model, run=run)
     _check_coverage(run.model, groups)

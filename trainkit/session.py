@@ -159,7 +159,7 @@ def _train(run: Run, keeper: Keeper, folder: Path) -> Path:
     except (Interrupted, KeyboardInterrupt):
         status = "interrupted"
         raise
-    except TrainingError as error:
+    except (TrainingError, UserError) as error:  # a UserError: an image that cannot be read, say
         status = f"failed: {error}"
         raise
     except BaseException as error:  # whatever it is, the summary must not call the run finished

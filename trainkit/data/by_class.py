@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,12 @@ import numpy as np
 import timm.data
 import torch
 from PIL import Image
+from timm.utils import natural_key
 from torch import Tensor
 
+from trainkit.data.file_search import Found, is_named, search
+from trainkit.data.image_files import Paths
+from trainkit.data.preparation import mode_of
 from trainkit.data.spec import (
     CifarFsSpec,
     DataSpec,
@@ -42,11 +47,13 @@ class ByClass:
         read: from numbers of images to their bytes [N, c, H, W]; c is the channels, or 1 for grey in every channel.
         members: for each class, the numbers of its images.
         names: of the classes.
+        notes: what of the files was left out.
     """
 
     read: Callable[[Sequence[int]], Tensor]
     members: Sequence[Sequence[int]]
     names: Sequence[str]
+    notes: tuple[str, ...] = ()
 
 
 def open_split(spec: DataSpec, where: Where, shape: tuple[int, int, int], key: str) -> ByClass:
@@ -86,7 +93,7 @@ class _Fitted:
 
     def __init__(self, open_image: Callable[[int], Image.Image], count: int, shape: tuple[int, int, int]) -> None:
         self._open = open_image
-        self._mode = "L" if shape[0] == 1 else "RGB"
+        self._mode = mode_of(shape[0])
         self._fit = timm.data.create_transform(shape, interpolation="bicubic", crop_pct=1.0, normalize=False)
         self._kept: dict[int, Tensor] | None = {} if count * int(np.prod(shape)) <= _KEPT_BYTES else None
 
@@ -147,28 +154,27 @@ def _files(classes: dict[str, Path], shape: tuple[int, int, int], key: str, expe
     """Return the images below one folder for each class."""
     paths: list[str] = []
     members = []
+    notes: list[str] = []
     for name, folder in classes.items():
-        try:
-            found = [path for path, _ in timm.data.ImageDataset(str(folder)).reader.samples]
-        except (OSError, RuntimeError, AssertionError):  # timm asserts that the folder is there
+        found = search(folder) if folder.is_dir() else Found()
+        left_out = found.notes(str(folder))
+        if not found.images:
             message = f"{key}: there are no images of class {name!r} in {folder}; expected {expected}"
-            raise UserError(message) from None
-        members.append(range(len(paths), len(paths) + len(found)))
-        paths += found
-
-    def open_image(number: int) -> Image.Image:
-        try:
-            with Image.open(paths[number]) as image:
-                image.load()
-                return image
-        except OSError as error:
-            raise UserError(f"{paths[number]}: is no image that can be read ({error})") from None
-
-    return ByClass(_Fitted(open_image, len(paths), shape), members, list(classes))
+            raise UserError(message + "".join(f" ({note})" for note in left_out))
+        notes += left_out
+        members.append(range(len(paths), len(paths) + len(found.images)))
+        paths += [f"{folder}/{path}" for path in sorted(found.images, key=natural_key)]
+    read, mode = Paths(paths), mode_of(shape[0])
+    return ByClass(_Fitted(lambda number: read(number, mode), len(paths), shape), members, list(classes), tuple(notes))
 
 
 def _subfolders(folder: Path) -> dict[str, Path]:
-    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()} if folder.is_dir() else {}
+    """Return the folders in one, by name and in order, without the hidden ones and what systems leave behind."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as listing:
+        names = sorted(entry.name for entry in listing if is_named(entry.name) and entry.is_dir())
+    return {name: folder / name for name in names}
 
 
 def _folder(spec: TimmSpec, where: Where, shape: tuple[int, int, int], key: str) -> ByClass:
@@ -239,7 +245,7 @@ def _omniglot(spec: OmniglotSpec, where: Where, shape: tuple[int, int, int], key
         raise UserError(f"{key}: there are too few alphabets in {root / 'omniglot-py'} for a {where} split")
     found = _files(dict(classes), shape, key, "images in <alphabet>/<character>/")
     # Ink is black in the files; as in the glyphs, and in the papers, it is light here.
-    return ByClass(lambda numbers: 255 - found.read(numbers), found.members, found.names)
+    return ByClass(lambda numbers: 255 - found.read(numbers), found.members, found.names, found.notes)
 
 
 def _characters(alphabet: Path) -> dict[str, Path]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainkit.data.types import Window
+from trainkit.errors import TrainingError, UserError
 from trainkit.run import Batch
 from trainkit.seeds import derive_seed, isolated
 
@@ -113,9 +114,46 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
+class _Failed:
+    """What comes in place of a batch: the error with which reading it ended."""
+
+    def __init__(self, error: UserError | TrainingError) -> None:
+        self.error = error
+
+
+class _Carrier(Dataset[Any]):
+    """Examples whose errors cross from a worker process as they are.
+
+    torch would put a worker's traceback into the message.
+
+    Args:
+        examples: the examples.
+    """
+
+    def __init__(self, examples: Keyed) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Any:
+        try:
+            return self.examples.__getitems__(keys)
+        except (UserError, TrainingError) as error:
+            return _Failed(error)
+
+
+def _unpacked(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield batches; raise the error that one is."""
+    for batch in batches:
+        if isinstance(batch, _Failed):
+            raise batch.error
+        yield batch
+
+
 def _loader(examples: Keyed, keys: _Keys, workers: int, pin: bool) -> DataLoader[Batch]:
     return DataLoader(
-        cast(Dataset[Batch], examples),
+        _Carrier(examples),
         batch_sampler=keys,
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -168,6 +206,7 @@ class ShuffledStream:
                 f"{len(images)} training examples do not fill one batch of {batch_size} on each of {world} rank(s)"
             )
         self.steps_per_epoch = -(-self._used // self.examples_per_step)
+        self._images = images
         self._keys = _Keys()
         self._loader = _loader(images, self._keys, workers, pin)
         self._order: tuple[int, torch.Tensor] | None = None
@@ -175,8 +214,7 @@ class ShuffledStream:
     def _permutation(self, epoch: int) -> torch.Tensor:
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
-            total = len(self._loader.dataset)  # type: ignore[arg-type]
-            self._order = epoch, torch.randperm(total, generator=generator)[: self._used]
+            self._order = epoch, torch.randperm(len(self._images), generator=generator)[: self._used]
         return self._order[1]
 
     def _shares(self, position: int) -> list[tuple[slice, int]]:
@@ -205,7 +243,7 @@ class ShuffledStream:
             for at in range(position, self.steps_per_epoch)
             for share, _ in self._shares(at)
         ]
-        return iter(self._loader)
+        return _unpacked(iter(self._loader))
 
     def describe(self, epoch: int, position: int) -> str:
         """Name the examples of a window by their index in the training split."""
@@ -236,7 +274,7 @@ class OrderedStream:
         self._loader = _loader(images, keys, workers, pin)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._loader)
+        return _unpacked(iter(self._loader))
 
     def __len__(self) -> int:
         return len(self._loader)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from trainkit.data import sources
 from trainkit.data.by_class import ByClass, Split, Where, open_split
+from trainkit.data.preparation import check_channels, size_of
 from trainkit.data.spec import STRICT, AnyDataSpec, DataSpec
 from trainkit.errors import RecipeError, UserError
 from trainkit.recipe import Recipe
@@ -42,6 +42,7 @@ class ClassPool:
         names: of the classes, in order.
         sizes: how many images each class has.
         shape: channels, height and width of an image.
+        notes: what of the files was left out.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class ClassPool:
         std: Sequence[float] = (1.0,),
         rotations: bool = False,
     ) -> None:
-        self._images, self.shape = images, shape
+        self._images, self.shape, self.notes = images, shape, images.notes
         self._turns = 4 if rotations else 1
         turns = [f", {90 * turn} degrees" if turn else "" for turn in range(self._turns)]
         self.names = tuple(f"{name}{turn}" for name in images.names for turn in turns)
@@ -135,9 +136,9 @@ def _images(spec: AnyDataSpec, recipe: Recipe, keys: tuple[str, ...]) -> DataSpe
 
 
 def _pool(recipe: Recipe, spec: DataSpec, where: Where, keys: tuple[str, ...]) -> ClassPool:
-    sources.check_channels(recipe)
+    check_channels(recipe)
     scale = _images(recipe.data, recipe, ("data",))
-    size = sources.size_of(scale, recipe)
+    size = size_of(scale, recipe)
     shape = (recipe.model.in_chans, size, size)
     try:
         images = open_split(spec, where, shape, ".".join(keys))

@@ -61,6 +61,10 @@ class Data:
         targets: `classes` [N], or `numbers` [N, num_classes] in which NaN is not known and not counted.
         missing: inputs hold NaN where an entry is not there. A plugin that makes the model take such inputs sets
             `takes_missing = True` on the model; without one the run is refused.
+        class_names: of the classes, in order; empty where there are none, or they are not known.
+        train_counts, val_counts: how many examples each class has; empty where that is not known.
+        preparation: how validation images are prepared, and where the model was made for something else, in lines.
+        notes: what the user should know of the files, such as what in them was left out; core logs them.
     """
 
     train: TrainStream
@@ -70,3 +74,8 @@ class Data:
     summary: str
     targets: Literal["classes", "numbers"] = "classes"
     missing: bool = False
+    class_names: tuple[str, ...] = ()
+    train_counts: tuple[int, ...] = ()
+    val_counts: tuple[int, ...] = ()
+    preparation: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -115,7 +115,8 @@ class Episodic(Plugin):
             f"{recipe.data.name}: {self.ways}-way tasks{wider} of {shots or f'1 to {self.max_shot}'} shot(s) and "
             f"{self.queries} queries, from {len(train):,} training and {len(val):,} validation classes"
         )
-        return Data(stream, fixed["val"], self.ways, train.shape, summary)
+        notes = tuple(note for pool in (train, val, *tests.values()) for note in pool.notes)
+        return Data(stream, fixed["val"], self.ways, train.shape, summary, notes=notes)
 
     def refuse(self, run: Run, why: str, option: str) -> Any:
         """Say what is wrong with an option, where it is written.

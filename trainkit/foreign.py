@@ -1,0 +1,68 @@
+"""What a file is that was taken for another kind: told by its first bytes, for messages that name the thing itself."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+_HEAD = 512  # bytes that tell
+_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "is only the pointer to a file in Git LFS; fetch it with `git lfs pull`"),
+    (b"<!doctype html", "is a web page, not the file that it should be; download it again"),
+    (b"<html", "is a web page, not the file that it should be; download it again"),
+    (b"<?xml", "is XML, not the file that it should be; download it again"),
+    (b"%pdf", "is a PDF document"),
+    (b"\x1f\x8b", "is compressed with gzip; unpack it"),
+    (b"bzh", "is compressed with bzip2; unpack it"),
+    (b"\xfd7zxz", "is compressed with xz; unpack it"),
+    (b"(\xb5/\xfd", "is compressed with zstd; unpack it"),
+    (b"pk\x03\x04", "is a zip archive (an Excel workbook is one, too)"),
+    (b"\xd0\xcf\x11\xe0", "is an old Microsoft Office document"),
+    (b"par1", "is a Parquet file"),
+    (b"\x89hdf", "is an HDF5 file"),
+    (b"\x89png", "is a PNG image"),
+    (b"\xff\xd8\xff", "is a JPEG image"),
+    (b"gif8", "is a GIF image"),
+    (b"\x93numpy", "is an array of NumPy"),
+    (b"sqlite format 3", "is an SQLite database"),
+)
+
+
+def foreign(file: Path | bytes) -> str | None:
+    """Return what a file is in place of what it should be, as the end of a sentence; None where that is not clear.
+
+    Args:
+        file: a path, or the first bytes of a file.
+    """
+    if isinstance(file, Path):
+        if (wrong := no_file(file)) is not None:
+            return wrong
+        try:
+            with file.open("rb") as opened:
+                head = opened.read(_HEAD)
+        except OSError as error:
+            return f"cannot be opened: {error.strerror}"
+    else:
+        head = file[:_HEAD]
+    if not head:
+        return "is empty"
+    if not head.strip(b"\0"):
+        return "begins with nothing but zeros: a copy or a download that did not end"
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return next((what for beginning, what in _BEGINNINGS if start.startswith(beginning)), None)
+
+
+def no_file(path: Path) -> str | None:
+    """Return why a path is not that of a regular file; None where it is one. Nothing is opened: a pipe would wait."""
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError:
+        return "is no path: it holds a NUL character"
+    except FileNotFoundError:
+        return "is a link to nothing" if os.path.islink(path) else "there is no such file"
+    except OSError as error:  # a loop of links, a name that is too long, no permission
+        return f"cannot be opened: {error.strerror}"
+    if stat.S_ISREG(mode):
+        return None
+    return "is a folder" if stat.S_ISDIR(mode) else "is no file but a device, a pipe or a socket"
