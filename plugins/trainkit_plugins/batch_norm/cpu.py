@@ -7,7 +7,7 @@ in channels_last its sums are fast but its last sweep is not. So each layout tak
 * else the two moments by plain sums, or where examples lie channels_last and blocks are long by torch's kernel;
 * the output by one multiply-add of per-block coefficients;
 * the backward pass by torch's kernel where strided blocks can be seen as channels, else by sums and two
-  multiply-adds.
+  multiply-adds; its own backward pass is in twice.py.
 
 Every tensor is seen as [n, B, C, S]: n examples in each of B blocks, C channels, S positions. mu, inv and var
 are [B, C, 1]. The sums are those of centred values, so nothing cancels.
@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .blocks import Settings, Stretch, are_channels, flat, normalise, over_groups, stretches
+from .blocks import Settings, Stretch, are_channels, flat, is_whole, over_groups, stretches, sum_over
+from .twice import Cotangents, Inputs, second_gradient
 
 _aten = torch.ops.aten
 # Blocks are worked on in turn, so many at a time that a tensor's part stays in a core's cache.
@@ -53,7 +54,7 @@ class BlockNorm(torch.autograd.Function):
         if _one_call(x, settings):
             y, mean, inv = _forward_by_torch(x, weight, bias, settings)
             var = inv.pow(-2).sub_(settings.eps).clamp_(min=0)
-            return _keep(ctx, (x, weight, bias, mean, inv), settings, (y, mean, var))
+            return _keep(ctx, (x, weight, mean, inv), settings, (y, mean, var))
         y = torch.empty_like(x)
         x3, y3 = flat(x), flat(y)
         shape = (len(settings.sizes), x.shape[1], 1)
@@ -67,17 +68,27 @@ class BlockNorm(torch.autograd.Function):
                 a = inv[at] if weight is None else inv[at] * weight[:, None]
                 c = (mu[at] * a).neg_() if bias is None else torch.addcmul(bias[:, None], mu[at], a, value=-1)
                 torch.addcmul(_wide(c, Xp), Xp, _wide(a, Xp), out=Yp)
-        return _keep(ctx, (x, weight, bias, mu, inv), settings, (y, mean, var))
+        return _keep(ctx, (x, weight, mu, inv), settings, (y, mean, var))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         """Return the gradients of x, weight and bias."""
         if dy is None:
             return None, None, None, None
-        x, weight, bias, mu, inv = ctx.saved_tensors
-        settings: Settings = ctx.settings
-        if torch.is_grad_enabled():
-            return *_twice_differentiable(dy, (x, weight, bias), settings), None
+        dx, dweight, dbias = _Gradient.apply(dy, *ctx.saved_tensors, ctx.settings)
+        return dx, dweight, dbias if ctx.needs_input_grad[2] else None, None
+
+
+class _Gradient(torch.autograd.Function):
+    """(dx, dweight, dbias) from dy, x and weight; a function of its own, so that it is differentiated by itself."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, mu: Tensor, inv: Tensor, settings: Settings
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        ctx.save_for_backward(dy, x, weight, mu, inv)
+        ctx.settings = settings
+        ctx.set_materialize_grads(False)
         if dy.stride() != x.stride():
             dy = torch.empty_like(x).copy_(dy)
         saved = _Saved(dy, x, weight, mu, inv, torch.empty_like(mu), torch.empty_like(mu), settings)
@@ -88,8 +99,15 @@ class BlockNorm(torch.autograd.Function):
             dx = torch.empty_like(x)
             for run in stretches(settings.sizes):
                 _backward_by_sums(saved, run, dx)
-        dweight = None if weight is None else saved.dot.sum((0, 2))
-        return dx, dweight, None if bias is None else saved.total.sum((0, 2)), None
+        return dx, None if weight is None else saved.dot.sum((0, 2)), saved.total.sum((0, 2))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        dy, x, weight, mu, inv = ctx.saved_tensors
+        if all(t is None for t in cotangents):
+            return (None,) * 6
+        inputs = Inputs(dy, x, weight, mu, inv)
+        return *second_gradient(Cotangents(*cotangents), inputs, ctx.settings), None, None, None
 
 
 def _keep(
@@ -137,14 +155,9 @@ def _wide(coefficient: Tensor, X: Tensor) -> Tensor:
     return coefficient.expand(-1, -1, X.shape[3]).contiguous()
 
 
-def _whole(X: Tensor) -> bool:
-    # Whether the examples of a block lie one after the other.
-    return X.stride(0) == X.shape[2] * X.shape[3]
-
-
 def _long_rows(X: Tensor, settings: Settings) -> bool:
     _, blocks, channels, space = X.shape
-    if settings.groups != channels or space == 1 or X.stride(3) == 1 or not _whole(X):
+    if settings.groups != channels or space == 1 or X.stride(3) == 1 or not is_whole(X):
         return False
     return X.numel() > blocks * _LONG * torch.get_num_threads()
 
@@ -154,18 +167,6 @@ def _rows(X: Tensor, block: int) -> Tensor:
     return X[:, block].transpose(1, 2).flatten(0, 1)
 
 
-def _sum(X: Tensor) -> Tensor:
-    # Over examples and space, [B, C, 1]. torch is eight times slower unless dimensions come in memory's order.
-    if X.stride(3) == 1:
-        return X.sum(0).sum(2, keepdim=True)
-    rows = X.transpose(2, 3)
-    if _whole(X):
-        return rows.sum((0, 2)).unsqueeze(2)
-    # Threads share the work by rows of the result, of which the first sum over space leaves more.
-    first = 0 if torch.get_num_threads() == 1 else 2
-    return rows.sum(first).sum(1 if first == 0 else 0).unsqueeze(2)
-
-
 def _moments(X: Tensor, spare: Tensor, mean: Tensor, var: Tensor, mu: Tensor, inv: Tensor, settings: Settings) -> None:
     if _long_rows(X, settings):
         found = [torch.batch_norm_update_stats(_rows(X, k), None, None, 0.0) for k in range(X.shape[1])]
@@ -173,11 +174,11 @@ def _moments(X: Tensor, spare: Tensor, mean: Tensor, var: Tensor, mu: Tensor, in
         torch.stack([v for _, v in found], out=var[:, :, 0])
     else:
         share = 1 / (X.shape[0] * X.shape[3])
-        torch.mul(_sum(X), share, out=mean)
+        torch.mul(sum_over(X), share, out=mean)
         if settings.groups != X.shape[2]:
             mu.copy_(over_groups(mean, settings.groups))
         _aten.mse_loss.out(X, _wide(mu, X), 0, out=spare)
-        torch.mul(_sum(spare), share, out=var)
+        torch.mul(sum_over(spare), share, out=var)
     torch.add(over_groups(var, settings.groups), settings.eps, out=inv).rsqrt_()
     if settings.groups != X.shape[2]:
         # The second moment was taken around the group's mean.
@@ -228,18 +229,7 @@ def _sums(
             )
             dot[k], total[k] = found[:, None], sums[:, None]
         return
-    total.copy_(_sum(dY))
+    total.copy_(sum_over(dY))
     # Twice dy (x - mu) in one sweep.
     _aten.mse_loss_backward.grad_input(dY, X, _wide(mu, X), 0, grad_input=spare)
-    torch.mul(_sum(spare), inv, out=dot).mul_(0.5)
-
-
-def _twice_differentiable(
-    dy: Tensor, inputs: tuple[Tensor, Tensor | None, Tensor | None], settings: Settings
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    # Asked for with create_graph=True: the gradient of the same maths in differentiable operations.
-    y = normalise(*inputs, settings)[0]
-    wanted = [t for t in inputs if t is not None and t.requires_grad]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-    x, weight, bias = (next(found) if t is not None and t.requires_grad else None for t in inputs)
-    return x, weight, bias
+    torch.mul(sum_over(spare), inv, out=dot).mul_(0.5)

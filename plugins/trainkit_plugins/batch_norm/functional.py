@@ -78,7 +78,7 @@ def normalise_blocks(
         )
     wide = _wide(x.dtype)
     gamma, beta = (None if t is None else t.to(wide) for t in (weight, bias))
-    if _followed():
+    if followed():
         y, mean, var = normalise(x.to(wide), gamma, beta, settings)
     elif x.device.type == "cpu":
         y, mean, var = BlockNorm.apply(_dense(x.to(wide)), gamma, beta, settings)
@@ -180,8 +180,8 @@ def _group_moments(running_mean: Tensor, running_var: Tensor, groups: int) -> tu
     return mu, (running_var.view(groups, -1) + (m1 - mu[:, None]).square()).mean(1)
 
 
-def _followed() -> bool:
-    # Whether tracers, compilers, torch.func or forward-mode derivatives watch, which need ordinary operations.
+def followed() -> bool:
+    """Whether tracers, compilers, torch.func or forward-mode derivatives watch, which need ordinary operations."""
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None

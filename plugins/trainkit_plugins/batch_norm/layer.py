@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .blocks import block_sizes
-from .functional import Blocks, normalise_blocks, normalise_examples, update_moments
+from .functional import Blocks, followed, normalise_blocks, normalise_examples, update_moments
 
 
 class GeneralisedBatchNorm(_BatchNorm):
@@ -95,6 +95,9 @@ class GeneralisedBatchNorm(_BatchNorm):
         mean, var = (self.running_mean, self.running_var) if tracked else (None, None)
         one_block = len(block_sizes(x.shape[0], self.ghost_size)) == 1
         if (one_block and groups is None) or x.numel() == 0:
+            # torch's graph keeps the running moments, which it does not need in training, and a pass of several blocks
+            # writes into them: by another version of the same memory the two do not meet.
+            mean, var = (t if t is None or followed() else t.data for t in (mean, var))
             return F.batch_norm(x, mean, var, self.weight, self.bias, True, momentum, eps)
         done = normalise_blocks(
             x,
