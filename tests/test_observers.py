@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from torchmetrics import MetricCollection
+
 from trainkit import Plugin, hookimpl
 from trainkit.errors import Mark
 from trainkit.manager import Entry, make_manager
+
+MEASURED = MetricCollection({})
 
 
 class Core:
@@ -38,8 +42,8 @@ class Told(Plugin):
 
 class Provides(Told):
     @hookimpl
-    def build_metrics(self) -> str:
-        return "plugin"
+    def build_metrics(self) -> MetricCollection:
+        return MEASURED
 
 
 def test_observers_are_told_after_the_plugins_in_their_own_order() -> None:
@@ -57,4 +61,4 @@ def test_an_observer_answers_before_core_and_after_a_plugin() -> None:
     assert without.hook.build_metrics(run=None) == "observer"
     with_plugin, problems = make_manager([Entry("provides", Provides(), Mark("here"))], Core(), [observer])
     assert not problems
-    assert with_plugin.hook.build_metrics(run=None) == "plugin"
+    assert with_plugin.hook.build_metrics(run=None) is MEASURED

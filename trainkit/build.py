@@ -12,9 +12,10 @@ import timm
 import torch
 from torch import nn
 
-from trainkit.defaults import Defaults, check_names
+from trainkit.defaults import Autocast, Defaults, check_names
 from trainkit.device import Device
 from trainkit.errors import Mark, PluginError, Problem, RecipeError, UserError
+from trainkit.guard import naming
 from trainkit.hooks import Hooks
 from trainkit.log import Log
 from trainkit.manager import Entry, make_manager, plugins_of
@@ -47,6 +48,7 @@ def compose(path: Path | None, overrides: Sequence[str] = ()) -> Setup:
     return Setup(recipe, entries)
 
 
+@naming()
 def build(
     setup: Setup,
     folder: Path | None = None,
@@ -71,6 +73,7 @@ def build(
     manager, problems = make_manager(setup.entries, Defaults(recipe.train.loss), observers)
     if problems:
         raise RecipeError(problems)
+    manager.register(Autocast(), "precision")  # last, and so around everybody else
     if registered is not None:
         registered(manager)
     writes = folder is not None and device.is_main

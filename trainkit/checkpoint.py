@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from trainkit.errors import UserError
+from trainkit.guard import ask
 from trainkit.paths import is_file
 from trainkit.run import Run
 from trainkit.seeds import rng_state, set_rng_state
@@ -47,7 +48,7 @@ def run_state(run: Run) -> dict[str, Any]:
         "scheduler": run.scheduler.state_dict(),
         "scaler": run.device.scaler.state_dict(),
         "random": run.device.gather(own),
-        "plugins": {name: plugin.state_dict() for name, plugin in run.plugins.items()},
+        "plugins": {name: ask(plugin, name, "state_dict") for name, plugin in run.plugins.items()},
     }
 
 
@@ -75,7 +76,7 @@ def restore_run(run: Run, state: dict[str, Any]) -> None:
     run.scheduler.load_state_dict(state["scheduler"])
     run.device.scaler.load_state_dict(state["scaler"])
     for name, plugin in run.plugins.items():
-        plugin.load_state_dict(state["plugins"][name])
+        ask(plugin, name, "load_state_dict", state["plugins"][name])
         plugin.load_generator_states(state["random"][run.device.rank]["plugins"][name])
     set_rng_state(state["random"][run.device.rank]["global"], run.device.torch)
 

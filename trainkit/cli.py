@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from importlib.metadata import entry_points
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainkit.errors import Interrupted, RecipeError, TrainingError, UserError, one_line
+from trainkit.guard import TRACEBACK
 from trainkit.paths import is_file
 from trainkit.terminal import Terminal
 
@@ -72,6 +74,8 @@ def _command(function: F, name: str | None = None) -> F:
 
 
 def _end(message: str, code: int) -> NoReturn:
+    if os.environ.get(TRACEBACK) and code != INTERRUPTED:
+        traceback.print_exc()
     for line in message.splitlines():
         err.print(line if code == INTERRUPTED else Text.assemble(("error", "bold red"), ": ", line))
     raise typer.Exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Generator
 from typing import Any, cast
 
 import timm
@@ -142,10 +143,20 @@ class Defaults:
         return batch
 
     @hookimpl(trylast=True)
-    def compute_loss(self, model: nn.Module, batch: Batch, run: Run) -> Tensor:
-        """The criterion on the model's output, under autocast."""
-        with run.device.autocast():
-            return cast(Tensor, self.criterion(model(batch.inputs), batch.targets))
+    def compute_loss(self, model: nn.Module, batch: Any, run: Run) -> Tensor:
+        """The criterion on the model's output."""
+        output = run.hook.compute_output(model=model, batch=batch, run=run)
+        return run.hook.compute_criterion(output=output, batch=batch, run=run)
+
+    @hookimpl(trylast=True)
+    def compute_output(self, model: nn.Module, batch: Batch) -> Any:
+        """The model's logits."""
+        return model(batch.inputs)
+
+    @hookimpl(trylast=True)
+    def compute_criterion(self, output: Tensor, batch: Batch) -> Tensor:
+        """The criterion that `train.loss` names."""
+        return cast(Tensor, self.criterion(output, batch.targets))
 
     @hookimpl(trylast=True)
     def evaluate_batch(self, model: nn.Module, batch: Batch, run: Run) -> Predictions:
@@ -153,6 +164,28 @@ class Defaults:
         batch = cast(Batch, self.prepare_batch(batch, run))
         with torch.no_grad(), run.device.autocast():
             return Predictions(model(batch.inputs).float(), batch.targets)
+
+
+class Autocast:
+    """The recipe's precision around whatever makes up a loss, the plugins' parts included: registered outermost."""
+
+    @hookimpl(wrapper=True)
+    def compute_loss(self, run: Run) -> Generator[None, Tensor, Tensor]:
+        """Switch autocast on around the loss."""
+        with run.device.autocast():
+            return (yield)
+
+    @hookimpl(wrapper=True)
+    def compute_output(self, run: Run) -> Generator[None, Any, Any]:
+        """Switch autocast on around a forward pass that a plugin asks for at another place."""
+        with run.device.autocast():
+            return (yield)
+
+    @hookimpl(wrapper=True)
+    def compute_criterion(self, run: Run) -> Generator[None, Tensor, Tensor]:
+        """Switch autocast on around a criterion that a plugin asks for at another place."""
+        with run.device.autocast():
+            return (yield)
 
 
 def _in_chans(recipe: Recipe, data: Data) -> int:

@@ -55,11 +55,14 @@ class Device:
         """Whether this rank writes files and speaks to the user."""
         return self.rank == 0
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context in which a model's forward pass and loss run."""
+    def autocast(self, *, enabled: bool = True) -> AbstractContextManager[Any]:
+        """Return the context in which a model's forward pass and loss run, or one in which it is off.
+
+        The loop enters it around `compute_loss`. What must keep full precision there goes into `enabled=False`.
+        """
         if self.dtype is torch.float32:
             return nullcontext()
-        return torch.autocast(self.torch.type, self.dtype)
+        return torch.autocast(self.torch.type, self.dtype, enabled=enabled)
 
     def move(self, value: Any) -> Any:
         """Move every tensor in a batch (tensors in tuples, lists and mappings) to the device."""

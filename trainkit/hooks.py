@@ -86,7 +86,17 @@ class Hooks:
 
     @value
     def compute_loss(self, model: nn.Module, batch: Any, run: Run) -> Tensor:
-        """Value: the mean loss of one micro-batch, a scalar. Default: the criterion, under autocast."""
+        """Value: the mean loss of one micro-batch, a scalar; autocast is on. Default: the next two hooks."""
+        raise NotImplementedError
+
+    @value
+    def compute_output(self, model: nn.Module, batch: Any, run: Run) -> Any:
+        """Value: what the model makes of one training micro-batch; autocast is on. Default: the model's logits."""
+        raise NotImplementedError
+
+    @value
+    def compute_criterion(self, output: Any, batch: Any, run: Run) -> Tensor:
+        """Value: the mean loss of that output, a scalar; autocast is on. Default: the criterion of `train.loss`."""
         raise NotImplementedError
 
     @moment

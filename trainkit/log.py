@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Value = float | list[float]
 _TAKEN = ("step", "epoch")
+_LONGEST = 1024
+"""Numbers in a logged vector: one has its line in `metrics.jsonl` at every step."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,20 @@ class Log:
         self._pending: list[tuple[int, int, dict[str, Tensor | float]]] = []
 
     def record(self, name: str, value: Tensor | float) -> None:
-        """Keep `value` (a number, a scalar tensor, or a vector) under `name` for the current step.
+        """Keep `value` (a number, a scalar tensor, or a short vector) under `name` for the current step.
 
         Raises:
-            ValueError: the name is one under which every record has its place.
+            ValueError: the name is one under which every record has its place, or the vector is long.
+            TypeError: the value is something else, or the name is no text.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"a value is logged under a name, and this is a {type(name).__name__}: {name!r}")
         if name in _TAKEN:
             raise ValueError(
                 f"a record has its own {name!r}; log the value under another name, such as my_plugin/{name}"
             )
         # What is recorded now must not change with the tensor later, nor keep its graph alive until the flush.
-        self._current[name] = value.detach().clone() if hasattr(value, "detach") else value
+        self._current[name] = _kept(name, value)
 
     def note(self, text: str) -> None:
         """Say something once that the user should know; it is shown, and kept in the summary and report."""
@@ -126,6 +131,29 @@ class Log:
             )
         if size:
             os.truncate(self.path, state["bytes"])
+
+
+def _kept(name: str, value: Any) -> Tensor | float:
+    """Return what is logged as a number or a copied tensor, or refuse it where its plugin can still be named."""
+    if not hasattr(value, "detach"):
+        try:
+            if not isinstance(value, str | bytes):
+                return float(value)
+        except (TypeError, ValueError, OverflowError):
+            pass
+        what = f"a {type(value).__name__}: {value!r:.80}"
+        raise TypeError(f"{name}: only numbers and tensors can be logged, and this is {what}")
+    import torch
+
+    if value.is_complex() or value.layout is not torch.strided:
+        raise TypeError(f"{name}: only real, dense tensors can be logged, and this is {value.dtype}, {value.layout}")
+    if value.ndim > 1 or value.numel() > _LONGEST:
+        raise ValueError(
+            f"{name}: a tensor of shape {list(value.shape)} is too much for a log (a vector may have {_LONGEST} "
+            "numbers); log its mean or its norm"
+        )
+    copied: Tensor = value.detach().clone()
+    return copied
 
 
 def _to_host(values: Sequence[Tensor | float]) -> Iterator[Value]:

@@ -9,6 +9,8 @@
             for batch in window:
                 prepare_batch
                 compute_loss                 loss weighted by its share of the window's examples, then backward
+                    compute_output           the model's forward pass
+                    compute_criterion        the loss of its output
             unscale, averaged over ranks
             before_optimizer_step            gradients final, parameters untouched
             optimizer.step, scheduler.step
@@ -33,6 +35,7 @@ from torch import Tensor, nn
 
 from trainkit.checkpoint import Keeper
 from trainkit.errors import Interrupted, TrainingError
+from trainkit.guard import naming
 from trainkit.run import Run
 from trainkit.seeds import derive_seed, isolated
 
@@ -50,6 +53,7 @@ class StepLoss(nn.Module):
         return self._run[0].hook.compute_loss(model=self.model, batch=batch, run=self._run[0])
 
 
+@naming()
 def fit(run: Run, keeper: Keeper, *, interrupted: Callable[[], bool] = lambda: False, until: int | None = None) -> None:
     """Train from where `run` stands to its last epoch.
 
@@ -130,6 +134,7 @@ def train_step(run: Run, step_loss: nn.Module, position: int, batches: Iterator[
     run.log.commit(run.step, run.epoch)
 
 
+@naming()
 def evaluate(run: Run, keeper: Keeper | None = None) -> dict[str, float]:
     """Measure the model on the validation data, and let `keeper` keep its weights if they are among the best.
 

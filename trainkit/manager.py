@@ -7,16 +7,16 @@ Everything that could go wrong with a plugin's shape is refused here, all of it 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pluggy
 
 from trainkit.discovery import load_class
-from trainkit.errors import Mark, PluginError, Problem, RecipeError, UserError, suggest
+from trainkit.errors import Mark, Problem, RecipeError, UserError, suggest
+from trainkit.guard import guarded
 from trainkit.hooks import PROJECT, Hooks
 from trainkit.plugin import Plugin
 from trainkit.recipe import read_recipe
@@ -167,10 +167,12 @@ def make_manager(
         manager.register(entry.plugin, entry.name)
     for name in vars(manager.hook):
         caller = getattr(manager.hook, name)
-        if caller.spec and caller.spec.opts.get("firstresult"):
+        is_value = bool(caller.spec and caller.spec.opts.get("firstresult"))
+        if is_value:
             problems += _check_providers(caller, entries)
-            for implementation in caller.get_hookimpls():
-                implementation.function = _answering(implementation, name)
+        for implementation in caller.get_hookimpls():
+            blames = implementation.plugin_name in present
+            implementation.function = guarded(implementation, name, is_value=is_value, blames=blames)
     return manager, problems
 
 
@@ -263,38 +265,3 @@ def _check_providers(caller: Any, entries: Sequence[Entry]) -> list[Problem]:
     names = " and ".join(entry.name for entry in ordered)
     message = f"{names} both provide {caller.name}, and a run has one; drop one of them"
     return [Problem(ordered[-1].mark, f"plugins.{ordered[-1].name}", message)]
-
-
-def _answering(implementation: Any, hook: str) -> Callable[..., Any]:
-    """Wrap a value hook's implementation so that an answer of None is an error that names its plugin."""
-    function, plugin = implementation.function, implementation.plugin_name
-
-    def provider(*args: Any) -> Any:
-        answer = function(*args)
-        if answer is None:
-            raise PluginError(f"plugin {plugin}: {hook} returned None; it must return the value it provides")
-        return answer
-
-    def wrapper(*args: Any) -> Generator[None, Any, Any]:
-        inner = function(*args)
-        if next(inner, _OVER) is _OVER:
-            raise PluginError(f"plugin {plugin}: the wrapper {hook} ended before its `yield`; it must yield once")
-        try:
-            value = yield
-        except BaseException as error:
-            go_on = partial(inner.throw, error)  # the wrapper may have something to put back
-        else:
-            go_on = partial(inner.send, value)
-        try:
-            go_on()
-        except StopIteration as done:
-            if done.value is None:
-                message = f"{hook} returned None; a wrapper must return what it makes of `yield`"
-                raise PluginError(f"plugin {plugin}: {message}") from None
-            return done.value
-        raise PluginError(f"plugin {plugin}: the wrapper {hook} yields a second time; it must yield once")
-
-    return wrapper if implementation.wrapper else provider
-
-
-_OVER = object()

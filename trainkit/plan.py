@@ -13,8 +13,10 @@ from rich.table import Table
 from torch import nn
 
 from trainkit.build import Setup, build, compose
-from trainkit.errors import Mark
+from trainkit.errors import Mark, PluginError
+from trainkit.guard import ask
 from trainkit.hooks import Hooks
+from trainkit.manager import Entry
 from trainkit.run import Run
 
 FILES = {
@@ -179,11 +181,20 @@ def _plugins(setup: Setup, run: Run) -> list[dict[str, Any]]:
             "name": entry.name,
             "options": entry.plugin.model_dump(mode="json"),
             "place": entry.reason,
-            "explains": entry.plugin.explain(run),
+            "explains": _explained(entry, run),
             "from": str(entry.mark),
         }
         for entry in setup.entries
     ]
+
+
+def _explained(entry: Entry, run: Run) -> list[str]:
+    lines = ask(entry.plugin, entry.name, "explain", run)
+    if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
+        raise PluginError(
+            f"plugin {entry.name}: explain returned {lines!r:.80}; it must return lines of text in a list"
+        )
+    return list(lines)
 
 
 def _timeline(manager: pluggy.PluginManager, setup: Setup) -> list[dict[str, Any]]:
@@ -205,7 +216,7 @@ def _timeline(manager: pluggy.PluginManager, setup: Setup) -> list[dict[str, Any
                 {
                     "plugin": entry.name if entry else "core",
                     "role": role,
-                    "place": entry.reason if entry else "core answers last",
+                    "place": entry.reason if entry else "core answers last" if role != "wraps" else "around all",
                     "from": str(entry.mark) if entry else "default",
                 }
             )

@@ -201,8 +201,9 @@ def _run(case: Case, check: Check) -> Outcome:
         return Outcome(name, "does not apply", str(error))
     except CheckError as error:
         return Outcome(name, "failed", str(error), error)
-    except Exception as error:  # whatever a plugin raises is its failure, not the kit's
-        return Outcome(name, "failed", f"{type(error).__name__}: {error} ({_place(case, error)})", error)
+    except Exception as raised:  # whatever a plugin raises is its failure, not the kit's
+        cause = raised.__cause__ if isinstance(raised.__cause__, Exception) else raised
+        return Outcome(name, "failed", f"{type(cause).__name__}: {cause} ({_place(case, cause)})", cause)
     return Outcome(name, "passed")
 
 

@@ -182,9 +182,10 @@ class Maml(Episodic):
         parameters = [p for p in model.parameters() if p.requires_grad]
         loop = self._loop(run, self.steps)
         try:
-            found = meta_gradient(
-                self._workers_of(run), tasks, parameters, loop, partial(_inner_loss, run), step_weights=weights
-            )
+            with run.device.autocast(enabled=False):  # gradients are taken in here; forward passes switch it on
+                found = meta_gradient(
+                    self._workers_of(run), tasks, parameters, loop, partial(_inner_loss, run), step_weights=weights
+                )
         except (RuntimeError, ValueError) as error:
             raise self._explained(error, run) from error
         size = self.ways_of("train") * self.queries
