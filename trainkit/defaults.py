@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Generator
 from typing import Any, cast
 
 import timm
 import timm.optim
-import timm.scheduler
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -23,6 +21,7 @@ from trainkit.measures import classification_metrics, criterion, regression_metr
 from trainkit.optimizers import build_optimizer
 from trainkit.recipe import LossSpec, Recipe
 from trainkit.run import Batch, Metrics, ParamGroups, Predictions, Run, Scheduler
+from trainkit.schedules import build_scheduler
 from trainkit.source import Source
 
 
@@ -103,28 +102,11 @@ class Defaults:
 
     @hookimpl(trylast=True)
     def build_scheduler(self, optimizer: Optimizer, run: Run) -> Scheduler:
-        """The schedule of timm's factory, updated at every step."""
-        spec, epochs = run.recipe.scheduler, run.recipe.train.epochs
-        mark = run.recipe.source.nearest("scheduler")
-        steps = run.data.train.steps_per_epoch
-        if spec.warmup_epochs >= epochs and spec.name != "constant":
-            raise UserError(f"{mark}: scheduler.warmup_epochs: {spec.warmup_epochs} leaves none of {epochs} epochs")
-        known = inspect.signature(timm.scheduler.create_scheduler_v2).parameters
-        for name in spec.args:
-            if name not in known:
-                raise UserError(f"{mark}: scheduler.args: timm has no {name!r}{suggest(name, list(known))}")
-        scheduler, _ = timm.scheduler.create_scheduler_v2(
-            optimizer,
-            sched=spec.name,
-            num_epochs=epochs,
-            warmup_epochs=spec.warmup_epochs,
-            warmup_lr=spec.warmup_lr,
-            min_lr=spec.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=steps,
-            **spec.args,
-        )
-        return cast(Scheduler, scheduler)
+        """The schedule of timm's factory, fitted to the run and updated at every step."""
+        scheduler, notes = build_scheduler(optimizer, run.recipe, run.data.train.steps_per_epoch)
+        for note in notes:
+            run.log.note(note)
+        return scheduler
 
     @hookimpl(trylast=True)
     def build_metrics(self, run: Run) -> Metrics:
