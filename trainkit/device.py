@@ -25,7 +25,8 @@ class Device:
 
     Attributes:
         torch: the device as torch knows it.
-        rank, world: which rank this is, of how many.
+        rank: which process this is.
+        world: how many there are.
         scaler: scales the loss in fp16, does nothing otherwise.
 
     Raises:

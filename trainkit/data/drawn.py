@@ -22,7 +22,8 @@ class DrawnStream(Generic[T]):
         steps_per_epoch: optimizer steps in an epoch, which has no other meaning here.
         items_per_step: items of an optimizer step, on all ranks together.
         accumulate: micro-batches of a step.
-        rank, world: which share of each micro-batch is drawn here.
+        rank: which share of each micro-batch is drawn here.
+        world: how many shares there are.
         noun: what an item is called in messages, in the plural.
 
     Raises:
@@ -78,7 +79,8 @@ class DrawnEval(Generic[T]):
         draw: makes an item; must depend on its number alone.
         count: items on all ranks together.
         batch_size: items in a batch, which is a list of them.
-        rank, world: which share is drawn here.
+        rank: which share is drawn here.
+        world: how many shares there are.
         noun: what an item is called in messages, in the plural.
 
     Raises:

@@ -31,7 +31,9 @@ class Found:
     Attributes:
         images: paths of images, relative to where the search began.
         places: of an archive: where each image's bytes begin, and how many they are.
-        hidden, loops, others: what was left out: hidden; links to a folder around them; neither file nor folder.
+        hidden: left out because their names say so.
+        loops: links to a folder around them, left out.
+        others: what is neither file nor folder, left out.
         unread: files whose ending is none that is read, by ending.
         bare: folders right below the first one without an image anywhere below them.
     """

@@ -176,7 +176,8 @@ class ShuffledStream:
         seed: of the order.
         batch_size: examples per micro-batch and rank.
         accumulate: micro-batches per window.
-        rank, world: which share of each chunk is read here.
+        rank: which share of each chunk is read here.
+        world: how many shares there are.
         drop_last: leave out a short last chunk.
         workers: processes that read.
         pin: put batches into pinned memory for a CUDA device.
@@ -258,7 +259,8 @@ class OrderedStream:
     Args:
         images: the examples.
         batch_size: examples per batch.
-        rank, world: which share is read here.
+        rank: which share is read here.
+        world: how many shares there are.
         workers: processes that read.
         pin: put batches into pinned memory for a CUDA device.
     """

@@ -35,7 +35,8 @@ class ClassPool:
     Args:
         images: the images by class.
         shape: channels, height and width of an image.
-        mean, std: of pixels in [0, 1]: subtracted, then divided by; one number, or one per channel.
+        mean: of pixels in [0, 1], subtracted; one number, or one per channel.
+        std: divided by afterwards, likewise.
         rotations: each class and its turns by 90, 180 and 270 degrees are four classes.
 
     Attributes:

@@ -23,7 +23,8 @@ class Preparation:
         crop_pct: its share of the resized image's shorter side.
         crop_mode: timm's name of how that is cut out.
         interpolation: timm's name of how the image is resized.
-        mean, std: per channel, of pixels in [0, 1]: subtracted, then divided by.
+        mean: per channel, of pixels in [0, 1]: subtracted.
+        std: per channel, divided by afterwards.
     """
 
     size: int
@@ -80,7 +81,8 @@ def for_measuring(spec: DataSpec, recipe: Recipe, mean: Sequence[float], std: Se
     Args:
         spec: the data.
         recipe: the recipe.
-        mean, std: the source's own.
+        mean: the source's own.
+        std: the source's own.
     """
     channels = recipe.model.in_chans
     scale = (as_channels(values, channels) for values in (spec.mean or mean, spec.std or std))

@@ -39,9 +39,11 @@ class Ratings:
     """Ratings as a list: of user u[i] for item v[i], counted from 0.
 
     Attributes:
-        u, v: users and items [n].
+        u: users [n].
+        v: items [n].
         r: ratings [n].
-        users, items: how many there are of each.
+        users: how many users there are.
+        items: how many items there are.
     """
 
     u: Array

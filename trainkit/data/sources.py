@@ -29,12 +29,15 @@ class Splits:
     """What a source gives: two sets of examples, and how to normalise them.
 
     Attributes:
-        train, val: the examples.
+        train: the training examples.
+        val: the validation examples.
         num_classes: how many classes they have.
-        mean, std: of pixels in [0, 1], one number or one per channel.
+        mean: of pixels in [0, 1], one number or one per channel.
+        std: their deviation, likewise.
         fits: they are kept in memory.
         class_names: of the classes, in order; empty where the source does not say.
-        train_counts, val_counts: how many examples each class has; empty where the source does not say.
+        train_counts: how many training examples each class has; empty where the source does not say.
+        val_counts: how many validation examples, likewise.
         notes: what of the files was left out.
     """
 

@@ -62,7 +62,8 @@ class Data:
         missing: inputs hold NaN where an entry is not there. A plugin that makes the model take such inputs sets
             `takes_missing = True` on the model; without one the run is refused.
         class_names: of the classes, in order; empty where there are none, or they are not known.
-        train_counts, val_counts: how many examples each class has; empty where that is not known.
+        train_counts: how many training examples each class has; empty where that is not known.
+        val_counts: how many validation examples, likewise.
         preparation: how validation images are prepared, and where the model was made for something else, in lines.
         notes: what the user should know of the files, such as what in them was left out; core logs them.
     """
