@@ -67,7 +67,7 @@ class Stepper:
         if self.position == 0:
             self.batches = self.run.data.train.batches(0, 0)
         start = time.perf_counter()
-        train_step(self.run, self.loss, self.position, self.batches)
+        train_step(self.run, self.loss, self.keeper.watch, self.position, self.batches)
         publish(self.run, self.keeper)
         seconds = time.perf_counter() - start
         self.position = (self.position + 1) % self.run.data.train.steps_per_epoch

@@ -101,3 +101,47 @@ def test_ranks_stop_together_when_only_one_is_told(tiny: Path, tmp_path: Path) -
     ranks = on_two_ranks(recipe, tmp_path / "run", "train.epochs=4")
     assert [rank["stop_reason"] for rank in ranks] == ["seen enough", "another rank asked for it"]
     assert [rank["step"] for rank in ranks] == [3, 3]
+
+
+SPOIL = '''
+from pydantic import Field
+from trainkit import Plugin, hookimpl
+
+class Spoil(Plugin):
+    """Makes a number useless on one rank alone, at step 3."""
+
+    what: str = Field(description="gradient, statistics or state")
+    _state: object = 0
+
+    @hookimpl
+    def before_optimizer_step(self, model, run):
+        if run.device.rank == 1 and run.step == 2 and self.what == "gradient":
+            model.head.bias.grad[0] = float("nan")
+
+    @hookimpl
+    def after_optimizer_step(self, model, run):
+        if run.device.rank == 1 and run.step == 3 and self.what == "state":
+            self._state = {1, (2,), frozenset()}
+
+    def state_dict(self):
+        return {"seen": self._state}
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("gradient", "the gradient of head.bias is nan at step 3 (epoch 0, batch 2: "),
+        ("state", "plugins.Spoil: its state_dict()['seen'] is of type set, which can be saved but not read back"),
+    ],
+)
+def test_ranks_fail_together_when_one_has_a_bad_number(tiny: Path, tmp_path: Path, what: str, said: str) -> None:
+    (tmp_path / "spoil.py").write_text(SPOIL)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{tiny.read_text()}  {tmp_path}/spoil.py:Spoil: {{what: {what}}}\n")
+    ranks = on_two_ranks(recipe, tmp_path / "run", "checkpoint.every_steps=1", "data.batch_size=2")
+    assert said in ranks[0]["error"]
+    assert ranks[0]["error"] == ranks[1]["error"]
+    assert [rank["step"] for rank in ranks] == [3, 3]
+    assert read_state(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 2

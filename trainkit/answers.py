@@ -34,6 +34,8 @@ def _loss(answer: Any) -> str:
         return f"{_kind(answer)}; it must be the mean loss as a scalar tensor"
     if answer.ndim:
         return f"a tensor of shape {list(answer.shape)}; it must be a scalar: take its mean"
+    if not answer.is_floating_point():
+        return f"a tensor of {answer.dtype}; it must be a real floating-point number"
     if torch.is_grad_enabled() and not answer.requires_grad:
         return "a loss that depends on no parameter; it must be computed from tensors that have not been detached"
     return ""

@@ -7,6 +7,7 @@ with `weights_only=True`: nothing in a checkpoint can run code.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 import zipfile
@@ -18,11 +19,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from trainkit.errors import UserError
+from trainkit.errors import PluginError, UserError
 from trainkit.guard import ask
 from trainkit.paths import is_file
+from trainkit.plugin import Plugin
 from trainkit.run import Run
 from trainkit.seeds import rng_state, set_rng_state
+from trainkit.watch import Watch
 
 FORMAT = 1
 
@@ -48,8 +51,17 @@ def run_state(run: Run) -> dict[str, Any]:
         "scheduler": run.scheduler.state_dict(),
         "scaler": run.device.scaler.state_dict(),
         "random": run.device.gather(own),
-        "plugins": {name: ask(plugin, name, "state_dict") for name, plugin in run.plugins.items()},
+        "plugins": {name: _state_of(plugin, run) for name, plugin in run.plugins.items()},
     }
+
+
+def _state_of(plugin: Plugin, run: Run) -> dict[str, Any]:
+    state = ask(plugin, plugin.name, "state_dict")
+    if not isinstance(state, dict):
+        mark = run.recipe.source.nearest("plugins", plugin.name)
+        found = type(state).__name__
+        raise PluginError(f"{mark}: plugins.{plugin.name}: its state_dict returned a {found}; it must return a dict")
+    return state
 
 
 def restore_run(run: Run, state: dict[str, Any]) -> None:
@@ -149,6 +161,12 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def _rank(value: float) -> tuple[bool, float]:
+    """Return what sorts better values first and those that are not finite last."""
+    finite = math.isfinite(value)
+    return not finite, -value if finite else 0.0
+
+
 class Keeper:
     """Writes the files that a run leaves: `last.pt`, the best weights, `weights.safetensors`.
 
@@ -162,7 +180,7 @@ class Keeper:
         self.spec = run.recipe.checkpoint
         self.best: list[dict[str, Any]] = []
         self.final: dict[str, float] = {}
-        self.last_good = "none yet"
+        self.watch = Watch(run)
         self.seconds_before = 0.0
         self._started = time.monotonic()
         if folder is not None:
@@ -181,15 +199,28 @@ class Keeper:
         """Return whether the recipe wants a checkpoint after this step."""
         return self.spec.every_steps is not None and step % self.spec.every_steps == 0
 
+    def begin(self, run: Run) -> None:
+        """Refuse before the first step what `save` would refuse after it; every rank must call this too."""
+        self._admit(run, run_state(run))
+
+    def _admit(self, run: Run, state: dict[str, Any]) -> None:
+        self.watch.admit(state, written=run.device.any(self.folder is not None))
+
     def save(self, run: Run) -> None:
-        """Write `last.pt`. Every rank must call this: each contributes its random state."""
+        """Write `last.pt`. Every rank must call this: each contributes its random state.
+
+        Raises:
+            PluginError: a state could be saved and not read back; the file is left as it is.
+            TrainingError: a number in it is not finite; the file is left as it is.
+        """
         state = run_state(run) | {"log": run.log.state_dict(), "best": self.best, "final": self.final}
-        state["seconds"] = self.seconds
+        state |= {"seconds": self.seconds, "watch": self.watch.state_dict()}
+        self._admit(run, state)
         if self.folder is None:
             return
         path = self.folder / "checkpoints" / "last.pt"
         atomically(path, lambda part: torch.save(state, part))
-        self.last_good = f"{path} (step {run.step})"
+        self.watch.last_good = f"{path} (step {run.step})"
         kept = {entry["file"] for entry in self.best}
         for old in path.parent.glob("best-*.safetensors"):
             if old.name not in kept:
@@ -200,12 +231,18 @@ class Keeper:
         restore_run(run, state)
         run.log.load_state_dict(state["log"])
         self.best, self.final = list(state["best"]), dict(state["final"])
+        self.watch.load_state_dict(state.get("watch", {}))
         self.seconds_before = state["seconds"]
         if self.folder is not None:
-            self.last_good = f"{self.folder / 'checkpoints' / 'last.pt'} (step {run.step})"
+            self.watch.last_good = f"{self.folder / 'checkpoints' / 'last.pt'} (step {run.step})"
 
     def consider(self, run: Run, metrics: Mapping[str, float]) -> None:
-        """Keep the weights as they are being validated if their metric is among the best."""
+        """Keep the weights as they are being validated if their metric is among the best.
+
+        Raises:
+            TrainingError: they are not finite.
+        """
+        self.watch.admit_weights()
         self.final = dict(metrics)
         value = metrics[self.spec.metric]
         file = f"best-{run.epoch:04d}.safetensors"
@@ -216,8 +253,8 @@ class Keeper:
             "file": file,
         }
         sign = 1 if self.spec.mode == "max" else -1
-        # A tie keeps the earlier weights; NaN never ranks above a number.
-        ranked = sorted([*self.best, entry], key=lambda e: (e["value"] != e["value"], -sign * e["value"], e["epoch"]))
+        # A tie keeps the earlier weights; what is not finite never ranks above what is.
+        ranked = sorted([*self.best, entry], key=lambda e: (*_rank(sign * e["value"]), e["epoch"]))
         self.best = ranked[: self.spec.keep_best]
         if entry not in self.best or self.folder is None:
             return

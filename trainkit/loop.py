@@ -26,18 +26,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from trainkit.checkpoint import Keeper
-from trainkit.errors import Interrupted, TrainingError
+from trainkit.errors import Interrupted, TrainingError, UserError
 from trainkit.guard import naming
 from trainkit.run import Run
 from trainkit.seeds import derive_seed, isolated
+from trainkit.watch import Watch
 
 
 class StepLoss(nn.Module):
@@ -65,11 +65,28 @@ def fit(run: Run, keeper: Keeper, *, interrupted: Callable[[], bool] = lambda: F
 
     Raises:
         Interrupted: the run was stopped; its state has been saved.
-        TrainingError: the loss is not finite.
+        TrainingError: a loss, a gradient or something that would be saved is not finite.
+        PluginError: something that would be saved could not be read back.
     """
+    try:
+        _fit(run, keeper, interrupted, until)
+    except (Interrupted, UserError):
+        raise
+    except Exception as error:
+        # What fails on a number that is not finite says less than where that came from.
+        said = None
+        with suppress(RuntimeError):  # a device that has failed cannot be asked
+            said = keeper.watch.cause()
+        if said is None or said == str(error):
+            raise
+        raise TrainingError(said) from error
+
+
+def _fit(run: Run, keeper: Keeper, interrupted: Callable[[], bool], until: int | None) -> None:
     step_loss = run.device.replicate(StepLoss(run))
     epochs, steps_per_epoch = run.recipe.train.epochs, run.data.train.steps_per_epoch
     run.hook.on_fit_start(run=run)
+    keeper.begin(run)
     while run.epoch < epochs and not run.stop_reason:
         start = run.step - run.epoch * steps_per_epoch
         if start == 0:
@@ -77,7 +94,7 @@ def fit(run: Run, keeper: Keeper, *, interrupted: Callable[[], bool] = lambda: F
             run.hook.on_epoch_start(run=run)
         batches = run.data.train.batches(run.epoch, start)
         for position in range(start, steps_per_epoch):
-            train_step(run, step_loss, position, batches)
+            train_step(run, step_loss, keeper.watch, position, batches)
             stop = run.device.any(interrupted()) or run.step == until
             if run.log.pending >= run.recipe.train.log_every:
                 publish(run, keeper)
@@ -99,12 +116,13 @@ def fit(run: Run, keeper: Keeper, *, interrupted: Callable[[], bool] = lambda: F
         going_on = run.epoch < epochs and not run.stop_reason
         if going_on and (run.device.any(interrupted()) or run.step == until):
             raise Interrupted(run.folder)
+    keeper.watch.sum_up()
     run.hook.on_fit_end(run=run)
     run.log.commit(run.step, run.epoch)
     run.log.flush()
 
 
-def train_step(run: Run, step_loss: nn.Module, position: int, batches: Iterator[Any]) -> None:
+def train_step(run: Run, step_loss: nn.Module, watch: Watch, position: int, batches: Iterator[Any]) -> None:
     """Take one optimizer step on the window at `position` of the current epoch."""
     window = run.data.train.window(run.epoch, position)
     scaler, optimizer = run.device.scaler, run.optimizer
@@ -123,11 +141,14 @@ def train_step(run: Run, step_loss: nn.Module, position: int, batches: Iterator[
         total = share.detach() if total is None else total + share.detach()
     assert total is not None  # a window has at least one micro-batch
     scaler.unscale_(optimizer)
+    watch.note_loss(total)
     run.hook.before_optimizer_step(model=run.model, optimizer=optimizer, run=run)
     run.log.record("loss", total)
     run.log.record("lr", max(group["lr"] for group in optimizer.param_groups))
+    watch.note_gradients()
     scaler.step(optimizer)
     scaler.update()
+    watch.note_step()
     run.step += 1
     run.scheduler.step_update(run.step)
     run.hook.after_optimizer_step(model=run.model, batch=batch, loss=total, run=run)
@@ -168,15 +189,13 @@ def evaluate(run: Run, keeper: Keeper | None = None) -> dict[str, float]:
 
 
 def publish(run: Run, keeper: Keeper) -> None:
-    """Bring what has been logged to the host, tell the plugins, and stop if a loss is not finite."""
-    for record in run.log.flush():
+    """Bring what has been logged to the host, tell the plugins, and stop if a step was not finite."""
+    records = run.log.flush()
+    fault = keeper.watch.look(records)
+    for record in records:
         if run.device.is_main:
             run.hook.on_log(record=record, run=run)
-        loss = record.values.get("loss")
-        if isinstance(loss, float) and not math.isfinite(loss):
-            position = record.step - 1 - record.epoch * run.data.train.steps_per_epoch
-            raise TrainingError(
-                f"the loss is {loss} at step {record.step} (epoch {record.epoch}, batch {position}: "
-                f"{run.data.train.describe(record.epoch, position)}); last good checkpoint: {keeper.last_good}. "
-                "Lower the learning rate, lengthen the warm-up, or clip gradients"
-            )
+        if fault is not None and record.step >= fault[0]:
+            break
+    if fault is not None:
+        raise TrainingError(fault[1])

@@ -106,7 +106,11 @@ class Plugin(BaseModel):
             self._generators, self._seed = kept, seed
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs, as plain containers and tensors. Default: nothing."""
+        """Return what a resumed run needs, as plain containers and tensors. Default: nothing.
+
+        It is asked for before the first step too, to see that it could be read back. Tensors must be finite; a Python
+        number may be infinite, but not NaN.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 
 from trainkit.build import build, compose
 from trainkit.checkpoint import Keeper, read_state
-from trainkit.errors import Interrupted
+from trainkit.errors import Interrupted, TrainingError
 from trainkit.loop import fit
 
 
@@ -22,11 +21,17 @@ def main(recipe: Path, folder: Path, until: int, overrides: list[str]) -> None:
     last = folder / "checkpoints" / "last.pt"
     if last.exists():
         keeper.restore(run, read_state(last))
-    with contextlib.suppress(Interrupted):
+    error = ""
+    try:
         fit(run, keeper, until=until or None)
+    except Interrupted:
+        pass
+    except TrainingError as failure:
+        error = str(failure)
     weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     seen = {"weights": weights, "metrics": keeper.final, "examples_per_step": run.data.train.examples_per_step}
-    torch.save(seen | {"stop_reason": run.stop_reason, "step": run.step}, folder / f"rank{run.device.rank}.pt")
+    seen |= {"stop_reason": run.stop_reason, "step": run.step, "error": error}
+    torch.save(seen, folder / f"rank{run.device.rank}.pt")
     run.device.close()
 
 

@@ -16,6 +16,7 @@ from trainkit.loop import evaluate
 from trainkit.report import Section
 from trainkit.run import Run
 from trainkit.seeds import rng_state, set_rng_state
+from trainkit.states import not_a_number, unreadable
 from trainkit.testing.case import Case, CheckError, NotApplicableError
 from trainkit.testing.training import State, Trace, logged, make
 from trainkit.verify import differences
@@ -148,28 +149,18 @@ class _Inner:
 
 
 def check_state(case: Case) -> None:
-    """`state_dict` holds plain containers, numbers, strings and tensors, which can be read without running code."""
+    """`state_dict` holds plain containers, numbers and strings, and finite tensors; it is read without running code."""
     state = case.trained().state["plugins"][case.name]
     if not isinstance(state, dict):
         raise CheckError(f"state_dict returned {type(state).__name__}, not a dict")
-    _plain(state, "state_dict")
+    if found := unreadable(state):
+        raise CheckError(f"state_dict(){found}: not a plain container, number, string or tensor")
+    if found := not_a_number(state):
+        raise CheckError(f"state_dict(){found}: what is saved is finite; leave out what is not known")
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
     _same("read back, against written", torch.load(file, weights_only=True), state)
-
-
-def _plain(value: Any, place: str) -> None:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if not isinstance(key, str | int):
-                raise CheckError(f"{place} has the key {key!r}; keys are strings or integers")
-            _plain(inner, f"{place}[{key!r}]")
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            _plain(inner, f"{place}[{i}]")
-    elif type(value) not in (bool, int, float, str, type(None), torch.Tensor, torch.nn.Parameter):
-        raise CheckError(f"{place} is {type(value).__name__}: not a plain container, number, string or tensor")
 
 
 def check_resume(case: Case) -> None:

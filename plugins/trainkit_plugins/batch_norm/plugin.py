@@ -152,7 +152,7 @@ class ExampleWeighing(_Summers):
     metric: Metric = Field("nll", description="tune: what the best alpha is best in")
 
     _chosen: float | None = PrivateAttr(default=None)
-    _best: float = PrivateAttr(default=math.nan)
+    _best: float = PrivateAttr(default=-math.inf)
     _weights: dict[str, Tensor] = PrivateAttr(default_factory=dict)
 
     @hookimpl(wrapper=True)
@@ -174,8 +174,9 @@ class ExampleWeighing(_Summers):
         """Remember the weights just validated if they are the best so far, which a run keeps."""
         spec = run.recipe.checkpoint
         value = metrics[spec.metric] * (1 if spec.mode == "max" else -1)
-        if self.alpha == "tune" and (not self._weights or value > self._best or math.isnan(self._best)):
-            self._best = value
+        # A metric that is NaN is worse than every number.
+        if self.alpha == "tune" and (not self._weights or value > self._best):
+            self._best = -math.inf if math.isnan(value) else value
             self._weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
 
     @hookimpl

@@ -233,12 +233,16 @@ class SparsityBiasMonitor(Plugin):
             run.log.record(f"{self.name}/{name}", values)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows of the last validation."""
-        return {} if self._last is None else {"rows": self._last}
+        """Return the rows of the last validation, and which of their numbers are known; what is saved is finite."""
+        if self._last is None:
+            return {}
+        known = self._last.isfinite()
+        return {"rows": self._last.where(known, 0), "known": known}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put them back."""
-        self._last = state.get("rows")
+        if state:
+            self._last = state["rows"].where(state["known"], float("nan"))
 
     def _points(self, history: History) -> list[tuple[list[float], ...]]:
         names = (f"{self.name}/{name}" for name in ("count", "output", "truth"))
