@@ -219,10 +219,10 @@ def test_a_run_that_fails_is_never_called_finished(tiny: Path, tmp_path: Path, p
         raise RuntimeError("out of memory")
 
     plugged(At(step=7, act=fail))
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(TrainingError, match="RuntimeError: out of memory") as caught:
         session.start(tiny, [], tmp_path / "run", [])
     told = summary(tmp_path / "run")
-    assert told["status"] == "failed: RuntimeError: out of memory"
+    assert told["status"] == f"failed: {caught.value}"
     assert told["steps"] == 7
 
 
