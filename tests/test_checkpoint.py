@@ -20,10 +20,11 @@ from torch import nn
 from tests.reference.tiny import train, with_plugins
 from trainkit import Batch, Plugin, Predictions, Run, hookimpl
 from trainkit.build import Setup, build, compose
-from trainkit.checkpoint import Keeper, atomically, read_state, restore_run, run_state, save_weights
-from trainkit.errors import Interrupted, UserError
+from trainkit.checkpoint import Keeper, read_state, restore_run, run_state, save_weights
+from trainkit.errors import Interrupted, UserError, WriteError
 from trainkit.loop import fit
 from trainkit.verify import differences
+from trainkit.writes import atomically
 
 CONSTANT = ["scheduler.name=constant", "scheduler.warmup_epochs=0"]
 
@@ -76,7 +77,7 @@ def test_a_crash_while_saving_a_run_leaves_the_last_checkpoint(
             raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", crash_at_the_third)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WriteError, match="disk full"):
         train(with_plugins(tiny, ["checkpoint.every_steps=2"]), tmp_path)
     assert writes == [2, 4, 6]
     assert read_state(last(tmp_path))["step"] == 4

@@ -19,6 +19,7 @@ from trainkit import Plugin, Run, hookimpl, session
 from trainkit.build import Setup
 from trainkit.checkpoint import Keeper, read_state
 from trainkit.errors import Interrupted, TrainingError, UserError
+from trainkit.run_folder import new_folder
 from trainkit.verify import differences
 
 FILES = [
@@ -46,7 +47,7 @@ def last(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the plots, which take longer than the training; one test looks at a run with them."""
-    monkeypatch.setattr(session, "write_report", lambda folder, plugins: folder)
+    monkeypatch.setattr(session, "write_report", lambda folder, *_: folder)
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_a_file_in_the_folders_place_is_refused(tiny: Path, write: Callable[...,
 
 def test_fresh_folders_are_all_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    folders = [session.new_folder(None, "tiny") for _ in range(4)]
+    folders = [new_folder(None, "tiny") for _ in range(4)]
     assert len(set(folders)) == 4
     assert all(folder.is_dir() and folder.parent == Path("runs") for folder in folders)
     assert all(folder.name.startswith("tiny-2") for folder in folders)

@@ -16,6 +16,7 @@ from trainkit.build import Setup, build, compose
 from trainkit.checkpoint import Keeper, read_state
 from trainkit.errors import Interrupted, TrainingError
 from trainkit.loop import fit
+from trainkit.verify import differences
 
 CONSTANT = ["scheduler.name=constant", "scheduler.warmup_epochs=0"]
 
@@ -115,17 +116,30 @@ def test_an_interruption_at_the_end_of_an_epoch_validates_first(tiny: Path, tmp_
     assert "accuracy" in keeper.final
 
 
-def test_an_interruption_in_the_last_step_lets_the_run_end(tiny: Path) -> None:
-    ended = []
-
-    class End(Plugin):
-        @hookimpl
-        def on_fit_end(self, run: Run) -> None:
-            ended.append(run.step)
-
-    run = build(with_plugins(tiny, [], End()))
-    fit(run, Keeper(None, run), interrupted=lambda: run.step == 12)
-    assert ended == [12]
+@pytest.mark.parametrize(("step", "batch"), [(6, 0), (12, 0), (12, 1)])
+def test_an_interruption_while_validating_saves_what_was_before_it(
+    tiny: Path, tmp_path: Path, step: int, batch: int
+) -> None:
+    """The first batch after the last step of an epoch, or one in the middle; validation is then done again."""
+    swapped = ["plugins.ema={decay: 0.5}", "train.log_every=4"]  # it has its own weights in the model meanwhile
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    fit(*start(compose(tiny, swapped), whole))
+    run, keeper = start(compose(tiny, swapped), stopped)
+    asked = iter([False] * (step + (step - 1) // 6 * 4 + batch) + [True])
+    with pytest.raises(Interrupted):
+        fit(run, keeper, interrupted=lambda: next(asked))
+    state = read_state(stopped / "checkpoints" / "last.pt")
+    assert (state["step"], state["epoch"]) == (step, step // 6 - 1)
+    assert len(state["best"]) == state["epoch"]
+    assert [row["step"] for row in logged(stopped)][-1] == step
+    assert "val/nll" not in logged(stopped)[-1]
+    again, keeper = start(compose(tiny, swapped), stopped)
+    keeper.restore(again, state)
+    fit(again, keeper)
+    ends = [read_state(folder / "checkpoints" / "last.pt") for folder in (whole, stopped)]
+    assert next(differences(*ends), None) is None
+    for name in ("metrics.jsonl", "weights.safetensors"):
+        assert (whole / name).read_bytes() == (stopped / name).read_bytes()
 
 
 # Asked to stop by a plugin.

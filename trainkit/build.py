@@ -12,6 +12,7 @@ import timm
 import torch
 from torch import nn
 
+from trainkit.data.loader import OrderedStream, ShuffledStream
 from trainkit.defaults import Autocast, Defaults, check_names
 from trainkit.device import Device
 from trainkit.errors import Mark, PluginError, Problem, RecipeError, UserError
@@ -84,6 +85,9 @@ def build(
     run.data = run.hook.build_data(recipe=recipe, run=run)
     for note in run.data.notes:
         run.log.note(note)
+    for stream in (run.data.train, run.data.val):
+        if isinstance(stream, ShuffledStream | OrderedStream):
+            stream.note = log.note
     run.model = _prepare(run.hook.build_model(recipe=recipe, run=run), run)
     groups = run.hook.build_param_groups(model=run.model, run=run)
     _check_coverage(run.model, groups)

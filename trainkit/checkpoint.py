@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from trainkit.plugin import Plugin
 from trainkit.run import Run
 from trainkit.seeds import rng_state, set_rng_state
 from trainkit.watch import Watch
+from trainkit.writes import atomically, writing
 
 FORMAT = 1
 
@@ -99,23 +100,6 @@ def misfit(error: Exception) -> str:
     return (lines[1:] or lines or [type(error).__name__])[0]
 
 
-def atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make the file `path` so that a crash leaves the old one or the new one, never half of one."""
-    part = path.with_name(f".{path.name}.part")
-    part.touch()
-    mode = part.stat().st_mode  # what the user's umask allows; safetensors would let nobody else read
-    write(part)
-    part.chmod(mode)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name too must reach the disk
-    finally:
-        os.close(folder)
-
-
 def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
     """Write a model's state under timm's keys, so that plain timm loads it."""
     # Tied tensors share memory, which safetensors refuses; a contiguous copy of each does not.
@@ -167,6 +151,19 @@ def _rank(value: float) -> tuple[bool, float]:
     return not finite, -value if finite else 0.0
 
 
+def _copied(value: Any) -> Any:
+    """Return a state with its tensors copied to the CPU: the run goes on and changes its own."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        copied = copy(value)  # a model's has an attribute with the versions of its modules
+        copied.update((key, _copied(v)) for key, v in value.items())
+        return copied
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(v) for v in value)
+    return value
+
+
 class Keeper:
     """Writes the files that a run leaves: `last.pt`, the best weights, `weights.safetensors`.
 
@@ -183,8 +180,10 @@ class Keeper:
         self.watch = Watch(run)
         self.seconds_before = 0.0
         self._started = time.monotonic()
+        self._held: dict[str, Any] | None = None
         if folder is not None:
-            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            with writing(folder / "checkpoints"):
+                (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
 
     def ran(self, run: Run) -> bool:
         """Return whether anything has happened that is worth a summary."""
@@ -211,20 +210,38 @@ class Keeper:
 
         Raises:
             PluginError: a state could be saved and not read back; the file is left as it is.
-            TrainingError: a number in it is not finite; the file is left as it is.
+            TrainingError: a number in it is not finite, or it cannot be written; the file is left as it is.
         """
+        self._write(self._state(run))
+
+    def hold(self, run: Run) -> None:
+        """Keep a copy of the state as it is now, for `save_held`. Every rank must call this. Raises as `save` does."""
+        if self.folder is not None or run.device.world > 1:
+            state = self._state(run)
+            self._held = None if self.folder is None else _copied(state)
+
+    def save_held(self) -> None:
+        """Write as `last.pt` what `hold` kept: the run is stopped in the middle of what must not be seen in it."""
+        if self._held is not None:
+            self._write(self._held)
+
+    def _state(self, run: Run) -> dict[str, Any]:
         state = run_state(run) | {"log": run.log.state_dict(), "best": self.best, "final": self.final}
         state |= {"seconds": self.seconds, "watch": self.watch.state_dict()}
         self._admit(run, state)
+        return state
+
+    def _write(self, state: dict[str, Any]) -> None:
         if self.folder is None:
             return
         path = self.folder / "checkpoints" / "last.pt"
         atomically(path, lambda part: torch.save(state, part))
-        self.watch.last_good = f"{path} (step {run.step})"
-        kept = {entry["file"] for entry in self.best}
+        self.watch.last_good = f"{path} (step {state['step']})"
+        kept = {entry["file"] for entry in state["best"]}
         for old in path.parent.glob("best-*.safetensors"):
             if old.name not in kept:
-                old.unlink()
+                with writing(old):
+                    old.unlink(missing_ok=True)
 
     def restore(self, run: Run, state: dict[str, Any]) -> None:
         """Put `run`, its log and the list of best weights where `state` says."""

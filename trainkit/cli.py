@@ -19,7 +19,7 @@ from rich.text import Text
 
 from trainkit.errors import Interrupted, RecipeError, TrainingError, UserError, one_line
 from trainkit.guard import TRACEBACK
-from trainkit.paths import is_file
+from trainkit.signals import ending_at_once
 from trainkit.terminal import Terminal
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -49,7 +49,8 @@ def _command(function: F, name: str | None = None) -> F:
     @wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
-            function(*args, **kwargs)
+            with ending_at_once():
+                function(*args, **kwargs)
         except RecipeError as error:
             _end(str(error), BAD_INPUT)  # a line for each mistake
         except UserError as error:
@@ -93,23 +94,9 @@ def train(
     """Train a recipe, or go on with a run that was interrupted."""
     if (recipe is None) == (resume is None) or (resume and (overrides or run_dir)):
         raise UserError("give a recipe (and overrides, --run-dir), or only --resume DIR: a resumed run keeps its own")
-    from trainkit import session, shelf
-    from trainkit.progress import Progress, summary_table
+    from trainkit.launch import launch
 
-    main = os.environ.get("RANK", "0") == "0"
-    progress = Progress(out)
-    observers = [progress] if main else []
-    try:
-        if resume is not None:
-            folder = session.resume(resume, observers)
-        else:
-            assert recipe is not None  # said by the check above
-            folder = session.start(shelf.find(recipe), overrides or [], run_dir, observers)
-    finally:
-        progress.close()
-    if main:
-        out.print(summary_table(json.loads((folder / "summary.json").read_text())))
-        out.print(f"{folder}/report.html")
+    launch(recipe, overrides or [], run_dir, resume, out)
 
 
 @_command
@@ -213,6 +200,8 @@ def recipes_copy(
         out.print(str(shelf.copy(name, folder)))
     except UserError as error:
         _end(one_line(str(error)), BAD_INPUT)
+    except TrainingError as error:
+        _end(one_line(str(error)), FAILED)
 
 
 @_command
@@ -228,11 +217,12 @@ def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="the 
     """Make report.html again from what a run logged."""
     from trainkit.manager import read_entries
     from trainkit.report import write_report
+    from trainkit.run_folder import check_is_run, held
 
-    recipe = run_dir / "recipe.yaml"
-    if not is_file(recipe):
-        raise UserError(f"{run_dir}: is no run folder (there is no recipe.yaml in it)")
-    out.print(str(write_report(run_dir, [entry.plugin for entry in read_entries(recipe)])))
+    check_is_run(run_dir)
+    with held(run_dir):
+        plugins = [entry.plugin for entry in read_entries(run_dir / "recipe.yaml")]
+        out.print(str(write_report(run_dir, plugins)))
 
 
 @_command

@@ -75,6 +75,10 @@ class PluginError(TrainingError):
     """A plugin broke the rules of a hook while the run was under way; the message names it."""
 
 
+class WriteError(TrainingError):
+    """A file could not be written: the disk is full, the folder gone or read-only. The message names it."""
+
+
 class Interrupted(Exception):
     """The user asked the run to stop; a checkpoint has been written in `folder` (exit code 130)."""
 

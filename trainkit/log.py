@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainkit.errors import UserError
+from trainkit.writes import append, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +60,7 @@ class Log:
     def __init__(self, path: Path | None = None, average: Callable[[list[float]], list[float]] | None = None) -> None:
         self.path = path
         self.notes: list[str] = []
+        self._size: int | None = None
         self._average = average
         self._current: dict[str, Tensor | float] = {}
         self._pending: list[tuple[int, int, dict[str, Tensor | float]]] = []
@@ -106,17 +108,16 @@ class Log:
             for (record, _), mean in zip(losses, means, strict=True):
                 record.values["loss"] = mean
         if self.path is not None and records:
-            with self.path.open("a") as file:
-                file.writelines(record.to_json() + "\n" for record in records)
+            self._size = append(self.path, "".join(record.to_json() + "\n" for record in records), self._size)
         return records
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far `metrics.jsonl` had been written, having made sure that it is on disk."""
-        if self.path is None or not self.path.exists():
+        if self.path is None or not (self._size or self.path.exists()):
             return {"bytes": 0, "notes": list(self.notes)}
-        with self.path.open("a") as file:
+        with writing(self.path), self.path.open("rb") as file:
             os.fsync(file.fileno())
-            return {"bytes": file.tell(), "notes": list(self.notes)}
+            return {"bytes": file.seek(0, os.SEEK_END), "notes": list(self.notes)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Cut `metrics.jsonl` back to where it was, so that steps taken again are not counted twice."""
@@ -130,7 +131,9 @@ class Log:
                 "the file was changed since: restore it, or start a new run"
             )
         if size:
-            os.truncate(self.path, state["bytes"])
+            with writing(self.path):
+                os.truncate(self.path, state["bytes"])
+        self._size = state["bytes"]
 
 
 def _kept(name: str, value: Any) -> Tensor | float:

@@ -60,7 +60,7 @@ def fit(run: Run, keeper: Keeper, *, interrupted: Callable[[], bool] = lambda: F
     Args:
         run: complete, and restored if it is to go on from a checkpoint.
         keeper: writes checkpoints.
-        interrupted: asked after every step whether the user wants to stop.
+        interrupted: asked after every step and every batch of validation whether the user wants to stop.
         until: stop after this many steps in total, as if interrupted there.
 
     Raises:
@@ -92,7 +92,8 @@ def _fit(run: Run, keeper: Keeper, interrupted: Callable[[], bool], until: int |
         if start == 0:
             run.model.train()
             run.hook.on_epoch_start(run=run)
-        batches = run.data.train.batches(run.epoch, start)
+        # A run that was stopped while validating has no steps left in its epoch.
+        batches = run.data.train.batches(run.epoch, start) if start < steps_per_epoch else iter(())
         for position in range(start, steps_per_epoch):
             train_step(run, step_loss, keeper.watch, position, batches)
             stop = run.device.any(interrupted()) or run.step == until
@@ -105,7 +106,7 @@ def _fit(run: Run, keeper: Keeper, interrupted: Callable[[], bool], until: int |
                 raise Interrupted(run.folder)
         publish(run, keeper)
         if (run.epoch + 1) % run.recipe.train.evaluate_every == 0 or run.epoch + 1 == epochs:
-            evaluate(run, keeper)
+            _validate(run, keeper, interrupted)
         run.hook.on_epoch_end(run=run)
         run.log.commit(run.step, run.epoch)
         publish(run, keeper)  # the checkpoint holds nothing that is still to be written
@@ -120,6 +121,15 @@ def _fit(run: Run, keeper: Keeper, interrupted: Callable[[], bool], until: int |
     run.hook.on_fit_end(run=run)
     run.log.commit(run.step, run.epoch)
     run.log.flush()
+
+
+def _validate(run: Run, keeper: Keeper, interrupted: Callable[[], bool]) -> None:
+    keeper.hold(run)
+    try:
+        evaluate(run, keeper, interrupted=interrupted)
+    except Interrupted:
+        keeper.save_held()  # validation may have put other weights into the model; it is done again as a whole
+        raise
 
 
 def train_step(run: Run, step_loss: nn.Module, watch: Watch, position: int, batches: Iterator[Any]) -> None:
@@ -156,11 +166,17 @@ def train_step(run: Run, step_loss: nn.Module, watch: Watch, position: int, batc
 
 
 @naming()
-def evaluate(run: Run, keeper: Keeper | None = None) -> dict[str, float]:
+def evaluate(
+    run: Run, keeper: Keeper | None = None, *, interrupted: Callable[[], bool] = lambda: False
+) -> dict[str, float]:
     """Measure the model on the validation data, and let `keeper` keep its weights if they are among the best.
 
     Validation has random streams of its own, the plugins' too: how often it happens does not change training.
+
+    Raises:
+        Interrupted: the user wants to stop; the run is as validation has it, and must not be saved.
     """
+    asks = min(run.device.gather(len(run.data.val)))  # all ranks must ask equally often
     modes = [(module, module.training) for module in run.model.modules()]
     run.hook.on_evaluate_start(model=run.model, run=run)
     run.device.share_buffers(run.model)
@@ -170,9 +186,11 @@ def evaluate(run: Run, keeper: Keeper | None = None) -> dict[str, float]:
         streams.enter_context(isolated(derive_seed(run.recipe.seed, "evaluate", run.epoch), run.device.torch))
         for plugin in run.plugins.values():
             streams.enter_context(plugin.apart("evaluate", run.epoch))
-        for batch in run.data.val:
+        for number, batch in enumerate(run.data.val):
             logits, targets = run.hook.evaluate_batch(model=run.model, batch=batch, run=run)
             run.metrics.update(logits, targets)
+            if number < asks and run.device.any(interrupted()):
+                raise Interrupted(run.folder)
     metrics = {name: float(value) for name, value in run.metrics.compute().items()}
     if keeper is not None:
         keeper.consider(run, metrics)

@@ -15,6 +15,7 @@ from trainkit.errors import UserError
 from trainkit.formats import compact, duration, file_size, label, number
 from trainkit.log import History
 from trainkit.paths import is_folder
+from trainkit.writes import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +54,7 @@ class Section:
     table: Sequence[Sequence[str]] = field(default_factory=tuple)
 
 
-def write_report(folder: Path, plugins: Sequence[Plugin]) -> Path:
+def write_report(folder: Path, plugins: Sequence[Plugin], summary: Mapping[str, Any] | None = None) -> Path:
     """Write `report.html` into a run folder, whatever state the run is in, and return its path.
 
     A file that is missing or broken is said to be so in the page. A plugin whose `report` raises loses
@@ -62,9 +63,11 @@ def write_report(folder: Path, plugins: Sequence[Plugin]) -> Path:
     Args:
         folder: with `recipe.yaml`, `environment.json`, `summary.json` and `metrics.jsonl`.
         plugins: their sections follow core's, in this order.
+        summary: what summary.json will say once all else is written; default: what it says.
 
     Raises:
         UserError: there is no such folder.
+        WriteError: the page cannot be written.
     """
     if not is_folder(folder):
         raise UserError(f"{folder}: no such folder; give the folder of a run, such as runs/NAME")
@@ -81,31 +84,41 @@ def write_report(folder: Path, plugins: Sequence[Plugin]) -> Path:
         lstrip_blocks=True,
     ).get_template("report.html.j2")
     problems: list[str] = []
-    summary, environment = (_read_json(folder / f"{n}.json", problems) for n in ("summary", "environment"))
+    summary = _read_json(folder / "summary.json", problems) if summary is None else summary
+    environment = _read_json(folder / "environment.json", problems)
     history = History.read(folder / "metrics.jsonl")
     recipe_text = _read_text(folder / "recipe.yaml", problems)
     path = folder / "report.html"
-    path.write_text(
-        page.render(
-            palette=PALETTE,
-            folder=folder.resolve().name,
-            **_heading(recipe_text, summary, folder),
-            tiles=_tiles(summary, environment, history),
-            cards=[_card(plot, f"core{i}") for i, plot in enumerate(core_plots(history))],
-            rooms=[_room(plugin, history, i) for i, plugin in enumerate(plugins)],
-            epochs=_epoch_table(history),
-            notes=[*map(str, summary.get("notes") or []), *problems],
-            recipe=_yaml_lines(recipe_text),
-            summary=[row for row in _flat(summary) if not row[0].startswith("notes")],
-            environment=_flat(environment),
-            files=[
-                (name := f.relative_to(folder).as_posix(), file_size(f.stat().st_size), FILES.get(name, ""))
-                for f in sorted(folder.rglob("*"))
-                if f.is_file() and f != path
-            ],
-        )
+    text = page.render(
+        palette=PALETTE,
+        folder=folder.resolve().name,
+        **_heading(recipe_text, summary, folder),
+        tiles=_tiles(summary, environment, history),
+        cards=[_card(plot, f"core{i}") for i, plot in enumerate(core_plots(history))],
+        rooms=[_room(plugin, history, i) for i, plugin in enumerate(plugins)],
+        epochs=_epoch_table(history),
+        notes=[*map(str, summary.get("notes") or []), *problems],
+        recipe=_yaml_lines(recipe_text),
+        summary=[row for row in _flat(summary) if not row[0].startswith("notes")],
+        environment=_flat(environment),
+        files=_files(folder, summary),
     )
+    write_text(path, text)
     return path
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """Return the text of `summary.json`."""
+    return json.dumps(summary, indent=2) + "\n"
+
+
+def _files(folder: Path, summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return name, size and meaning of every file of a run but the page itself."""
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    if summary:  # it is written after the page, which shall be the same when it is made again
+        sizes["summary.json"] = len(summary_text(summary).encode())
+    shown = sorted(name for name in sizes if name != "report.html" and not name.rpartition("/")[2].startswith("."))
+    return [(name, file_size(sizes[name]), FILES.get(name, "")) for name in shown]
 
 
 def _yaml_lines(text: str) -> list[tuple[str, str]]:

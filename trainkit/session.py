@@ -3,72 +3,84 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from datetime import datetime
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from trainkit import shelf
 from trainkit.build import Setup, build, compose
-from trainkit.checkpoint import Keeper, atomically, misfit, read_state
+from trainkit.checkpoint import Keeper, misfit, read_state
 from trainkit.environment import facts
-from trainkit.errors import Interrupted, TrainingError, UserError, suggest
+from trainkit.errors import Interrupted, PluginError, TrainingError, UserError, WriteError, suggest
 from trainkit.log import History
 from trainkit.loop import evaluate, fit
 from trainkit.paths import is_file, is_folder
-from trainkit.report import write_report
+from trainkit.report import summary_text, write_report
 from trainkit.run import Run
+from trainkit.run_folder import begun, check_is_run, held, writes
+from trainkit.signals import interruptible
+from trainkit.writes import atomically, write_text
 
 
-def start(recipe: Path, overrides: Sequence[str], folder: Path | None, observers: Sequence[object]) -> Path:
-    """Train a recipe in a fresh folder; return the folder. Raises what `_train` raises."""
-    setup = compose(recipe, overrides)
-    # The other ranks write nothing; a folder made by each would be one too many, or found not empty.
-    target = new_folder(folder, recipe.stem) if os.environ.get("RANK", "0") == "0" else Path()
-    try:
-        run = build(setup, target, observers)
-    except BaseException:
-        with suppress(OSError):
-            target.rmdir()  # nothing was written: leave no empty folder behind
-        raise
-    keeper = Keeper(run.folder, run)
-    if run.folder is not None:
-        (run.folder / "recipe.yaml").write_text(setup.recipe.dump(), encoding="utf-8")
-        (run.folder / "environment.json").write_text(json.dumps(facts(run.device), indent=2) + "\n")
-    return _train(run, keeper, target)
+def start(recipe: Path, overrides: Sequence[str], folder: Path | None, observers: Sequence[object]) -> Path | None:
+    """Train a recipe in a fresh folder; return the folder, or None on a rank that writes nothing.
 
-
-def resume(folder: Path, observers: Sequence[object]) -> Path:
-    """Go on with an interrupted run, exactly; return its folder. Raises what `_train` raises.
-
-    Raises:
-        UserError: there is nothing to resume, or the recipe was changed since.
+    Raises what `_train` raises.
     """
-    path = folder / "recipe.yaml"
-    if not is_file(path):
-        raise UserError(f"{folder}: is no run folder (there is no recipe.yaml in it)")
-    state = read_state(folder / "checkpoints" / "last.pt")
-    setup = compose(path)
-    if setup.recipe.dump() != state["recipe"]:
-        raise UserError(f"{path}: was changed since the checkpoint was written; restore it, or start a new run")
-    if (state["epoch"] >= setup.recipe.train.epochs or state["stop_reason"]) and _ended(folder):
-        raise UserError(f"{folder}: this run is finished after {state['step']} steps; there is nothing to resume")
-    run = build(setup, folder, observers)
-    keeper = Keeper(run.folder, run)
-    keeper.restore(run, state)
-    return _train(run, keeper, folder)
+    setup = compose(recipe, overrides)
+    if not writes():  # a folder made by each rank would be one too many
+        run = build(setup, None, observers)
+        return _train(run, Keeper(None, run))
+    with begun(folder, recipe.stem) as target:
+        try:
+            run = build(setup, target, observers)
+            keeper = Keeper(target, run)
+            write_text(target / "recipe.yaml", setup.recipe.dump())
+            write_text(target / "environment.json", json.dumps(facts(run.device), indent=2) + "\n")
+        except BaseException:
+            _leave_nothing(target)
+            raise
+        return _train(run, keeper)
 
 
-def _ended(folder: Path) -> bool:
-    """Return whether a run wrote its summary at its end; killed after its last step, it has still to do so."""
+def _leave_nothing(folder: Path) -> None:
+    """Put away what was written before training began; a folder that is not empty could not be used again."""
+    with suppress(OSError):
+        for name in ("recipe.yaml", "environment.json"):
+            (folder / name).unlink(missing_ok=True)
+        (folder / "checkpoints").rmdir()
+
+
+def resume(folder: Path, observers: Sequence[object]) -> Path | None:
+    """Go on with an interrupted run, exactly; return its folder, or None on a rank that writes nothing.
+
+    Raises what `_train` raises, and:
+        UserError: there is nothing to resume, the recipe was changed since, or another process is at it.
+    """
+    check_is_run(folder)
+    with held(folder) if writes() else nullcontext():
+        state = read_state(folder / "checkpoints" / "last.pt")
+        path = folder / "recipe.yaml"
+        setup = compose(path)
+        if setup.recipe.dump() != state["recipe"]:
+            raise UserError(f"{path}: was changed since the checkpoint was written; restore it, or start a new run")
+        if (state["epoch"] >= setup.recipe.train.epochs or state["stop_reason"]) and _ended(folder, state["step"]):
+            raise UserError(f"{folder}: this run is finished after {state['step']} steps; there is nothing to resume")
+        run = build(setup, folder, observers)
+        keeper = Keeper(run.folder, run)
+        keeper.restore(run, state)
+        return _train(run, keeper)
+
+
+def _ended(folder: Path, step: int) -> bool:
+    """Return whether a run wrote its summary, the last of its files, at its end; killed before, it has still to."""
     try:
-        status = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["status"]
+        told = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return str(told["status"]).startswith((_FINISHED, _STOPPED)) and told["steps"] == step
     except (OSError, ValueError, LookupError, TypeError):
         return False
-    return str(status).startswith((_FINISHED, _STOPPED))
 
 
 _FINISHED, _STOPPED = "finished", "stopped early"
@@ -88,8 +100,8 @@ def open_run(source: str | Path, overrides: Sequence[str] = (), weights: str | P
         UserError: there is no such source or file, it has mistakes, or the weights do not fit the model.
     """
     folder = Path(source) if is_folder(source) else None
-    if folder is not None and not is_file(folder / "recipe.yaml"):
-        raise UserError(f"{folder}: is no run folder (there is no recipe.yaml in it)")
+    if folder is not None:
+        check_is_run(folder)
     run = build(_compose(str(source), folder, overrides))
     if weights in ("best", "last") and folder is None:
         raise UserError(f"only the folder of a run has {weights} weights, and {source} is none; name a file of weights")
@@ -138,44 +150,67 @@ def measure(folder: Path, weights: str) -> dict[str, float]:
         folder: the run folder.
         weights: `best` for weights.safetensors, `last` for the last checkpoint, or a path of weights.
     """
-    if not is_folder(folder):
-        raise UserError(f"{folder}: is no run folder (there is no recipe.yaml in it)")
+    check_is_run(folder)
     return evaluate(open_run(folder, weights=weights))
 
 
-def _train(run: Run, keeper: Keeper, folder: Path) -> Path:
-    """Train to the end and write what is left behind, however it ends.
+def _train(run: Run, keeper: Keeper) -> Path | None:
+    """Train to the end and write what is left behind, however it ends; return the folder on the rank that writes.
 
     Raises:
         Interrupted: the user stopped the run; it can be resumed.
-        TrainingError: the run cannot go on.
+        TrainingError: the run cannot go on, or a file cannot be written.
     """
-    status = _FINISHED
     try:
         with interruptible() as interrupted:
-            fit(run, keeper, interrupted=interrupted)
-        if run.stop_reason:
-            status = f"{_STOPPED}: {run.stop_reason}"
-    except (Interrupted, KeyboardInterrupt):
-        status = "interrupted"
-        raise
-    except (TrainingError, UserError) as error:  # a UserError: an image that cannot be read, say
-        status = f"failed: {error}"
-        raise
-    except BaseException as error:  # whatever it is, the summary must not call the run finished
-        status = f"failed: {type(error).__name__}: {error}"
-        raise
+            try:
+                fit(run, keeper, interrupted=interrupted)
+            except BaseException as error:
+                with suppress(WriteError):  # what failed first is what to tell of
+                    finish(run, keeper, _status(error))
+                lost = _lost(error, run, keeper.watch.last_good)
+                if lost and interrupted():
+                    raise KeyboardInterrupt from None  # the other process was told to stop as well
+                if lost:
+                    raise TrainingError(lost) from None
+                raise
+            finish(run, keeper, f"{_STOPPED}: {run.stop_reason}" if run.stop_reason else _FINISHED)
     finally:
-        if run.folder is not None and keeper.ran(run):
-            finish(run, keeper, status)
         run.device.close()
-    return folder
+    return run.folder
+
+
+def _status(error: BaseException) -> str:
+    """Say in the summary how a run ended that is not finished."""
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        return "interrupted"
+    told = isinstance(error, TrainingError | UserError)  # a UserError: an image that cannot be read, say
+    return f"failed: {error}" if told else f"failed: {type(error).__name__}: {error}"
+
+
+def _lost(error: BaseException, run: Run, last_good: str) -> str:
+    """Say in one line which process this one lost, if that is what an error of torch means; else nothing."""
+    # torch raises it wherever the main process is at that moment, in a plugin too, which is then blamed.
+    raised = error.__cause__ if isinstance(error, PluginError) else error
+    text = str(raised) if isinstance(raised, RuntimeError) else ""
+    if found := _WORKER.search(text):
+        return (
+            f"a data worker was ended from outside ({found[1] or found[2]}), most often because memory ran out; "
+            f"lower data.workers or data.batch_size; last good checkpoint: {last_good}"
+        )
+    if run.device.world > 1 and _RANK.search(text):
+        return f"rank {run.device.rank}: lost another rank, which has ended; its own message says why"
+    return ""
+
+
+_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by (signal: [^.]*)|(exited unexpectedly))")
+_RANK = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer", re.IGNORECASE)
 
 
 def finish(run: Run, keeper: Keeper, status: str) -> None:
-    """Write summary.json, metrics.csv and report.html into the run folder."""
+    """Write metrics.csv, report.html and at last summary.json, which says that all is written."""
     folder = run.folder
-    if folder is None:
+    if folder is None or not keeper.ran(run):
         return
     best = keeper.best[0] if keeper.best else None
     summary: dict[str, Any] = {
@@ -193,54 +228,7 @@ def finish(run: Run, keeper: Keeper, status: str) -> None:
         and {"metric": keeper.spec.metric, "value": best["value"], "epoch": best["epoch"], **best["metrics"]},
         "notes": run.log.notes,
     }
-    text = json.dumps(summary, indent=2) + "\n"
-    atomically(folder / "summary.json", lambda part: part.write_text(text))
-    History.read(folder / "metrics.jsonl").write_csv(folder / "metrics.csv")
-    write_report(folder, list(run.plugins.values()))
-
-
-def new_folder(wanted: Path | None, name: str) -> Path:
-    """Make the run folder: `wanted`, which must be empty or new, or a fresh one under `runs/`.
-
-    Raises:
-        UserError: it has files in it, or cannot be written.
-    """
-    try:
-        if wanted is not None:
-            wanted.mkdir(parents=True, exist_ok=True)
-            if any(wanted.iterdir()):
-                raise UserError(f"{wanted}: is not empty; name another folder, or go on with `--resume {wanted}`")
-            probe = wanted / ".write"
-            probe.touch()
-            probe.unlink()
-            return wanted
-        stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-        for suffix in ("", *(f"-{i}" for i in range(2, 100))):
-            folder = Path("runs") / f"{stem}{suffix}"
-            try:
-                folder.mkdir(parents=True)
-                return folder
-            except FileExistsError:
-                continue
-        raise UserError(f"runs/{stem}: too many runs began in this second")
-    except OSError as error:
-        raise UserError(f"{wanted or 'runs'}: cannot be written: {error.strerror}; choose another --run-dir") from None
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C (or SIGTERM) into a flag that the loop asks for; a second Ctrl-C stops at once."""
-    asked = False
-
-    def ask(signum: int, frame: object) -> None:
-        nonlocal asked
-        if asked and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked = True
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    history = History.read(folder / "metrics.jsonl")
+    atomically(folder / "metrics.csv", history.write_csv)
+    write_report(folder, list(run.plugins.values()), summary)
+    write_text(folder / "summary.json", summary_text(summary))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from trainkit.errors import UserError, suggest
 from trainkit.paths import is_there
+from trainkit.writes import write_text
 
 
 def folder() -> Path:
@@ -31,6 +31,7 @@ def copy(name: str, target: Path) -> Path:
 
     Raises:
         UserError: there is no such recipe, or the file is already there.
+        WriteError: it cannot be written.
     """
     if name not in names():
         raise UserError(f"there is no recipe {name!r}{suggest(name, names())} (there are: {', '.join(names())})")
@@ -39,9 +40,10 @@ def copy(name: str, target: Path) -> Path:
         raise UserError(f"{destination}: is already there; remove it or choose another folder")
     try:
         target.mkdir(parents=True, exist_ok=True)
-        return Path(shutil.copyfile(folder() / f"{name}.yaml", destination))
     except OSError as error:
         raise UserError(f"{destination}: cannot be written: {error.strerror}") from None
+    write_text(destination, (folder() / f"{name}.yaml").read_text(encoding="utf-8"))
+    return destination
 
 
 def find(path: Path) -> Path:

@@ -6,7 +6,7 @@ the number of worker processes, nor on where in the epoch a run was resumed, nor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -14,9 +14,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainkit.data.types import Window
-from trainkit.errors import TrainingError, UserError
+from trainkit.data.workers import Carrier, handed_over, read
 from trainkit.run import Batch
 from trainkit.seeds import derive_seed, isolated
+from trainkit.signals import obey_parent_only
 
 Key = tuple[int, int]
 """Epoch and index: what one example, augmented, is a function of."""
@@ -110,58 +111,22 @@ class _Keys(Sampler[list[Key]]):
         return len(self.batches)
 
 
-def _identity(batch: Any) -> Any:
-    return batch
-
-
-class _Failed:
-    """What comes in place of a batch: the error with which reading it ended."""
-
-    def __init__(self, error: UserError | TrainingError) -> None:
-        self.error = error
-
-
-class _Carrier(Dataset[Any]):
-    """Examples whose errors cross from a worker process as they are.
-
-    torch would put a worker's traceback into the message.
-
-    Args:
-        examples: the examples.
-    """
-
-    def __init__(self, examples: Keyed) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitems__(self, keys: Sequence[Key]) -> Any:
-        try:
-            return self.examples.__getitems__(keys)
-        except (UserError, TrainingError) as error:
-            return _Failed(error)
-
-
-def _unpacked(batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield batches; raise the error that one is."""
-    for batch in batches:
-        if isinstance(batch, _Failed):
-            raise batch.error
-        yield batch
-
-
 def _loader(examples: Keyed, keys: _Keys, workers: int, pin: bool) -> DataLoader[Batch]:
     return DataLoader(
-        _Carrier(examples),
+        Carrier(examples),
         batch_sampler=keys,
         num_workers=workers,
         persistent_workers=workers > 0,
-        collate_fn=_identity,
+        collate_fn=handed_over,
+        worker_init_fn=obey_parent_only,
         pin_memory=pin,
         # Without a generator of its own the loader would draw from torch's global stream at every pass.
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def _unheard(text: str) -> None:
+    """Take what a stream says until a run listens."""
 
 
 class ShuffledStream:
@@ -181,6 +146,9 @@ class ShuffledStream:
         drop_last: leave out a short last chunk.
         workers: processes that read.
         pin: put batches into pinned memory for a CUDA device.
+
+    Attributes:
+        note: is told what the user should know of how batches come.
     """
 
     def __init__(
@@ -210,6 +178,7 @@ class ShuffledStream:
         self._images = images
         self._keys = _Keys()
         self._loader = _loader(images, self._keys, workers, pin)
+        self.note: Callable[[str], None] = _unheard
         self._order: tuple[int, torch.Tensor] | None = None
 
     def _permutation(self, epoch: int) -> torch.Tensor:
@@ -244,7 +213,7 @@ class ShuffledStream:
             for at in range(position, self.steps_per_epoch)
             for share, _ in self._shares(at)
         ]
-        return _unpacked(iter(self._loader))
+        return read(self._loader, self.note)
 
     def describe(self, epoch: int, position: int) -> str:
         """Name the examples of a window by their index in the training split."""
@@ -263,6 +232,9 @@ class OrderedStream:
         world: how many shares there are.
         workers: processes that read.
         pin: put batches into pinned memory for a CUDA device.
+
+    Attributes:
+        note: is told what the user should know of how batches come.
     """
 
     def __init__(
@@ -274,9 +246,10 @@ class OrderedStream:
         keys = _Keys()
         keys.batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
         self._loader = _loader(images, keys, workers, pin)
+        self.note: Callable[[str], None] = _unheard
 
     def __iter__(self) -> Iterator[Batch]:
-        return _unpacked(iter(self._loader))
+        return read(self._loader, self.note)
 
     def __len__(self) -> int:
         return len(self._loader)
