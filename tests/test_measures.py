@@ -9,12 +9,14 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 import torch
+import torchmetrics
 from hypothesis import given
 from torch import nn
+from torchmetrics import classification
 
 from trainkit.build import compose
 from trainkit.errors import RecipeError
-from trainkit.measures import KnownSquaredError, criterion, regression_metrics
+from trainkit.measures import KnownSquaredError, classification_metrics, criterion, regression_metrics
 from trainkit.recipe import LossSpec
 
 NAN = math.nan
@@ -73,3 +75,92 @@ def test_smoothing_is_not_for_numbers(write: Callable[..., Path]) -> None:
         RecipeError, match=r"recipe.yaml:3: train.loss: smoothing is of classes, and mse compares numbers"
     ):
         compose(write(text))
+
+
+# Classes.
+
+
+def measured(metrics: torchmetrics.MetricCollection, *batches: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
+    metrics.reset()
+    for logits, targets in batches:
+        metrics.update(logits, targets)
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+def by_hand(logits: torch.Tensor, targets: torch.Tensor, bins: int = 15) -> float:
+    """Expected calibration error, example by example."""
+    sums: dict[int, list[float]] = {}
+    for row, target in zip(logits.double(), targets.tolist(), strict=True):
+        p = row.softmax(0)
+        confidence = float(p.max())
+        place = max(1, math.ceil(confidence * bins))
+        sums.setdefault(place, []).append((int(p.argmax()) == target) - confidence)
+    return sum(abs(sum(gaps)) for gaps in sums.values()) / len(targets)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.3, 1.0, 4.0, 30.0])
+def test_calibration_is_of_the_softmax_whatever_the_logits_size(scale: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits, targets = scale * torch.rand(200, 7, generator=generator), torch.randint(7, (200,), generator=generator)
+    found = measured(classification_metrics(7), (logits, targets))["calibration_error"]
+    assert found == pytest.approx(by_hand(logits, targets), abs=1e-6)
+    # torchmetrics takes logits within [0, 1] for probabilities, and is right about the others.
+    theirs = float(classification.MulticlassCalibrationError(7, n_bins=15)(logits.softmax(1), targets))
+    assert found == pytest.approx(theirs, abs=1e-6)
+
+
+def test_a_confidence_of_one_belongs_to_the_last_bin() -> None:
+    # Two of confidence 1, of which one is wrong, and two of 0.95, which are right: one bin, |3 - 3.9| / 4.
+    sure = torch.tensor([[200.0, 0.0], [200.0, 0.0]])
+    nearly = torch.tensor([[math.log(19.0), 0.0]] * 2)
+    found = measured(classification_metrics(2), (torch.cat([sure, nearly]), torch.tensor([0, 1, 0, 0])))
+    assert found["calibration_error"] == pytest.approx(0.9 / 4, abs=1e-6)
+
+
+def test_calibration_by_hand_in_two_bins() -> None:
+    # Confidences 0.6 (right), 0.6 (wrong), 0.9 (right): |1 - 1.2| / 3 + |1 - 0.9| / 3.
+    logits = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.1, 0.9]]).log()
+    found = measured(classification_metrics(2), (logits, torch.tensor([0, 1, 1])))
+    assert found == pytest.approx(
+        {"accuracy": 2 / 3, "calibration_error": 0.1, "nll": -math.log(0.6 * 0.4 * 0.9) / 3}, abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("size", [1, 3, 64])
+def test_no_value_depends_on_how_batches_divide_the_examples(size: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits, targets = 3 * torch.randn(64, 9, generator=generator), torch.randint(9, (64,), generator=generator)
+    metrics = classification_metrics(9)
+    whole = measured(metrics, (logits, targets))
+    parts = measured(metrics, *zip(logits.split(size), targets.split(size), strict=True))
+    exact = ("accuracy", "top5", "calibration_error")
+    assert {name: parts[name] for name in exact} == {name: whole[name] for name in exact}
+    assert parts["nll"] == pytest.approx(whole["nll"], rel=1e-6)
+
+
+def test_accuracies_are_torchmetrics_own_where_all_logits_are_numbers() -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits, targets = torch.randn(50, 8, generator=generator), torch.randint(8, (50,), generator=generator)
+    found = measured(classification_metrics(8), (logits[:20], targets[:20]), (logits[20:], targets[20:]))
+    for name, k in (("accuracy", 1), ("top5", 5)):
+        assert found[name] == float(classification.MulticlassAccuracy(8, average="micro", top_k=k)(logits, targets))
+    assert "top5" not in measured(classification_metrics(5), (logits[:, :5], targets % 5))
+
+
+@pytest.mark.parametrize(
+    "row", [[NAN] * 6, [0.0, NAN, 0.0, 0.0, 0.0, 0.0], [math.inf] * 6, [0.0] * 5 + [math.inf], [-math.inf] * 6]
+)
+@pytest.mark.parametrize("batch", [0, 1, 2])
+def test_logits_that_are_no_numbers_are_no_class(row: list[float], batch: int) -> None:
+    batches = [(torch.randn(4, 6), torch.tensor([0, 1, 2, 5])) for _ in range(3)]
+    batches[batch][0][3] = torch.tensor(row)
+    found = measured(classification_metrics(6), *batches)
+    assert found.keys() == {"accuracy", "nll", "calibration_error", "top5"}
+    assert all(math.isnan(value) for value in found.values())
+
+
+def test_a_class_may_be_ruled_out() -> None:
+    logits = torch.tensor([[0.0, 1.0, -math.inf], [2.0, -math.inf, 0.0]])
+    found = measured(classification_metrics(3), (logits, torch.tensor([1, 2])))
+    assert found["accuracy"] == 0.5
+    assert found["calibration_error"] == pytest.approx(by_hand(logits, torch.tensor([1, 2])), abs=1e-6)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trainkit.report import Section
     from trainkit.run import Batch, Predictions, Run
     from trainkit.session import open_run
+    from trainkit.strict_json import to_json
     from trainkit.terminal import Terminal
 
 __version__ = "0.1.0"
@@ -46,6 +47,7 @@ __all__ = [
     "own_folder",
     "style",
     "target_pool",
+    "to_json",
     "value",
 ]
 
@@ -63,6 +65,7 @@ _HOMES = {
     "report": ("Section",),
     "run": ("Batch", "Predictions", "Run"),
     "session": ("open_run",),
+    "strict_json": ("to_json",),
     "terminal": ("Terminal",),
 }
 

@@ -20,6 +20,7 @@ from rich.text import Text
 from trainkit.errors import Interrupted, RecipeError, TrainingError, UserError, one_line
 from trainkit.guard import TRACEBACK
 from trainkit.signals import ending_at_once
+from trainkit.strict_json import to_json
 from trainkit.terminal import Terminal
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -107,7 +108,7 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fals
 
     made = make_plan(shelf.find(recipe), overrides or [])
     if as_json:
-        print(json.dumps(made, indent=2))  # noqa: T201 - rich would wrap it
+        print(to_json(made, indent=2))  # noqa: T201 - rich would wrap it
     else:
         show(made, out)
 
@@ -123,7 +124,7 @@ def eval(
 
     metrics = measure(run_dir, weights)
     if as_json:
-        print(json.dumps(metrics, indent=2))  # noqa: T201 - rich would wrap it
+        print(to_json(metrics, indent=2))  # noqa: T201 - rich would wrap it
         return
     table = Table("metric", "value")
     for name, value in metrics.items():
@@ -142,7 +143,7 @@ def plugins(
     if name is None:
         listings = [describe(point) for point in installed().values()]
         if as_json:
-            print(json.dumps([vars(listing) for listing in listings], indent=2))  # noqa: T201 - rich would wrap it
+            print(to_json([vars(listing) for listing in listings], indent=2))  # noqa: T201 - rich would wrap it
             return
         table = Table("plugin", "what it does", "hooks", "from")
         for listing in listings:
@@ -154,7 +155,7 @@ def plugins(
     _, cls = load_class(name, Path())
     schema = plugin_schema(cls)
     if as_json:
-        print(json.dumps(schema, indent=2))  # noqa: T201 - rich would wrap it
+        print(to_json(schema, indent=2))  # noqa: T201 - rich would wrap it
         return
     import inspect
 
@@ -209,7 +210,7 @@ def schema() -> None:
     """Print the JSON schema of recipes, for editors."""
     from trainkit.schema import recipe_schema
 
-    print(json.dumps(recipe_schema(), indent=2))  # noqa: T201 - rich would wrap it
+    print(to_json(recipe_schema(), indent=2))  # noqa: T201 - rich would wrap it
 
 
 @_command

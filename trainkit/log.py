@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainkit.errors import UserError
+from trainkit.strict_json import to_json
 from trainkit.writes import append, writing
 
 if TYPE_CHECKING:
@@ -37,16 +38,7 @@ class Record:
 
     def to_json(self) -> str:
         """Return one line of `metrics.jsonl`. JSON knows no NaN: values that are not finite become null."""
-        return json.dumps({"step": self.step, "epoch": self.epoch, **_finite(self.values)})
-
-
-def _finite(values: dict[str, Value]) -> dict[str, Any]:
-    def clean(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
-    return {
-        name: [clean(v) for v in value] if isinstance(value, list) else clean(value) for name, value in values.items()
-    }
+        return to_json({"step": self.step, "epoch": self.epoch, **self.values})
 
 
 class Log:

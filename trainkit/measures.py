@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import math
+from typing import cast
 
 import timm.loss
 import torch
 import torchmetrics
 from torch import Tensor, nn
-from torchmetrics import classification
 
 from trainkit.recipe import LossSpec
 
@@ -39,6 +39,86 @@ class KnownSquaredError(nn.Module):
         return torch.where(known, outputs - targets, 0).square().sum() / known.sum().clamp(min=1)
 
 
+class _OfClasses(torchmetrics.Metric):  # type: ignore[misc]  # torchmetrics is half typed
+    """A share of examples, from logits [N, K], whatever their size, and classes [N].
+
+    NaN as soon as the logits of one example have no highest: NaN is no class, and neither is infinity.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("unknown", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Count one batch."""
+        known = logits.amax(1).isfinite()
+        self.count += known.numel()
+        self.unknown += (~known).sum()
+        self.add(logits, targets)
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Add to the states what is averaged, of a batch."""
+        raise NotImplementedError
+
+    def share(self, total: Tensor) -> Tensor:
+        """Return `total` over the number of examples."""
+        return torch.where(self.unknown > 0, math.nan, total.float() / self.count)
+
+
+class Accuracy(_OfClasses):
+    """Share of examples whose class is among the `top_k` highest logits."""
+
+    higher_is_better = True
+
+    def __init__(self, top_k: int = 1) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.add_state("right", torch.tensor(0), dist_reduce_fx="sum")
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Add how many are right."""
+        guesses = logits.argmax(1, keepdim=True) if self.top_k == 1 else logits.topk(self.top_k, dim=1).indices
+        self.right += (guesses == targets[:, None]).sum()
+
+    def compute(self) -> Tensor:
+        """Return the share."""
+        return self.share(self.right)
+
+
+class CalibrationError(_OfClasses):
+    """sum_b n_b/N |accuracy_b - confidence_b| over bins of equal width, ((b - 1)/B, b/B], of the highest probability.
+
+    The expected calibration error of Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, ICML
+    2017, equations 2 and 3. Sums are kept as whole multiples of 2^-32, exact in any order: the value does not depend
+    on batches or ranks.
+    """
+
+    higher_is_better = False
+
+    def __init__(self, bins: int = 15) -> None:
+        super().__init__()
+        self.bins = bins
+        self.add_state("excess", torch.zeros(bins, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Add to each bin how much oftener its examples are right than they are sure."""
+        confidence, predicted = logits.float().softmax(1).max(1)
+        edges = torch.arange(1, self.bins, device=confidence.device) / self.bins
+        place = torch.bucketize(confidence.nan_to_num(), edges)
+        sure = (confidence.nan_to_num() * _WHOLE).round().long()
+        excess = (predicted == targets).long() * _WHOLE - sure
+        inside = place[:, None] == torch.arange(self.bins, device=place.device)
+        self.excess += (inside * excess[:, None]).sum(0)
+
+    def compute(self) -> Tensor:
+        """Return the error."""
+        return self.share(self.excess.abs().sum().float() / _WHOLE)
+
+
+_WHOLE = 2**32
+
+
 class NegativeLogLikelihood(torchmetrics.MeanMetric):  # type: ignore[misc]  # torchmetrics is half typed
     """Mean of -log p(target) over all examples, from logits [N, K] and classes [N]."""
 
@@ -51,14 +131,13 @@ class NegativeLogLikelihood(torchmetrics.MeanMetric):  # type: ignore[misc]  # t
 
 def classification_metrics(num_classes: int) -> torchmetrics.MetricCollection:
     """Return what is measured by default; every value is over examples, however batches and ranks divide them."""
-    options: dict[str, Any] = {"num_classes": num_classes, "validate_args": False}
     metrics: dict[str, torchmetrics.Metric] = {
-        "accuracy": classification.MulticlassAccuracy(average="micro", **options),
+        "accuracy": Accuracy(),
         "nll": NegativeLogLikelihood(nan_strategy="disable"),
-        "calibration_error": classification.MulticlassCalibrationError(n_bins=15, **options),
+        "calibration_error": CalibrationError(),
     }
     if num_classes > 5:
-        metrics["top5"] = classification.MulticlassAccuracy(average="micro", top_k=5, **options)
+        metrics["top5"] = Accuracy(top_k=5)
     return torchmetrics.MetricCollection(metrics, compute_groups=False)
 
 

@@ -15,6 +15,7 @@ from trainkit.errors import UserError
 from trainkit.formats import compact, duration, file_size, label, number
 from trainkit.log import History
 from trainkit.paths import is_folder
+from trainkit.strict_json import to_json
 from trainkit.writes import write_text
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def write_report(folder: Path, plugins: Sequence[Plugin], summary: Mapping[str, 
 
 def summary_text(summary: Mapping[str, Any]) -> str:
     """Return the text of `summary.json`."""
-    return json.dumps(summary, indent=2) + "\n"
+    return to_json(summary, indent=2) + "\n"
 
 
 def _files(folder: Path, summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -21,6 +21,7 @@ from trainkit.report import summary_text, write_report
 from trainkit.run import Run
 from trainkit.run_folder import begun, check_is_run, held, writes
 from trainkit.signals import interruptible
+from trainkit.strict_json import to_json
 from trainkit.writes import atomically, write_text
 
 
@@ -38,7 +39,7 @@ def start(recipe: Path, overrides: Sequence[str], folder: Path | None, observers
             run = build(setup, target, observers)
             keeper = Keeper(target, run)
             write_text(target / "recipe.yaml", setup.recipe.dump())
-            write_text(target / "environment.json", json.dumps(facts(run.device), indent=2) + "\n")
+            write_text(target / "environment.json", to_json(facts(run.device), indent=2) + "\n")
         except BaseException:
             _leave_nothing(target)
             raise

@@ -205,7 +205,9 @@ class Watch:
         trained = {name: value for name, value in tensors.items() if name not in self._constants}
         if found := first_bad(list(trained.values())):
             return self._spoiled(f"{self._kind(list(trained)[found[0]])} {found[1]}")
-        for owner, part in self._owners({**state, "model": rest}):
+        # A schedule keeps the metric that it was told, which may be NaN; what it makes of it is in the optimizer.
+        others = {key: state[key] for key in ("plugins", "optimizer") if key in state}
+        for owner, part in self._owners({**others, "model": rest}):
             if fault := not_a_number(part):
                 return self._spoiled(f"{owner}: its state_dict(){fault}{self._whose(fault)}")
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -14,7 +13,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainkit import Batch, Run, Terminal, UserError, figure, open_run, style
+from trainkit import Batch, Run, Terminal, UserError, figure, open_run, style, to_json
 
 from .choice import Choice, choose_on_half
 from .plots import curve_table, draw_curves
@@ -67,7 +66,7 @@ def tune_bn(
     facts = {"target": target, "model": spec.name, "reestimated_on": used, **choice.facts()}
     files = _write(run, folder, choice, facts, reestimated=used > 0)
     if as_json:
-        print(json.dumps(facts, indent=2))  # noqa: T201 - rich would wrap it
+        print(to_json(facts, indent=2))  # noqa: T201 - rich would wrap it
     else:
         _show(choice, used, files, run.data.summary)
 
@@ -110,7 +109,7 @@ def _reestimate(run: Run, batches: int) -> int:
 
 def _write(run: Run, folder: Path, choice: Choice, facts: dict[str, Any], reestimated: bool) -> list[Path]:
     files = [folder / "tune-bn.json", folder / "tune-bn.png"]
-    files[0].write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    files[0].write_text(to_json(facts, indent=2) + "\n", encoding="utf-8")
     with style():
         drawn, axes = figure(1, 3, height=2.9)
         draw_curves(axes, choice.alpha, {"choosing half": choice.curve, "reporting half": choice.reported})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Generator, Mapping
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainkit import History, Plugin, Run, Section, UserError, figure, hookimpl
+from trainkit import History, Plugin, Run, Section, UserError, figure, hookimpl, to_json
 
 from .choice import tune
 from .decay import batch_norms, decay_groups, decay_toward_one, scales_and_shifts
@@ -210,7 +209,7 @@ class ExampleWeighing(_Summers):
             run.log.record(f"{self.name}/{name}", values)
         run.log.record(f"{self.name}/chosen", found.alpha)
         if run.folder is not None:
-            (run.folder / "example_weighing.json").write_text(json.dumps(found.facts(), indent=2) + "\n")
+            (run.folder / "example_weighing.json").write_text(to_json(found.facts(), indent=2) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the chosen alpha, or until there is one the best weights so far."""

@@ -32,7 +32,7 @@ class Point:
         alpha: the weight.
         accuracy: share of examples classified correctly.
         nll: mean of -log p(target), in nats.
-        calibration_error: expected calibration error, 15 bins of equal width, L1 (as torchmetrics defines it).
+        calibration_error: expected calibration error, 15 bins of equal width, L1, as runs report it.
     """
 
     alpha: float
@@ -53,7 +53,8 @@ class Gain:
 
 
 def score(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return for each example -log p(target), the highest probability, and whether its class is right.
+    """Return for each example -log p(target), the highest probability, and whether its class is right; NaN for
+    logits that are NaN.
 
     Args:
         logits: [N, K].
@@ -67,7 +68,7 @@ def score(logits: Tensor, targets: Tensor) -> Tensor:
     targets = targets.to("cpu")
     highest, predicted = log_p.max(1)
     nll = nn.functional.nll_loss(log_p, targets, reduction="none")
-    return torch.stack([nll, highest.exp(), (predicted == targets).double()])
+    return torch.stack([nll, highest.exp(), (predicted == targets).double().where(highest.isfinite(), math.nan)])
 
 
 def sweep(

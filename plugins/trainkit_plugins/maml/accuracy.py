@@ -21,13 +21,18 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
 
 def episode_accuracies(logits: Tensor, targets: Tensor, size: int) -> Tensor:
     """Return the accuracy of each episode [E], from logits [E * size, ways] and classes [E * size]."""
-    return (logits.argmax(-1) == targets).view(-1, size).double().mean(1)
+    return _right(logits, targets).view(-1, size).mean(1)
 
 
 def by_step(logits: Tensor, targets: Tensor) -> list[float]:
     """Return the accuracy after each step, from one task's logits [K + 1, M, ways] and classes [M]."""
-    found: list[float] = (logits.argmax(-1) == targets).double().mean(-1).tolist()
+    found: list[float] = _right(logits, targets).mean(-1).tolist()
     return found
+
+
+def _right(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return 1 where the highest logit is that of the class, else 0; NaN where there is no highest."""
+    return (logits.argmax(-1) == targets).double().where(logits.amax(-1).isfinite(), math.nan)
 
 
 def in_order(shares: Sequence[Sequence[T]]) -> list[T]:
