@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from scipy.stats import t as student
 
-from trainkit.log import History
+from trainkit.history import History
 from trainkit.session import start
 
 Row = dict[str, Any]

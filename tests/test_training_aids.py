@@ -24,7 +24,7 @@ from trainkit.checkpoint import Keeper, read_state
 from trainkit.data.loader import Images, OrderedStream, ShuffledStream
 from trainkit.data.types import Data
 from trainkit.errors import Interrupted, Mark, UserError
-from trainkit.log import History
+from trainkit.history import History
 from trainkit.loop import fit
 from trainkit.manager import Entry
 from trainkit.recipe import Recipe

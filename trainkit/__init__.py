@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from trainkit.figures import figure, style
     from trainkit.folders import FolderName, own_folder
     from trainkit.groups import exempt_names
+    from trainkit.history import History
     from trainkit.hooks import Hooks, hookimpl, moment, value
-    from trainkit.log import History, Record
+    from trainkit.log import Record
     from trainkit.plugin import Plugin
     from trainkit.report import Section
     from trainkit.run import Batch, Predictions, Run
@@ -60,7 +61,8 @@ _HOMES = {
     "folders": ("FolderName", "own_folder"),
     "groups": ("exempt_names",),
     "hooks": ("Hooks", "hookimpl", "moment", "value"),
-    "log": ("History", "Record"),
+    "history": ("History",),
+    "log": ("Record",),
     "plugin": ("Plugin",),
     "report": ("Section",),
     "run": ("Batch", "Predictions", "Run"),

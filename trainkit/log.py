@@ -6,7 +6,6 @@ Recording a tensor costs no device synchronisation. Values reach the host togeth
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -168,57 +167,3 @@ def _to_host(values: Sequence[Tensor | float]) -> Iterator[Value]:
             start += t.numel()
     for i, value in enumerate(values):
         yield found[i] if i in found else float(value)
-
-
-class History:
-    """What a run logged, read back from `metrics.jsonl`.
-
-    Args:
-        records: the run's records in order.
-    """
-
-    def __init__(self, records: Sequence[Record]) -> None:
-        self.records = tuple(records)
-
-    @classmethod
-    def read(cls, path: Path) -> History:
-        """Read `metrics.jsonl`; nulls become NaN. A last line cut short by a crash is left out."""
-        records = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            step, epoch = row.pop("step"), row.pop("epoch")
-            records.append(Record(step, epoch, {name: _from_json(value) for name, value in row.items()}))
-        return cls(records)
-
-    @property
-    def names(self) -> list[str]:
-        """Every name that was logged, in order of first appearance."""
-        return list(dict.fromkeys(name for record in self.records for name in record.values))
-
-    def series(self, name: str) -> tuple[list[int], list[Any]]:
-        """Return the steps at which `name` was logged and its values there."""
-        rows = [(r.step, r.values[name]) for r in self.records if name in r.values]
-        return [step for step, _ in rows], [value for _, value in rows]
-
-    def together(self, *names: str) -> tuple[list[int], list[tuple[Any, ...]]]:
-        """Return the steps at which all of `names` were logged, and their values side by side."""
-        rows = [r for r in self.records if all(name in r.values for name in names)]
-        return [r.step for r in rows], [tuple(r.values[name] for name in names) for r in rows]
-
-    def write_csv(self, path: Path) -> None:
-        """Write every scalar as one table with a column per name; empty where nothing was logged."""
-        columns = [n for n in self.names if any(not isinstance(r.values.get(n, []), list) for r in self.records)]
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["step", "epoch", *columns])
-            for record in self.records:
-                writer.writerow([record.step, record.epoch, *(record.values.get(name, "") for name in columns)])
-
-
-def _from_json(value: Any) -> Value:
-    if isinstance(value, list):
-        return [math.nan if v is None else float(v) for v in value]
-    return math.nan if value is None else float(value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainkit.figures import PALETTE, figure, legend_above, smooth, style, thin
 from trainkit.formats import label, number, tick
-from trainkit.log import History
+from trainkit.history import History
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +58,16 @@ def scalars(history: History, name: str) -> tuple[Floats, Floats]:
     return both[:, 0], both[:, 1]
 
 
+def _drawn(history: History, name: str) -> tuple[Floats, Floats]:
+    """Return steps and values of a scalar as they are drawn: no spike of a long run is left out."""
+    import numpy as np
+
+    if history.every == 1:
+        return scalars(history, name)
+    steps, values = history.extremes(name)
+    return np.array(steps, dtype=float), np.array(values, dtype=float)
+
+
 def loss_plot(history: History) -> Plot | None:
     """Return the training loss, raw and smoothed, with the validation loss; None if neither was logged."""
     import numpy as np
@@ -71,17 +81,18 @@ def loss_plot(history: History) -> Plot | None:
     window = max(1, min(len(steps) // 25, 2000))
     if window > 2:
         smoothed = smooth(losses, window)
-        axes.plot(*thin(steps, losses), color="C0", linewidth=0.6, alpha=0.5 if len(steps) < 1500 else 0.25)
+        axes.plot(*thin(*_drawn(history, "loss")), color="C0", linewidth=0.6, alpha=0.5 if len(steps) < 1500 else 0.25)
         axes.plot(*thin(steps, smoothed, 400), color="C0", label="training, smoothed")
     elif len(steps):
         axes.plot(steps, losses, color="C0", label="training", marker=_marker(steps))
     if len(val_steps):
         axes.plot(val_steps, val_losses, color="C1", label="validation (nll)", marker=_marker(val_steps))
-    every = np.concatenate([losses, val_losses])
+    every = np.concatenate([_drawn(history, "loss")[1], val_losses])
     core = np.concatenate([smoothed, val_losses])
     _loss_scale(axes, every, core)
-    broken = steps[~np.isfinite(losses)]
-    if len(broken):
+    count, at = history.not_finite("loss")
+    if count:
+        broken = np.array(at, dtype=float)
         floor = axes.get_xaxis_transform()
         axes.plot(
             *thin(broken, np.zeros(len(broken)), 200),
@@ -94,7 +105,7 @@ def loss_plot(history: History) -> Plot | None:
     _value_axis(axes, "loss")
     _step_axis(axes)
     legend_above(axes)
-    return Plot("Loss", _loss_caption(axes, every, len(broken), window), drawn)
+    return Plot("Loss", _loss_caption(axes, every, count, window, history.every), drawn)
 
 
 def spans_decades(values: Sequence[float] | Floats) -> bool:
@@ -119,15 +130,23 @@ def _loss_scale(axes: Any, every: Floats, core: Floats) -> None:
         axes.set_ylim(10**edges if axes.get_yscale() == "log" else edges)
 
 
-def _loss_caption(axes: Any, every: Floats, broken: int, window: int) -> str:
+def _loss_caption(axes: Any, every: Floats, broken: int, window: int, apart: int) -> str:
     import numpy as np
 
     parts = []
-    if window > 2:
+    if window > 2 and apart == 1:
         parts.append(f"Thin: every step. Thick: weighted mean over {number(window)} steps on either side.")
+    elif window > 2:
+        reach = number(window * apart)
+        parts.append(
+            "Thin: the lowest and highest of each stretch. "
+            f"Thick: weighted mean over {reach} steps on either side, of every {number(apart)}th."
+        )
     low, high = axes.get_ylim()
     outside = int(np.sum((every < low) | (every > high)))
-    if outside:
+    if outside and apart > 1:
+        parts.append("Some values are outside the plot.")
+    elif outside:
         parts.append(f"{number(outside)} {'value is' if outside == 1 else 'values are'} outside the plot.")
     if broken:
         parts.append(f"The loss was not finite at {number(broken)} {'step' if broken == 1 else 'steps'}.")
@@ -202,6 +221,7 @@ def line_plot(history: History, name: str, title: str, caption: str) -> Plot | N
     if not np.isfinite(values).any():
         return None
     drawn, axes = figure()
+    steps, values = _drawn(history, name)
     finite = values[np.isfinite(values)]
     restless = np.abs(np.diff(finite)).sum() > 20 * np.ptp(finite)
     width = 0.7 if restless else 1.4

@@ -13,7 +13,7 @@ from trainkit.seeds import derive_seed
 if TYPE_CHECKING:
     import torch
 
-    from trainkit.log import History
+    from trainkit.history import History
     from trainkit.report import Section
     from trainkit.run import Run
 

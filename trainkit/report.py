@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainkit.errors import UserError
 from trainkit.formats import compact, duration, file_size, label, number
-from trainkit.log import History
+from trainkit.history import History
 from trainkit.paths import is_folder
 from trainkit.strict_json import to_json
 from trainkit.writes import write_text
@@ -88,6 +88,8 @@ def write_report(folder: Path, plugins: Sequence[Plugin], summary: Mapping[str, 
     summary = _read_json(folder / "summary.json", problems) if summary is None else summary
     environment = _read_json(folder / "environment.json", problems)
     history = History.read(folder / "metrics.jsonl")
+    if history.unreadable:
+        problems.append(f"{history.unreadable:,} line(s) of metrics.jsonl are no records, and are left out.")
     recipe_text = _read_text(folder / "recipe.yaml", problems)
     path = folder / "report.html"
     text = page.render(
@@ -262,22 +264,13 @@ def _logged_by(plugin: Plugin, history: History) -> list[Section]:
 
 def _epoch_table(history: History) -> list[list[str]]:
     """Return a header, and a row per epoch: mean training loss, and the metrics of its last validation."""
-    losses: dict[int, list[float]] = {}
-    metrics: dict[int, dict[str, Any]] = {}
-    steps: dict[int, int] = {}
-    for record in history.records:
-        steps[record.epoch] = max(record.step, steps.get(record.epoch, 0))
-        if isinstance(loss := record.values.get("loss"), float):
-            losses.setdefault(record.epoch, []).append(loss)
-        found = {k: v for k, v in record.values.items() if k.startswith("val/") and not isinstance(v, list)}
-        metrics.setdefault(record.epoch, {}).update(found)
-    names = list(dict.fromkeys(name for found in metrics.values() for name in found))
+    epochs = history.epochs()
+    names = list(dict.fromkeys(name for epoch in epochs for name in epoch.metrics))
     rows = [["epoch", "steps", "training loss", *map(label, names)]]
-    for epoch, step in sorted(steps.items()):
-        mean = sum(losses[epoch]) / len(losses[epoch]) if epoch in losses else None
-        values = [mean, *(metrics[epoch].get(name) for name in names)]
-        rows.append([str(epoch + 1), number(step), *("" if v is None else number(v) for v in values)])
-    return rows if len(rows) > 1 else []
+    for epoch in epochs:
+        values = [epoch.loss, *(epoch.metrics.get(name) for name in names)]
+        rows.append([str(epoch.epoch + 1), number(epoch.step), *("" if v is None else number(v) for v in values)])
+    return rows if epochs else []
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

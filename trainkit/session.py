@@ -14,7 +14,7 @@ from trainkit.build import Setup, build, compose
 from trainkit.checkpoint import Keeper, misfit, read_state
 from trainkit.environment import facts
 from trainkit.errors import Interrupted, PluginError, TrainingError, UserError, WriteError, suggest
-from trainkit.log import History
+from trainkit.history import History
 from trainkit.loop import evaluate, fit
 from trainkit.paths import is_file, is_folder
 from trainkit.report import summary_text, write_report

@@ -17,7 +17,7 @@ from tests.reference.tiny import train
 from trainkit import UserError
 from trainkit.build import build, compose
 from trainkit.errors import RecipeError
-from trainkit.log import History
+from trainkit.history import History
 
 RECIPE = """\
 seed: 3

@@ -15,7 +15,8 @@ from trainkit_plugins.norm_bias.plugin import NormBias, matrices_and_kernels
 import trainkit.testing
 from trainkit import Plugin, Run, UserError, hookimpl
 from trainkit.build import build, compose
-from trainkit.log import History, Record
+from trainkit.history import History
+from trainkit.log import Record
 from trainkit.testing import Case
 from trainkit.testing.training import Trace, undisturbed
 from trainkit.verify import differences

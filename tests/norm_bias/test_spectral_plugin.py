@@ -13,7 +13,8 @@ from trainkit_plugins.norm_bias.spectral_rank.plugin import SpectralRank
 import trainkit.testing
 from trainkit import Run, UserError, hookimpl
 from trainkit.build import build
-from trainkit.log import History, Record
+from trainkit.history import History
+from trainkit.log import Record
 from trainkit.testing import Case
 from trainkit.testing.training import Trace, make, undisturbed
 from trainkit.verify import differences

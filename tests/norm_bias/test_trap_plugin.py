@@ -12,7 +12,8 @@ from trainkit_plugins.norm_bias.trap_init.plugin import TrapInit
 
 from trainkit import Run, UserError
 from trainkit.build import build, compose
-from trainkit.log import History, Record
+from trainkit.history import History
+from trainkit.log import Record
 from trainkit.testing import Case
 from trainkit.testing.training import Trace, make, undisturbed
 

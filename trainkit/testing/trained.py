@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from trainkit.checkpoint import run_state
+from trainkit.history import History
 from trainkit.hooks import hookimpl
-from trainkit.log import History, Record
+from trainkit.log import Record
 from trainkit.loop import evaluate
 from trainkit.report import Section
 from trainkit.run import Run

@@ -21,8 +21,9 @@ from trainkit.data import sources
 from trainkit.data.spec import DigitsSpec
 from trainkit.data.types import Data
 from trainkit.errors import Interrupted
+from trainkit.history import History
 from trainkit.hooks import hookimpl
-from trainkit.log import History, Record
+from trainkit.log import Record
 from trainkit.loop import fit
 from trainkit.recipe import Recipe
 from trainkit.run import Run
