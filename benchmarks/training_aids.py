@@ -25,8 +25,9 @@ from trainkit import Plugin, Run
 from trainkit.build import Setup, build, compose
 from trainkit.checkpoint import Keeper
 from trainkit.errors import Mark
-from trainkit.loop import StepLoss, publish, train_step
+from trainkit.loop import publish, train_step
 from trainkit.manager import Entry
+from trainkit.window import StepLoss
 
 ROUNDS = 60
 RECIPE = """

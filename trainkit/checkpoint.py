@@ -28,7 +28,7 @@ from trainkit.seeds import rng_state, set_rng_state
 from trainkit.watch import Watch
 from trainkit.writes import atomically, writing
 
-FORMAT = 1
+FORMAT = 2
 
 
 def run_state(run: Run) -> dict[str, Any]:
@@ -48,6 +48,7 @@ def run_state(run: Run) -> dict[str, Any]:
         "model": run.model.state_dict(),
         # Which modules were in evaluation mode (a frozen norm, say): train() at the next epoch is too late.
         "frozen": [name for name, module in run.model.named_modules() if not module.training],
+        "untrained": [name for name, p in run.model.named_parameters() if not p.requires_grad],
         "optimizer": run.optimizer.state_dict(),
         "scheduler": run.scheduler.state_dict(),
         "scaler": run.device.scaler.state_dict(),
@@ -85,6 +86,8 @@ def restore_run(run: Run, state: dict[str, Any]) -> None:
     run.model.train()
     for name in state["frozen"]:
         run.model.get_submodule(name).training = False
+    for name, parameter in run.model.named_parameters():
+        parameter.requires_grad_(name not in state["untrained"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.scheduler.load_state_dict(state["scheduler"])
     run.device.scaler.load_state_dict(state["scaler"])

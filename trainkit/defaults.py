@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from typing import Any, cast
 
 import timm
@@ -23,6 +23,7 @@ from trainkit.recipe import LossSpec, Recipe
 from trainkit.run import Batch, Metrics, ParamGroups, Predictions, Run, Scheduler
 from trainkit.schedules import build_scheduler
 from trainkit.source import Source
+from trainkit.trainable import optimized
 
 
 def check_names(source: Source) -> list[Problem]:
@@ -115,6 +116,11 @@ class Defaults:
             regression_metrics() if run.data.targets == "numbers" else classification_metrics(run.data.num_classes)
         )
         return cast(Metrics, measured.to(run.device.torch))
+
+    @hookimpl(trylast=True)
+    def select_trainable(self, run: Run) -> Collection[str]:
+        """All that the optimizer holds."""
+        return optimized(run)
 
     @hookimpl(trylast=True)
     def prepare_batch(self, batch: Any, run: Run) -> Any:

@@ -10,11 +10,33 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.amp.grad_scaler import OptState
+from torch.optim import Optimizer
 
 from trainkit.errors import UserError
 from trainkit.recipe import TrainSpec
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Scaler(torch.amp.GradScaler):
+    """torch's, for a step whose gradients may be computed more than once."""
+
+    def unscale_again(self, optimizer: Optimizer) -> None:
+        """Unscale gradients that have replaced unscaled ones, by the same scale.
+
+        The step is skipped if the earlier ones or these are not finite.
+        """
+        if not self.is_enabled():
+            return
+        state = self._per_optimizer_states[id(optimizer)]
+        before = state["found_inf_per_device"]
+        state["stage"] = OptState.READY
+        self.unscale_(optimizer)
+        now = state["found_inf_per_device"]
+        state["found_inf_per_device"] = now | {
+            device: torch.maximum(found, now[device]) if device in now else found for device, found in before.items()
+        }
 
 
 class Device:
@@ -43,7 +65,7 @@ class Device:
         if self.torch.type == "cuda":
             torch.cuda.set_device(self.torch)
         _set_determinism(spec.deterministic)
-        self.scaler = torch.amp.GradScaler(self.torch.type, enabled=self.dtype is torch.float16)
+        self.scaler = Scaler(self.torch.type, enabled=self.dtype is torch.float16)
         self._control: Any = None
         if self.world > 1:
             if not dist.is_initialized():

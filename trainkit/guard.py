@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import traceback
 from collections.abc import Callable, Generator, Iterator
@@ -165,7 +166,7 @@ def _place(function: Callable[..., Any]) -> str:
 
 
 def _code(function: Callable[..., Any]) -> CodeType:
-    code: CodeType = function.__code__
+    code: CodeType = inspect.unwrap(function).__code__  # a decorator's own code tells nothing
     return code
 
 

@@ -13,7 +13,7 @@ publish hooks of their own by naming such a class in `Plugin.hookspecs`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trainkit.log import Record
     from trainkit.recipe import Recipe
     from trainkit.run import Metrics, ParamGroups, Predictions, Run, Scheduler
+    from trainkit.window import Window
 
 PROJECT = "trainkit"
 
@@ -80,6 +81,11 @@ class Hooks:
         """Moment: `run.epoch` begins (not repeated when a run resumes inside it)."""
 
     @value
+    def select_trainable(self, model: nn.Module, run: Run) -> Collection[str]:
+        """Value, once per epoch: names of the parameters that train in it. Default: all that the optimizer holds."""
+        raise NotImplementedError
+
+    @value
     def prepare_batch(self, batch: Any, run: Run) -> Any:
         """Value: one training micro-batch as the loss will see it. Default: move it to the device."""
         raise NotImplementedError
@@ -100,7 +106,7 @@ class Hooks:
         raise NotImplementedError
 
     @moment
-    def before_optimizer_step(self, model: nn.Module, optimizer: Optimizer, run: Run) -> None:
+    def before_optimizer_step(self, model: nn.Module, optimizer: Optimizer, window: Window, run: Run) -> None:
         """Moment, once per step: gradients are final (whole window, unscaled, reduced), parameters untouched."""
 
     @moment

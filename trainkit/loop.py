@@ -5,6 +5,7 @@
     on_fit_start
     for epoch:
         on_epoch_start
+        select_trainable                     which parameters train in this epoch
         for window of `accumulate` micro-batches:
             for batch in window:
                 prepare_batch
@@ -30,27 +31,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from trainkit.checkpoint import Keeper
 from trainkit.errors import Interrupted, TrainingError, UserError
 from trainkit.guard import naming
 from trainkit.run import Run
 from trainkit.seeds import derive_seed, isolated
+from trainkit.trainable import select, trained
 from trainkit.watch import Watch
-
-
-class StepLoss(nn.Module):
-    """The loss of one micro-batch as a module, so that gradients are averaged over ranks however a plugin gets it."""
-
-    def __init__(self, run: Run) -> None:
-        super().__init__()
-        self.model = run.model
-        self._run = [run]  # in a list: a run is no submodule
-
-    def forward(self, batch: Any) -> Tensor:
-        """Return the loss of a prepared micro-batch."""
-        return self._run[0].hook.compute_loss(model=self.model, batch=batch, run=self._run[0])
+from trainkit.window import StepLoss, Window
 
 
 @naming()
@@ -83,15 +73,20 @@ def fit(run: Run, keeper: Keeper, *, interrupted: Callable[[], bool] = lambda: F
 
 
 def _fit(run: Run, keeper: Keeper, interrupted: Callable[[], bool], until: int | None) -> None:
-    step_loss = run.device.replicate(StepLoss(run))
+    step_loss: nn.Module | None = run.device.replicate(StepLoss(run))
+    trains = trained(run.model)
     epochs, steps_per_epoch = run.recipe.train.epochs, run.data.train.steps_per_epoch
     run.hook.on_fit_start(run=run)
     keeper.begin(run)
     while run.epoch < epochs and not run.stop_reason:
         start = run.step - run.epoch * steps_per_epoch
         if start == 0:
-            run.model.train()
-            run.hook.on_epoch_start(run=run)
+            begun = begin_epoch(run, trains)
+            if begun != trains:
+                # The old one must go before the next is made: each waits for the gradients that it was made for.
+                trains, step_loss = begun, None
+        if step_loss is None:
+            step_loss = run.device.replicate(StepLoss(run))
         # A run that was stopped while validating has no steps left in its epoch.
         batches = run.data.train.batches(run.epoch, start) if start < steps_per_epoch else iter(())
         for position in range(start, steps_per_epoch):
@@ -132,27 +127,22 @@ def _validate(run: Run, keeper: Keeper, interrupted: Callable[[], bool]) -> None
         raise
 
 
+def begin_epoch(run: Run, trains: frozenset[str]) -> frozenset[str]:
+    """Begin an epoch; return the names of the parameters that train in it, given those that did until now."""
+    run.model.train()
+    run.hook.on_epoch_start(run=run)
+    return select(run, trains)
+
+
 def train_step(run: Run, step_loss: nn.Module, watch: Watch, position: int, batches: Iterator[Any]) -> None:
     """Take one optimizer step on the window at `position` of the current epoch."""
-    window = run.data.train.window(run.epoch, position)
+    weights = run.data.train.window(run.epoch, position).weights
     scaler, optimizer = run.device.scaler, run.optimizer
-    optimizer.zero_grad(set_to_none=True)
-    total: Tensor | None = None
-    for i, weight in enumerate(window.weights):
-        batch = run.hook.prepare_batch(batch=next(batches), run=run)
-        if run.device.world > 1:
-            # Average over ranks once per window, while its last backward pass runs.
-            cast(nn.parallel.DistributedDataParallel, step_loss).require_backward_grad_sync = i + 1 == len(
-                window.weights
-            )
-        loss = step_loss(batch)
-        share = loss if weight == 1 else loss * weight
-        scaler.scale(share).backward()
-        total = share.detach() if total is None else total + share.detach()
-    assert total is not None  # a window has at least one micro-batch
+    window = Window(run, step_loss, weights, keeps=_asks(run, "window"))
+    total, batch = window.train(batches)
     scaler.unscale_(optimizer)
     watch.note_loss(total)
-    run.hook.before_optimizer_step(model=run.model, optimizer=optimizer, run=run)
+    run.hook.before_optimizer_step(model=run.model, optimizer=optimizer, window=window, run=run)
     run.log.record("loss", total)
     run.log.record("lr", max(group["lr"] for group in optimizer.param_groups))
     watch.note_gradients()
@@ -163,6 +153,12 @@ def train_step(run: Run, step_loss: nn.Module, watch: Watch, position: int, batc
     run.scheduler.step_update(run.step)
     run.hook.after_optimizer_step(model=run.model, batch=batch, loss=total, run=run)
     run.log.commit(run.step, run.epoch)
+
+
+def _asks(run: Run, argument: str) -> bool:
+    """Return whether anybody takes this argument of `before_optimizer_step`."""
+    implementations = cast(Any, run.hook.before_optimizer_step).get_hookimpls()
+    return any(argument in implementation.argnames for implementation in implementations)
 
 
 @naming()

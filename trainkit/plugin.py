@@ -88,7 +88,9 @@ class Plugin(BaseModel):
         return {key: generator.get_state() for key, generator in self._generators.items()}
 
     def load_generator_states(self, states: dict[str, torch.Tensor]) -> None:
-        """Put the random streams back."""
+        """Put the random streams back; one that had not been used then begins anew."""
+        for key in self._generators.keys() - states.keys():
+            self._generators[key].manual_seed(derive_seed(self._seed, "plugin", self._name))
         for key, state in states.items():
             self.generator(key).set_state(state)
 

@@ -27,7 +27,7 @@ ACCUMULATED: Mapping[str, Any] = {"train": {"accumulate": 2}}
 SHORT: Mapping[str, Any] = {"data": {"drop_last": False}}
 EVERYWHERE = {"": {}, " in bf16": BF16, " with micro-batches": ACCUMULATED}
 
-_PARTS = ("epoch", "step", "stop_reason", "model", "frozen", "optimizer", "scheduler", "scaler")
+_PARTS = ("epoch", "step", "stop_reason", "model", "frozen", "untrained", "optimizer", "scheduler", "scaler")
 """What in a checkpoint is the run's own, next to its plugins and its random streams."""
 
 
