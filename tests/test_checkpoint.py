@@ -20,7 +20,7 @@ from torch import nn
 from tests.reference.tiny import train, with_plugins
 from trainkit import Batch, Plugin, Predictions, Run, hookimpl
 from trainkit.build import Setup, build, compose
-from trainkit.checkpoint import Keeper, read_state, restore_run, run_state, save_weights
+from trainkit.checkpoint import FORMAT, Keeper, read_state, restore_run, run_state, save_weights
 from trainkit.errors import Interrupted, UserError, WriteError
 from trainkit.loop import fit
 from trainkit.verify import differences
@@ -96,7 +96,7 @@ def test_checkpoints_come_when_the_recipe_says(tiny: Path, tmp_path: Path, monke
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "last.pt"
-    torch.save({"format": 1, "tensor": torch.arange(5000.0), "nested": {"list": [1, 2.5, "x", None]}}, path)
+    torch.save({"format": FORMAT, "tensor": torch.arange(5000.0), "nested": {"list": [1, 2.5, "x", None]}}, path)
     return path
 
 
@@ -135,7 +135,7 @@ def test_a_flipped_bit_is_never_trained_on(saved: Path) -> None:
 
 def test_garbage_is_refused_whatever_it_looks_like(saved: Path) -> None:
     dice = random.Random(1)
-    beginnings = [b"", b"PK\x03\x04", b"\x80\x02", b"ustar", b'{"format": 1}']
+    beginnings = [b"", b"PK\x03\x04", b"\x80\x02", b"ustar", b'{"format": 2}']
     for i in range(200):
         saved.write_bytes(beginnings[i % 5] + dice.randbytes(dice.randrange(200)))
         assert refused(saved).startswith("damaged, or not a checkpoint of trainkit (")
@@ -153,11 +153,11 @@ class Bomb:
 
 def test_no_checkpoint_runs_code(saved: Path, tmp_path: Path) -> None:
     witness = tmp_path / "witness"
-    torch.save({"format": 1, "model": Bomb(witness)}, saved)
+    torch.save({"format": FORMAT, "model": Bomb(witness)}, saved)
     assert "Weights only load failed" in refused(saved)
     saved.write_bytes(pickle.dumps(Bomb(witness)))
     assert refused(saved).startswith("damaged, or not a checkpoint of trainkit (")
-    torch.save({"format": 1, "model": Bomb(witness)}, saved, _use_new_zipfile_serialization=False)
+    torch.save({"format": FORMAT, "model": Bomb(witness)}, saved, _use_new_zipfile_serialization=False)
     assert refused(saved).startswith("damaged, or not a checkpoint of trainkit (")
     assert not witness.exists()
 
