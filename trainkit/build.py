@@ -23,6 +23,7 @@ from trainkit.manager import Entry, make_manager, plugins_of
 from trainkit.recipe import LossSpec, Recipe, read_recipe
 from trainkit.run import ParamGroups, Run
 from trainkit.seeds import derive_seed, seed_everything
+from trainkit.trial import trial_problems
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def build(
     run.scheduler = run.hook.build_scheduler(optimizer=run.optimizer, run=run)
     run.metrics = run.hook.build_metrics(run=run)
     problems = [*_task_problems(run), *_metric_problems(run)]
+    problems = problems or trial_problems(run)
     if problems:
         raise RecipeError(problems)
     if recipe.train.compile:

@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 from trainkit import models
 from trainkit.data import sources
 from trainkit.data.types import Data
-from trainkit.errors import Problem, UserError, suggest
+from trainkit.errors import Problem, RecipeError, UserError, first_line, suggest
 from trainkit.groups import decay_groups, layer_groups
 from trainkit.hooks import hookimpl
 from trainkit.measures import classification_metrics, criterion, regression_metrics
+from trainkit.model_args import model_problems
 from trainkit.optimizers import build_optimizer
 from trainkit.recipe import LossSpec, Recipe
 from trainkit.run import Batch, Metrics, ParamGroups, Predictions, Run, Scheduler
@@ -72,7 +73,9 @@ class Defaults:
     def build_model(self, recipe: Recipe, run: Run) -> nn.Module:
         """The timm model, with as many outputs as the data have classes."""
         spec = recipe.model
-        mark = recipe.source.nearest("model")
+        problems = model_problems(recipe)
+        if problems:
+            raise RecipeError(problems)
         classes = run.data.num_classes if spec.num_classes is None else spec.num_classes
         arguments: dict[str, Any] = {"num_classes": classes, "in_chans": _in_chans(recipe, run.data), **spec.args}
         try:
@@ -85,8 +88,10 @@ class Defaults:
                 if "img_size" not in str(error):
                     raise
                 return cast(nn.Module, _create(recipe, arguments))
-        except (TypeError, ValueError, RuntimeError, OSError, AssertionError) as error:
-            raise UserError(f"{mark}: model: timm cannot make {spec.name}: {error}") from None
+        except Exception as error:  # an argument of the wrong kind may raise anything
+            mark = recipe.source.nearest("model", *(("args",) if spec.args else ()))
+            named = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
+            raise UserError(f"{mark}: model: timm cannot make {spec.name}: {named}{first_line(error)}") from None
 
     @hookimpl(trylast=True)
     def build_param_groups(self, model: nn.Module, run: Run) -> ParamGroups:

@@ -87,6 +87,11 @@ class Interrupted(Exception):
         super().__init__(f"interrupted; the state is in {folder}")
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an exception says; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def suggest(word: str, known: Sequence[str]) -> str:
     """Return `; did you mean 'x'?` for the known word nearest to `word`, or nothing when none is near."""
     import difflib

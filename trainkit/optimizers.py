@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from trainkit.errors import Problem, RecipeError, suggest
+from trainkit.errors import Problem, RecipeError, first_line, suggest
 from trainkit.recipe import OptimizerSpec, Recipe
 from trainkit.run import ParamGroups
 from trainkit.seeds import isolated
@@ -49,7 +49,9 @@ def build_optimizer(groups: ParamGroups, recipe: Recipe, device: torch.device) -
     try:
         problems = _problems(recipe)
     except (ImportError, AssertionError) as error:  # apex and bitsandbytes
-        problems = [Problem(where("optimizer", "name"), "optimizer.name", f"{spec.name} is not here: {_line(error)}")]
+        problems = [
+            Problem(where("optimizer", "name"), "optimizer.name", f"{spec.name} is not here: {first_line(error)}")
+        ]
     if problems:
         raise RecipeError(problems)
     try:
@@ -57,7 +59,7 @@ def build_optimizer(groups: ParamGroups, recipe: Recipe, device: torch.device) -
         if not wrong:
             return _create(groups, spec, spec.weight_decay)
     except Exception as error:  # an argument of the wrong kind may raise anything
-        wrong = _line(error)
+        wrong = first_line(error)
     message = f"{spec.name} does not take these arguments: {wrong}"
     raise RecipeError([Problem(where("optimizer", "args"), "optimizer", message)])
 
@@ -143,7 +145,3 @@ def _trial(spec: OptimizerSpec, device: torch.device) -> str:
     if not math.isfinite(after):
         return "three steps on a handful of numbers give no finite ones"
     return "its steps raise the loss" if after > before + 1e-4 else ""
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

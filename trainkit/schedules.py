@@ -16,7 +16,7 @@ import timm.scheduler
 import torch
 from torch.optim import Optimizer
 
-from trainkit.errors import Problem, RecipeError
+from trainkit.errors import Problem, RecipeError, first_line
 from trainkit.recipe import Recipe, SchedulerSpec
 from trainkit.run import Scheduler
 from trainkit.schedule_args import Args, Cycles, Ending, Multistep, Rsqrt, Shifted, Step, read_args
@@ -60,8 +60,7 @@ def build_scheduler(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) 
             _check_rate(trial, step)
         scheduler = _create(optimizer, spec, settings, steps_per_epoch)
     except (ValueError, TypeError, ArithmeticError, RuntimeError, AssertionError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RecipeError([Problem(mark, "scheduler", f"timm cannot make {spec.name}: {line}")]) from None
+        raise RecipeError([Problem(mark, "scheduler", f"timm cannot make {spec.name}: {first_line(error)}")]) from None
     return scheduler, _notes(spec, args, length)
 
 
