@@ -73,7 +73,7 @@ class Defaults:
     def build_model(self, recipe: Recipe, run: Run) -> nn.Module:
         """The timm model, with as many outputs as the data have classes."""
         spec = recipe.model
-        problems = model_problems(recipe)
+        problems = model_problems(recipe, run.data.input_size)
         if problems:
             raise RecipeError(problems)
         classes = run.data.num_classes if spec.num_classes is None else spec.num_classes

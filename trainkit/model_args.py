@@ -20,10 +20,17 @@ _LARGEST = 10**6
 """More than any size or depth of a model; timm would take for ever, or all memory, to make one of more."""
 
 
-def model_problems(recipe: Recipe) -> list[Problem]:
-    """Return the arguments under `model.args` that core says itself, or whose value no model can take."""
+def model_problems(recipe: Recipe, input_size: tuple[int, ...]) -> list[Problem]:
+    """Return the arguments under `model.args` that core says itself, or whose value no model can take.
+
+    Args:
+        recipe: the recipe.
+        input_size: of the data; an `img_size` that says the same is no mistake.
+    """
     problems = []
     for name, value in recipe.model.args.items():
+        if name == "img_size" and value in (input_size[-1], list(input_size[1:])):
+            continue
         if name in _ELSEWHERE:
             wrong = f"say it as {_ELSEWHERE[name]}"
         elif "drop" in name and name.endswith(("drop", "rate", "dropout")) and not _is_share(value):

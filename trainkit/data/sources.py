@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import timm.data
 from PIL import Image
 
 from trainkit.data import ratings, tables
+from trainkit.data.augment import augment_notes, random_transform
 from trainkit.data.deal import deal
 from trainkit.data.loader import Examples, Images
 from trainkit.data.missing import described, hide
@@ -93,10 +93,7 @@ def streams(splits: Splits, recipe: Recipe, device: Device) -> Data:
     plain = AsMode(measured.transform(), channels)
     augmented = plain
     if spec.augment is not None:
-        # color_jitter is a strength for timm, or None: it reads 0 as the default.
-        options = spec.augment.model_dump() | {"color_jitter": spec.augment.color_jitter or None}
-        scale = {"mean": measured.mean, "std": measured.std}
-        augmented = AsMode(timm.data.create_transform(shape, is_training=True, **scale, **options), channels)
+        augmented = random_transform(spec.augment, recipe, shape, measured.mean, measured.std)
     train = Images(
         splits.train,
         augmented,
@@ -121,7 +118,7 @@ def streams(splits: Splits, recipe: Recipe, device: Device) -> Data:
         train_counts=splits.train_counts,
         val_counts=splits.val_counts,
         preparation=explain(measured, recipe),
-        notes=splits.notes,
+        notes=(*splits.notes, *augment_notes(spec.augment)),
     )
 
 

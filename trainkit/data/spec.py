@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
+from trainkit.data.policies import policy_problem
 from trainkit.errors import suggest
 
 STRICT = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, validate_default=True)
@@ -23,7 +24,26 @@ class AugmentSpec(BaseModel):
     color_jitter: float = Field(0.4, ge=0, description="strength of colour jitter; 0 for none (grey images)")
     auto_augment: str | None = Field(None, description="timm's policy string, such as rand-m9-mstd0.5")
     re_prob: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
-    interpolation: str = Field("random", description="timm's name: random, bilinear, bicubic …")
+    interpolation: Literal["random", "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = Field(
+        "random", description="how the crop is resized; random: bilinear or bicubic"
+    )
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _check_range(cls, value: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
+        low, high = value
+        if not 0 < low <= high <= (1 if info.field_name == "scale" else 1000):
+            most = " <= 1" if info.field_name == "scale" else ""
+            raise ValueError(f"is two numbers with 0 < low <= high{most}; got [{low:g}, {high:g}]")
+        return value
+
+    @field_validator("auto_augment")
+    @classmethod
+    def _check_policy(cls, value: str | None) -> str | None:
+        wrong = "" if value is None else policy_problem(value)
+        if wrong:
+            raise ValueError(wrong)
+        return value
 
 
 class MissingSpec(BaseModel):
