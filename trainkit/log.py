@@ -6,8 +6,6 @@ Recording a tensor costs no device synchronisation. Values reach the host togeth
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
