@@ -127,7 +127,7 @@ def bad(name: str, folder: Path) -> tuple[list[str | Path], str]:
         "channels": (["train", recipe, "model.in_chans=2"], "1 (grey) or 3 (colour) channels, the model takes 2"),
         "model argument": (["train", recipe, "model.args.depth_rate=1"], "timm cannot make test_resnet"),
         "optimizer argument": (["train", recipe, "optimizer.args.beta=1"], "does not take these arguments"),
-        "checkpoint": (["train", recipe, "model.checkpoint=gone.pth"], "timm cannot make test_resnet"),
+        "checkpoint": (["train", recipe, "model.checkpoint=gone.pth"], "gone.pth: there are no weights here"),
         "copy": (["recipes", "copy", "digts"], "did you mean 'digits'?"),
         "at": (["verify-resume", recipe, "--at", "99"], "--at 99: must be at least 1 and less than"),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator
+from pathlib import Path
 from typing import Any, cast
 
 import timm
@@ -25,6 +26,7 @@ from trainkit.run import Batch, Metrics, ParamGroups, Predictions, Run, Schedule
 from trainkit.schedules import build_scheduler
 from trainkit.source import Source
 from trainkit.trainable import optimized
+from trainkit.weights import note_new_classifier, start_from
 
 
 def check_names(source: Source) -> list[Problem]:
@@ -76,6 +78,20 @@ class Defaults:
         problems = model_problems(recipe, run.data.input_size)
         if problems:
             raise RecipeError(problems)
+        model = self._make_model(recipe, run)
+        notes = note_new_classifier(model) if spec.pretrained and not spec.checkpoint else []
+        if spec.checkpoint:
+            try:
+                notes = start_from(model, Path(spec.checkpoint))
+            except UserError as error:
+                mark = recipe.source.nearest("model", "checkpoint")
+                raise UserError(f"{mark}: model.checkpoint: {error}") from None
+        for note in notes:
+            run.log.note(note)
+        return model
+
+    def _make_model(self, recipe: Recipe, run: Run) -> nn.Module:
+        spec = recipe.model
         classes = run.data.num_classes if spec.num_classes is None else spec.num_classes
         arguments: dict[str, Any] = {"num_classes": classes, "in_chans": _in_chans(recipe, run.data), **spec.args}
         try:
@@ -200,4 +216,4 @@ def _in_chans(recipe: Recipe, data: Data) -> int:
 
 def _create(recipe: Recipe, arguments: dict[str, Any]) -> Any:
     spec = recipe.model
-    return timm.create_model(spec.name, pretrained=spec.pretrained, checkpoint_path=spec.checkpoint or "", **arguments)
+    return timm.create_model(spec.name, pretrained=spec.pretrained, **arguments)

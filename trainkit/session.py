@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from trainkit import shelf
 from trainkit.build import Setup, build, compose
-from trainkit.checkpoint import Keeper, misfit, read_state
+from trainkit.checkpoint import Keeper, read_state
 from trainkit.environment import facts
 from trainkit.errors import Interrupted, PluginError, TrainingError, UserError, WriteError, suggest
 from trainkit.history import History
@@ -22,6 +22,7 @@ from trainkit.run import Run
 from trainkit.run_folder import begun, check_is_run, held, writes
 from trainkit.signals import interruptible
 from trainkit.strict_json import to_json
+from trainkit.weights import fit_weights, load_weights
 from trainkit.writes import atomically, write_text
 
 
@@ -94,8 +95,8 @@ def open_run(source: str | Path, overrides: Sequence[str] = (), weights: str | P
         source: the folder of a run; or a recipe, as a file or by the name of a bundled one; or the name of a timm
             model, and then the overrides say the rest, the data at least.
         overrides: `key=value` or `~key`, as on the command line.
-        weights: `best` or `last` of a run folder, or a file that timm can load. Default: the best of a run folder;
-            for anything else what `model.pretrained` and `model.checkpoint` of the recipe say.
+        weights: `best` or `last` of a run folder, or a file of weights (see `trainkit.weights`). Default: the best of
+            a run folder; for anything else what `model.pretrained` and `model.checkpoint` of the recipe say.
 
     Raises:
         UserError: there is no such source or file, it has mistakes, or the weights do not fit the model.
@@ -108,11 +109,11 @@ def open_run(source: str | Path, overrides: Sequence[str] = (), weights: str | P
         raise UserError(f"only the folder of a run has {weights} weights, and {source} is none; name a file of weights")
     if folder is not None and weights == "last":
         file = folder / "checkpoints" / "last.pt"
-        _load_weights(run, file, read_state(file)["model"])
+        fit_weights(run.model, read_state(file)["model"], file)
     elif folder is not None and weights in (None, "best"):
-        _load_weights(run, folder / "weights.safetensors")
+        load_weights(run.model, folder / "weights.safetensors")
     elif weights is not None:
-        _load_weights(run, Path(weights))
+        load_weights(run.model, Path(weights))
     return run
 
 
@@ -126,22 +127,6 @@ def _compose(source: str, folder: Path | None, overrides: Sequence[str]) -> Setu
         return compose(None, [f"model.name={source}", *overrides])
     near = suggest(source, [*shelf.names(), *list_models()])
     raise UserError(f"{source}: is no run folder, no recipe and no model of timm{near}")
-
-
-def _load_weights(run: Run, file: Path, state: Mapping[str, Any] | None = None) -> None:
-    """Load a file that timm can read, or the state that has been read from it."""
-    from timm.models import load_checkpoint
-
-    if not is_file(file):
-        raise UserError(f"{file}: there are no weights here")
-    try:
-        if state is not None:
-            run.model.load_state_dict(state)
-        else:
-            load_checkpoint(run.model, str(file), weights_only=True)
-    except Exception as error:  # spoiled bytes may raise anything
-        what = "these weights do not fit the model" if "state_dict" in str(error) else "cannot be read as weights"
-        raise UserError(f"{file}: {what}: {misfit(error)[:160]}") from None
 
 
 def measure(folder: Path, weights: str) -> dict[str, float]:
