@@ -162,7 +162,7 @@ def test_a_file_of_ratings_becomes_data(write: Write) -> None:
         ("u.data", "1\t2\t3\t4\n\n1\t2\t5\t4\n", "u.data:3: user 1 has already rated item 2; keep one of the two"),
         ("u.data", "", "u.data: holds no rating"),
         ("ratings.csv", "userId,movieId,rating,timestamp\n", "ratings.csv: holds no rating"),
-        ("u.data", b"1\t2\t\xff\t4\n", "u.data: cannot be read: 'utf-8' codec"),
+        ("u.data", b"1\t2\t\xff\t4\n", "u.data:1: is no text in UTF-8 (byte 0xff); save it as UTF-8"),
         ("ratings.txt", "1,2,3\n", "ratings.txt: is not a file of ratings; expected u.data, ratings.dat, ratings.csv"),
     ],
 )

@@ -302,8 +302,8 @@ def test_a_column_without_a_value_in_the_training_rows_is_refused(write: Write) 
         ("{folder}", ": is a folder; name a .csv or .parquet file"),
         ("wines", "wines: there is no such file; .*diabetes, iris, wine"),
         ("{folder}/data.xls", "data.xls: .xls is no table that can be read; give .csv or .parquet"),
-        ("{folder}/latin.csv", "latin.csv: cannot be read as CSV in UTF-8: "),
-        ("{folder}/quote.csv", "quote.csv: cannot be read as CSV in UTF-8: "),
+        ("{folder}/latin.csv", r"latin.csv:2: is no text in UTF-8 \(byte 0xf6\); save it as UTF-8"),
+        ("{folder}/quote.csv", "quote.csv:2: a quote opens in this row and is never closed"),
     ],
 )
 def test_a_file_that_is_not_a_table_is_refused(write: Write, path: str, message: str) -> None:

@@ -7,25 +7,26 @@ import stat
 from pathlib import Path
 
 _HEAD = 512  # bytes that tell
+_PAGE = "is a web page, not the file that it should be; download it again"
+_TEXTS = ((b"<!doctype html", _PAGE), (b"<html", _PAGE))  # in small letters
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "is only the pointer to a file in Git LFS; fetch it with `git lfs pull`"),
-    (b"<!doctype html", "is a web page, not the file that it should be; download it again"),
-    (b"<html", "is a web page, not the file that it should be; download it again"),
     (b"<?xml", "is XML, not the file that it should be; download it again"),
-    (b"%pdf", "is a PDF document"),
+    (b"%PDF-", "is a PDF document"),
     (b"\x1f\x8b", "is compressed with gzip; unpack it"),
-    (b"bzh", "is compressed with bzip2; unpack it"),
-    (b"\xfd7zxz", "is compressed with xz; unpack it"),
+    (b"BZh91AY&SY", "is compressed with bzip2; unpack it"),
+    (b"\xfd7zXZ", "is compressed with xz; unpack it"),
     (b"(\xb5/\xfd", "is compressed with zstd; unpack it"),
-    (b"pk\x03\x04", "is a zip archive (an Excel workbook is one, too)"),
+    (b"PK\x03\x04", "is a zip archive (an Excel workbook is one, too)"),
     (b"\xd0\xcf\x11\xe0", "is an old Microsoft Office document"),
-    (b"par1", "is a Parquet file"),
-    (b"\x89hdf", "is an HDF5 file"),
-    (b"\x89png", "is a PNG image"),
+    (b"PAR1\x15", "is a Parquet file"),
+    (b"\x89HDF", "is an HDF5 file"),
+    (b"\x89PNG", "is a PNG image"),
     (b"\xff\xd8\xff", "is a JPEG image"),
-    (b"gif8", "is a GIF image"),
-    (b"\x93numpy", "is an array of NumPy"),
-    (b"sqlite format 3", "is an SQLite database"),
+    (b"GIF89a", "is a GIF image"),
+    (b"GIF87a", "is a GIF image"),
+    (b"\x93NUMPY", "is an array of NumPy"),
+    (b"SQLite format 3\0", "is an SQLite database"),
 )
 
 
@@ -49,8 +50,10 @@ def foreign(file: Path | bytes) -> str | None:
         return "is empty"
     if not head.strip(b"\0"):
         return "begins with nothing but zeros: a copy or a download that did not end"
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    return next((what for beginning, what in _BEGINNINGS if start.startswith(beginning)), None)
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    known = ((what, start.startswith(beginning)) for beginning, what in _BEGINNINGS)
+    pages = ((what, start.lower().startswith(beginning)) for beginning, what in _TEXTS)
+    return next((what for what, found in (*known, *pages) if found), None)
 
 
 def no_file(path: Path) -> str | None:

@@ -20,10 +20,13 @@ from torch import Tensor
 from trainkit.data.deal import deal
 from trainkit.data.loader import Key
 from trainkit.data.missing import described, hide
+from trainkit.data.numerals import plain
 from trainkit.data.spec import RatingsSpec
+from trainkit.data.text_files import read_text
 from trainkit.data.types import Data
 from trainkit.device import Device
 from trainkit.errors import UserError
+from trainkit.foreign import no_file
 from trainkit.recipe import Recipe
 from trainkit.run import Batch
 from trainkit.seeds import derive_seed
@@ -170,17 +173,14 @@ def read_ratings(path: Path) -> Ratings:
         UserError: it is not there, or a line is not user, item, rating[, time], or a user rates an item twice.
     """
     file = next((path / name for name in FILES if (path / name).is_file()), path) if path.is_dir() else path
-    if not file.is_file() or (separator := FILES.get(file.name)) is None:
-        state = "there is no such file" if not path.exists() else "is not a file of ratings"
+    wrong = no_file(file)
+    if wrong is not None or (separator := FILES.get(file.name)) is None:
+        state = "is not a file of ratings" if wrong in (None, "is a folder") else wrong
         raise UserError(f"{path}: {state}; expected {', '.join(FILES)} of MovieLens, or a folder with one of them")
-    try:
-        with file.open(encoding="utf-8-sig") as text:
-            lines = enumerate(text, start=1)
-            if separator == ",":
-                next(lines, None)  # names of the columns
-            found = _parse(file, lines, separator)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
+    lines = list(enumerate(read_text(file).splitlines(), start=1))
+    if separator == "," and lines and plain(lines[0][1].split(",")[-1].strip()) is None:
+        del lines[0]  # the names of the columns
+    found = _parse(file, lines, separator)
     if not found:
         raise UserError(f"{file}: holds no rating")
     users: dict[str, int] = {}
@@ -193,17 +193,14 @@ def read_ratings(path: Path) -> Ratings:
 def _parse(file: Path, lines: Iterable[tuple[int, str]], separator: str) -> dict[tuple[str, str], float]:
     found: dict[tuple[str, str], float] = {}
     for number, line in lines:
-        fields = line.rstrip("\r\n").split(separator)
+        fields = [part.strip() for part in line.split(separator)]
         if fields == [""]:
             continue
-        if len(fields) not in (3, 4):
+        if len(fields) not in (3, 4) or not all(fields[:2]):
             shown = "tabs" if separator == "\t" else separator
             raise UserError(f"{file}:{number}: not user, item, rating, time between {shown}: {line.strip()!r}")
-        try:
-            rating = float(fields[2])
-        except ValueError:
-            rating = math.nan
-        if not math.isfinite(rating):
+        rating = plain(fields[2])
+        if rating is None or not math.isfinite(rating):
             raise UserError(f"{file}:{number}: the rating {fields[2]!r} is no number")
         key = (fields[0], fields[1])
         if key in found:

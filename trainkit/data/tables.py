@@ -8,7 +8,7 @@ in each of them; so is a word that no training row has.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -35,10 +35,17 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be predicted: classes [N] from 0, or numbers [N]."""
+    """What is to be predicted: classes [N] from 0, or numbers [N].
+
+    Attributes:
+        values: the classes or numbers.
+        classes: how many classes there are; None for numbers.
+        names: of the classes.
+    """
 
     values: np.ndarray[Any, Any]
     classes: int | None
+    names: tuple[str, ...] = ()
 
     @property
     def kind(self) -> Literal["classes", "numbers"]:
@@ -54,6 +61,7 @@ def build(spec: TableSpec, recipe: Recipe, device: Device) -> Data:
     """
     table = read_table(spec.path, spec.gaps)
     name = _target_name(table, spec, recipe)
+    _refuse_odd(table, [name], "it cannot be predicted")
     target = read_target(table, name, spec.task)
     try:
         train, val = split(target, spec.val_fraction)
@@ -64,6 +72,7 @@ def build(spec: TableSpec, recipe: Recipe, device: Device) -> Data:
     features = [column for column in table.columns if column != name and column not in spec.drop]
     if not features:
         raise UserError(f"{recipe.source.nearest('data')}: data: no column is left beside the target {name!r}")
+    _refuse_odd(table, features, "leave it out: data.drop=[{}]")
     encoded = {column: encode(table, column, train, column in spec.categorical) for column in features}
     inputs = torch.from_numpy(np.concatenate(list(encoded.values()), axis=1).astype(np.float32))
     y = _target_tensor(target, train)
@@ -82,7 +91,7 @@ def build(spec: TableSpec, recipe: Recipe, device: Device) -> Data:
     summary = f"{spec.path}: {len(train):,} training and {len(val):,} validation rows, {inputs.shape[1]} features"
     if gaps.any():
         summary += f" ({gaps.float().mean():.1%} missing)"
-    return deal(
+    data = deal(
         rows[0],
         rows[1],
         recipe,
@@ -93,6 +102,29 @@ def build(spec: TableSpec, recipe: Recipe, device: Device) -> Data:
         targets=target.kind,
         missing=bool(gaps.any()) or spec.missing is not None,
     )
+    if target.classes is None:
+        return data
+    counts = [tuple(np.bincount(target.values[part], minlength=target.classes).tolist()) for part in (train, val)]
+    return replace(
+        data, class_names=target.names, train_counts=counts[0], val_counts=counts[1], notes=_alike(target.names, name)
+    )
+
+
+def _alike(names: Sequence[str], target: str) -> tuple[str, ...]:
+    """Return the note that says which classes differ in nothing but capitals."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(name.casefold(), name)
+        if other != name:
+            return (f"classes {other!r} and {name!r} of {target!r} differ only in capitals; they stay two classes",)
+    return ()
+
+
+def _refuse_odd(table: Table, names: Sequence[str], fix: str) -> None:
+    for name in names:
+        if name in table.odd:
+            what = f"column {name!r} holds neither numbers nor words but {table.odd[name]}"
+            raise UserError(f"{table.where(0)}: {what}; {fix.format(name)}")
 
 
 def _target_name(table: Table, spec: TableSpec, recipe: Recipe) -> str:
@@ -124,7 +156,11 @@ def read_target(table: Table, name: str, task: str) -> Target:
     if gaps:
         count = f"{len(gaps)} row(s) have no target" if len(gaps) < len(cells) else "no row has a target"
         raise UserError(f"{table.where(gaps[0])}: {count} ({name!r}), this is the first; take them out of the table")
-    values = None if task == "classification" else numbers(table, name, "set data.task to classification")
+    values = (
+        None
+        if task == "classification"
+        else numbers(table, name, "set data.task to classification", codes=task == "auto")
+    )
     if values is None and task == "regression":
         raise UserError(f"{table.where(0)}: the target {name!r} holds words such as {cells[0]!r}, no numbers")
     whole = values is not None and bool((values == np.rint(values)).all()) and len(set(values)) <= MOST_CLASSES
@@ -144,7 +180,8 @@ def read_target(table: Table, name: str, task: str) -> Target:
             f"{table.where(row)}: class {cells[row]!r} of {name!r} has this one row, and training and validation need "
             "one each; take the row out, or set data.task to regression if it is a quantity"
         )
-    return Target(classes, len(labels))
+    names = tuple(label if isinstance(label, str) else f"{label:g}" for label in labels)
+    return Target(classes, len(labels), names)
 
 
 def split(target: Target, val_fraction: float) -> tuple[Indices, Indices]:
