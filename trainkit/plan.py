@@ -17,6 +17,7 @@ from trainkit.errors import Mark, PluginError
 from trainkit.guard import ask
 from trainkit.hooks import Hooks
 from trainkit.manager import Entry
+from trainkit.plan_data import data_facts, data_rows
 from trainkit.run import Run
 
 FILES = {
@@ -63,7 +64,9 @@ def make_plan(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
             "epochs": epochs,
             "steps": steps * epochs,
             "from": str(where("data")),
+            **data_facts(run.data),
         },
+        "notes": run.log.notes,
         "model": {
             "is": recipe.model.name,
             "parameters": sum(p.numel() for p in run.model.parameters()),
@@ -231,6 +234,8 @@ def show(plan: dict[str, Any], console: Console) -> None:
     facts = _table("part", "what", "from")
     facts.add_row("device", plan["device"]["is"], plan["device"]["from"])
     facts.add_row("data", f"{data['is']}; input {' x '.join(map(str, data['input']))}", data["from"])
+    for name, text in data_rows(data):
+        facts.add_row(f"  {name}", text, data["from"])
     steps = f"{data['epochs']} epochs x {data['steps_per_epoch']} = {data['steps']:,}"
     facts.add_row("steps", f"{steps}; {data['effective_batch_size']} examples a step", data["from"])
     facts.add_row("model", f"{model['is']}: {model['parameters']:,} parameters", model["from"])
@@ -241,6 +246,8 @@ def show(plan: dict[str, Any], console: Console) -> None:
     for plugin in plan["plugins"]:
         lines = [f"place: {plugin['place']}", *plugin["explains"]]
         facts.add_row(plugin["name"], "\n".join(lines), plugin["from"])
+    for note in plan["notes"]:
+        facts.add_row("note", note, "")
     groups = _table("parameter group", "tensors", "parameters", "peak lr", "decay", "rule", "from")
     for group in plan["groups"]:
         numbers = (str(group["tensors"]), f"{group['parameters']:,}", f"{group['lr']:g}", f"{group['weight_decay']:g}")
