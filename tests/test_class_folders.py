@@ -304,7 +304,7 @@ def test_torchvisions_files_are_decoded_by_the_same_rules(
     data = load(write, f"{{{PLAIN}, root: {root}}}", "data.name=torch/imagenet")
     values = torch.cat([batch.inputs for batch in data.val])[5]
     assert values.unique().tolist() == pytest.approx([1 / 3])
-    (root / "train" / "blue" / "2.png").write_bytes(b"GIF8")
+    (root / "train" / "blue" / "2.png").write_bytes(b"GIF89a")
     with pytest.raises(UserError, match=r"blue/2\.png: is a GIF image whose beginning is damaged"):
         list(data.train.batches(0, 0))
 

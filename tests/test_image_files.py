@@ -118,16 +118,19 @@ def test_every_mode_becomes_colour_and_what_is_transparent_lies_on_white(
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("deep", [False, True])
-def test_the_orientation_that_a_camera_wrote_is_applied(tmp_path: Path, orientation: int, deep: bool) -> None:
+@pytest.mark.parametrize("ending", ["png", "tif"])  # Pillow itself applies that of a TIFF, while it loads it
+def test_the_orientation_that_a_camera_wrote_is_applied(
+    tmp_path: Path, orientation: int, deep: bool, ending: str
+) -> None:
     grey = np.arange(6, dtype=np.uint16 if deep else np.uint8).reshape(2, 3) * (257 if deep else 1)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(grey).save(tmp_path / "x.png", exif=exif)
+    Image.fromarray(grey).save(tmp_path / f"x.{ending}", exif=exif)
     plain = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
     plain.save(tmp_path / "plain.png", exif=exif)
     with Image.open(tmp_path / "plain.png") as opened:
         expected = np.asarray(ImageOps.exif_transpose(opened))
-    assert pixels(tmp_path / "x.png", "L").tolist() == expected.tolist()
+    assert pixels(tmp_path / f"x.{ending}", "L").tolist() == expected.tolist()
 
 
 def test_spoiled_exif_does_not_spoil_the_image(tmp_path: Path) -> None:

@@ -72,10 +72,10 @@ def open_classes(place: Path, naming: Naming, mode: Mode, index: dict[str, int] 
     found = search_archive(place) if archive else search(place)
     if found.bare:
         raise UserError(f"{place}: {_bare(found)}")
-    folders = [PurePosixPath(path).parent for path in found.images]
+    folders = [path.rpartition("/")[0] for path in found.images]
     notes = found.notes(str(place))
-    outside = [path for path, folder in zip(found.images, folders, strict=True) if not folder.parts]
-    names = _names({folder for folder in folders if folder.parts}, naming, place)
+    outside = [path for path, folder in zip(found.images, folders, strict=True) if not folder]
+    names = _names({PurePosixPath(folder) for folder in set(folders) - {""}}, naming, place)
     if not names:
         what = "images, but outside any class folder" if outside else "no image that can be read"
         raise UserError(f"{place}: holds {what}" + "".join(f" ({note})" for note in notes))
@@ -85,11 +85,13 @@ def open_classes(place: Path, naming: Naming, mode: Mode, index: dict[str, int] 
         index = {name: i for i, name in enumerate(sorted(set(names.values()), key=_order(naming)))}
     elif unknown := sorted(set(names.values()) - index.keys(), key=_natural):
         notes.append(f"{place}: left out, as not in the class map: {some(unknown)}")
-    targets = [index.get(names[folder], -1) if folder.parts else -1 for folder in folders]
+    by_folder = {str(folder): index.get(name, -1) for folder, name in names.items()} | {"": -1}
+    targets = [by_folder[folder] for folder in folders]
     used = [i for i, target in enumerate(targets) if target >= 0]
     if not used:
         raise UserError(f"{place}: none of its classes is in the class map")
-    used.sort(key=lambda i: _order(naming)(found.images[i]))
+    order = _order(naming)
+    used.sort(key=lambda i: order(found.images[i]))
     read: Paths | Members
     if archive:
         read = Members(str(place), [found.places[i] for i in used])

@@ -89,7 +89,8 @@ def decode(file: IO[bytes], mode: Mode, name: str) -> Image.Image:
     """
     try:
         with Image.open(file, formats=_formats()) as image:
-            turn = _TURNS.get(_orientation(image))
+            image.load()
+            turn = _TURNS.get(_orientation(image))  # of a TIFF, Pillow has already applied and removed it
             found = to_mode(image, mode)
         return found if turn is None else found.transpose(turn)
     except Exception as error:  # spoiled bytes may raise anything
@@ -136,10 +137,7 @@ def to_mode(image: Image.Image, mode: Mode) -> Image.Image:
         image = _on_white(image)
     if image.mode not in ("1", "L", "RGB"):
         image = image.convert("RGB")
-    if image.mode == mode:
-        image.load()
-        return image.copy()  # outlives the file
-    return image.convert(mode)
+    return image.copy() if image.mode == mode else image.convert(mode)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
