@@ -82,9 +82,9 @@ def main() -> None:
         clock = Clock()
         run = build(compose(path), Path(folder), [clock])
         keeper = Keeper(run.folder, run)
-        cached = run.data.train._loader.dataset._cached  # type: ignore[attr-defined]  # the very same tensors
+        images, targets = (torch.cat(parts) for parts in zip(*run.data.train.batches(0, 0), strict=True))
         model = timm.create_model("test_resnet", in_chans=1, num_classes=10)
-        epoch = by_hand(model, cached.inputs, cached.targets)
+        epoch = by_hand(model, images, targets)
         steps = run.data.train.steps_per_epoch
         ours, theirs = [], []
         for _ in range(EPOCHS):

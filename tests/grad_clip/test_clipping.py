@@ -101,6 +101,39 @@ def test_non_finite_norm_is_reported_and_gradients_keep_their_bits(bad, max_norm
     assert str(result.before.item()) == str(result.after.item()) == ("nan" if math.isnan(bad) else "inf")
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype", "norm"),
+    [
+        (1e30, torch.float32, 2e30),
+        (3e38, torch.float32, 6e38),
+        (1e200, torch.float64, 2e200),
+        (2e38, torch.bfloat16, 4e38),
+        (1e25, torch.complex64, 2e25),
+    ],
+)
+@pytest.mark.parametrize("max_norm", [1.0, 1e-3, 50.0])
+def test_a_finite_gradient_is_clipped_though_its_squares_overflow(value, dtype, norm, max_norm):
+    first, second = (nn.Parameter(torch.zeros(2, dtype=dtype)) for _ in range(2))
+    first.grad, second.grad = torch.full((2,), value, dtype=dtype), torch.full((2,), -value, dtype=dtype)
+    result = clip_by_global_norm([first, second], max_norm)
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    clipped = torch.cat([first.grad, second.grad]).to(wide)
+    assert float(torch.linalg.vector_norm(clipped)) == pytest.approx(max_norm, rel=1e-2)
+    torch.testing.assert_close(clipped[:2], -clipped[2:])
+    assert result.clipped
+    assert result.before.item() == (pytest.approx(norm, rel=1e-2) if norm < 3.4e38 or value > 1e100 else INF)
+    assert result.after.item() == pytest.approx(max_norm, rel=1e-5)
+
+
+def test_a_large_gradient_beside_small_ones_keeps_their_proportion():
+    params = parameters([1e25, 0.0], [1e24])
+    assert clip_by_global_norm(params, 2.0).before.item() == pytest.approx(1e25 * math.sqrt(1.01))
+    assert flat(params) == pytest.approx([2 / math.sqrt(1.01), 0, 0.2 / math.sqrt(1.01)])
+    assert global_norm([torch.full((4,), 1e38)]).item() == pytest.approx(2e38)
+    assert global_norm([torch.full((4,), 1e38), torch.tensor([INF])]).item() == INF
+    assert math.isnan(global_norm([torch.full((4,), 1e38), torch.tensor([NAN])]).item())
+
+
 def test_infinite_threshold_measures_only():
     params = parameters([3e5], [4e5])
     before = bits(params)

@@ -13,6 +13,7 @@ from trainkit_plugins.norm_bias.spectral_rank.plugin import SpectralRank
 import trainkit.testing
 from trainkit import Run, UserError, hookimpl
 from trainkit.build import build
+from trainkit.errors import TrainingError
 from trainkit.history import History
 from trainkit.log import Record
 from trainkit.testing import Case
@@ -154,3 +155,23 @@ def test_the_report_has_a_line_and_a_row_for_each_layer(count):
     assert section.table[1:] == [[n, "0.800", "0.700", "50.0%", "50.0%"] for n in names]
     assert len(section.figures[0].axes[0].lines) == count
     assert SpectralRank().report(History([])) == []
+
+
+class Grows:
+    """Makes a layer's weights very large or useless before the plugin looks at them."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    @hookimpl
+    def before_optimizer_step(self, model: torch.nn.Module, run: Run) -> None:
+        if run.step == 1:
+            with torch.no_grad():
+                model.get_parameter(f"{LAYER}.weight").view(-1)[0] = self.value
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("mode", ["maximize", "minimize"])
+def test_weights_that_have_no_singular_values_are_named_with_the_step(value: float, mode: str) -> None:
+    with pytest.raises(TrainingError, match=rf"parameter {LAYER}\.weight holds (nan|inf) after step 2 "):
+        train({"every": 2, "mode": mode}, {"optimizer": {"name": "sgd", "lr": 1e-3}}, observers=[Grows(value)])

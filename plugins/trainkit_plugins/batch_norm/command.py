@@ -104,7 +104,10 @@ def _reestimate(run: Run, batches: int) -> int:
             yield run.device.move(batch).inputs
 
     with run.device.autocast():
-        return reestimate_statistics(run.model, inputs())
+        used = reestimate_statistics(run.model, inputs())
+    if bad := [name for name, buffer in run.model.named_buffers() if not bool(buffer.isfinite().all())]:
+        raise ValueError(f"--reestimate: {bad[0]} is not finite on these batches; the model's weights are too large")
+    return used
 
 
 def _write(run: Run, folder: Path, choice: Choice, facts: dict[str, Any], reestimated: bool) -> list[Path]:

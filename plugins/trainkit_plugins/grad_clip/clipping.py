@@ -48,13 +48,15 @@ def global_norm(tensors: Iterable[Tensor | None]) -> Tensor:
 
     Returns:
         A scalar, float32 (float64 if any tensor is), on the first accelerator found or else on the CPU; 0 for
-        no tensors. Finite entries whose squares overflow give ``inf``.
+        no tensors. Entries whose squares overflow have the norm that they have (on Apple's GPUs, which know no
+        float64, it is ``inf``).
 
     Raises:
         ValueError: a tensor is sparse.
     """
     with torch.no_grad():
-        return _norm(_groups(_dense(tensors)))
+        groups = _groups(_dense(tensors))
+        return _norm(groups).to(_wide(groups))
 
 
 def clip_by_global_norm(parameters: Tensor | Iterable[Tensor], max_norm: float) -> Clipped:
@@ -64,8 +66,8 @@ def clip_by_global_norm(parameters: Tensor | Iterable[Tensor], max_norm: float) 
     et al. 2020: with learning rate eta the step is ``min(eta, max_norm * eta / ||g||) * g``). Nothing waits
     for an accelerator, unless some gradients are on the CPU and some are not.
 
-    Gradients no longer than ``max_norm`` keep every bit, and so do gradients whose norm is infinite or NaN:
-    no factor could mend those, the norm is returned as it is, and the caller decides. ``max_norm=inf`` only
+    Gradients no longer than ``max_norm`` keep every bit, and so do gradients with an entry that is infinite or
+    NaN: no factor could mend those, the norm is returned as it is, and the caller decides. ``max_norm=inf`` only
     measures. Gradients in bfloat16 or float16 are rounded after scaling, so their norm meets ``max_norm`` to
     that precision only.
 
@@ -94,14 +96,14 @@ def clip_tensors_by_global_norm(tensors: Iterable[Tensor | None], max_norm: floa
     """
     _refuse_threshold("max_norm", max_norm)
     groups = _groups(_once(_dense(tensors)))
-    before = _norm(groups)
+    before, wide = _norm(groups), _wide(groups)
     if math.isinf(max_norm):
-        return Clipped(before, before, torch.ones_like(before))
+        return Clipped(before.to(wide), before.to(wide), torch.ones_like(before, dtype=wide))
     # NaN fails both comparisons.
     too_long = (before > max_norm) & (before < math.inf)
     coefficient = torch.where(too_long, max_norm / before, 1.0)
-    _scale(groups, coefficient)
-    return Clipped(before, before * coefficient, coefficient)
+    _scale(groups, coefficient.to(wide))
+    return Clipped(before.to(wide), (before * coefficient).to(wide), coefficient.to(wide))
 
 
 @torch.no_grad()
@@ -142,8 +144,8 @@ def clip_tensors_with(tensors: Iterable[Tensor | None], clip: Callable[[], objec
     before = _norm(groups)
     clip()
     after = _norm(groups)
-    shorter = (after < before) & (before < math.inf)
-    return Clipped(before, after, torch.where(shorter, after / before, 1.0))
+    shorter, wide = (after < before) & (before < math.inf), _wide(groups)
+    return Clipped(before.to(wide), after.to(wide), torch.where(shorter, after / before, 1.0).to(wide))
 
 
 def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor | None]:
@@ -174,18 +176,40 @@ def _groups(tensors: list[Tensor]) -> Groups:
 
 
 def _norm(groups: Groups) -> Tensor:
+    """Return the joint norm, in float64 where float32 may be too narrow for it."""
+    # An accelerator squares in float64 at once: the host would have to wait to see that float32 was too narrow.
+    accelerated = any(device.type not in ("cpu", "mps") for device, _ in groups)
     norms: list[Tensor] = []
     for (device, dtype), group in groups.items():
         parts = _pieces(group) if device.type == "cpu" else group
         half = dtype in (torch.float16, torch.bfloat16)
-        norms += torch._foreach_norm(parts, 2, dtype=torch.float32 if half else None)
+        wider = torch.float64 if accelerated and not dtype.is_complex else torch.float32 if half else None
+        norms += torch._foreach_norm(parts, 2, dtype=wider)
     if not norms:
         return torch.zeros(())
     # A CPU number reaches an accelerator without a wait; the other way round the host would have to wait.
     device = next((n.device for n in norms if n.device.type != "cpu"), norms[0].device)
-    wide = torch.float64 if any(n.dtype == torch.float64 for n in norms) else torch.float32
+    wide = torch.float64 if accelerated else _wide(groups)
     total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(device, wide) for n in norms]))
+    return _rescaled(groups) if device.type == "cpu" and math.isinf(total.item()) else total
+
+
+def _rescaled(groups: Groups) -> Tensor:
+    """Return the joint norm of tensors on a CPU, in float64, divided by the largest entry before they are squared."""
+    largest = max(t.abs().max().item() for group in groups.values() for t in group if t.numel())
+    if not math.isfinite(largest):
+        return torch.tensor(largest, dtype=torch.float64)
+    norms = []
+    for tensor in (t for group in groups.values() for t in group):
+        wide = tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+        norms.append(torch.linalg.vector_norm(wide / largest))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms)) * largest
     return total
+
+
+def _wide(groups: Groups) -> torch.dtype:
+    """Return the dtype in which norms are reported."""
+    return torch.float64 if any(dtype in (torch.float64, torch.complex128) for _, dtype in groups) else torch.float32
 
 
 def _pieces(tensors: list[Tensor]) -> list[Tensor]:
