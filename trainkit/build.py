@@ -18,6 +18,7 @@ from trainkit.device import Device
 from trainkit.errors import Mark, PluginError, Problem, RecipeError, UserError
 from trainkit.guard import naming
 from trainkit.hooks import Hooks
+from trainkit.idle import idle_notes
 from trainkit.log import Log
 from trainkit.manager import Entry, make_manager, plugins_of
 from trainkit.recipe import LossSpec, Recipe, read_recipe
@@ -101,6 +102,8 @@ def build(
         raise RecipeError(problems)
     if recipe.train.compile:
         run.model.compile()
+    for note in idle_notes(run):
+        run.log.note(note)
     # What plugins drew while building must not shift the stream of dropout; each rank has a stream of its own.
     seed_everything(derive_seed(recipe.seed, "fit", device.rank))
     return run

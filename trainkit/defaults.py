@@ -115,7 +115,10 @@ class Defaults:
         spec = run.recipe.optimizer
         if spec.layer_decay is None:
             return decay_groups(model, spec.weight_decay)
-        return layer_groups(model, spec.weight_decay, spec.layer_decay)
+        groups = layer_groups(model, spec.weight_decay, spec.layer_decay)
+        if spec.layer_decay < 1 and len({group["lr_scale"] for group in groups}) == 1:
+            run.log.note("optimizer.layer_decay: does nothing, because timm sees one layer in this model")
+        return groups
 
     @hookimpl(trylast=True)
     def build_optimizer(self, param_groups: ParamGroups, run: Run) -> Optimizer:

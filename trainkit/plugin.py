@@ -122,6 +122,14 @@ class Plugin(BaseModel):
         """Return lines for `trainkit plan`: what this plugin chose in this run, and why. Default: none."""
         return []
 
+    def idle(self, run: Run) -> dict[str, str]:
+        """Return options that never act in this run, each with the reason; an empty reason does not count.
+
+        Core notes them before training, and `trainkit plan` shows them: an interval longer than the run, say, which
+        `run.past_end` finds. Default: none.
+        """
+        return {}
+
     def report(self, history: History) -> list[Section]:
         """Return sections for `report.html`, made from what the run logged. Default: none."""
         return []

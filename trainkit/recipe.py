@@ -45,6 +45,8 @@ class LossSpec(BaseModel):
     def _check(self) -> LossSpec:
         if self.name == "mse" and self.smoothing:
             raise ValueError("smoothing is of classes, and mse compares numbers; leave it out")
+        if self.name != "bce" and self.target_threshold is not None:
+            raise ValueError(f"target_threshold is of bce, and {self.name} has no use for it; leave it out")
         return self
 
 

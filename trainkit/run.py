@@ -98,6 +98,16 @@ class Run:
     stop_reason: str = ""
     """Why training ends before its last epoch; empty while it does not."""
 
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.recipe.train.epochs * self.data.train.steps_per_epoch
+
+    def past_end(self, step: int) -> str:
+        """Return why the step of this number, from 1, never comes, for `Plugin.idle`; nothing where it comes."""
+        total = self.total_steps
+        return f"{step:,} steps, and this run has {total:,}" if step > total else ""
+
     def stop(self, reason: str) -> None:
         """Ask for the end of training after the current epoch. The first reason given is the one reported."""
         self.stop_reason = self.stop_reason or reason

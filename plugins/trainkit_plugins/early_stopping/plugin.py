@@ -72,6 +72,14 @@ class EarlyStopping(Plugin):
         """Put them back."""
         self._best, self._since = state["best"], state["since"]
 
+    def idle(self, run: Run) -> dict[str, str]:
+        """Say that the run ends before the patience does."""
+        train = run.recipe.train
+        validations = -(-train.epochs // train.evaluate_every)
+        if self.patience < validations:
+            return {}
+        return {"patience": f"{self.patience:,} validations, and this run has {validations}: it never stops early"}
+
     def explain(self, run: Run) -> list[str]:
         """Say what is watched."""
         metric, mode = self._watched(run)

@@ -174,6 +174,12 @@ class Ema(Plugin):
         """Keep the state until the model is there."""
         self._saved = dict(state)
 
+    def idle(self, run: Run) -> dict[str, str]:
+        """Say that the average never begins, where it does not."""
+        if self.start_step < run.total_steps - 1:
+            return {}
+        return {"start_step": f"this run has {run.total_steps:,} steps: the average only follows the weights"}
+
     def explain(self, run: Run) -> list[str]:
         """Say what is averaged, over how many steps, and where the statistics come from."""
         import torch

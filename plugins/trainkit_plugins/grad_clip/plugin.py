@@ -193,6 +193,10 @@ class SmoothnessMonitor(Plugin):
             batch = run.hook.prepare_batch(batch=batch, run=run)
         return run.hook.compute_loss(model=model, batch=batch, run=run)
 
+    def idle(self, run: Run) -> dict[str, str]:
+        """Say that no step is measured."""
+        return {"every": run.past_end(self.every)}
+
     def explain(self, run: Run) -> list[str]:
         """Say what is measured when, and what it costs."""
         examples = "the step's own examples" if self.batch == "same" else f"about {self.batch} fixed examples"

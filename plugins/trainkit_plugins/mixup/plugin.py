@@ -143,6 +143,13 @@ class Mixup(Plugin):
         finally:
             np.random.set_state(before)
 
+    def idle(self, run: Run) -> dict[str, str]:
+        """Say what waits for another option."""
+        alone = not (self.mixup_alpha > 0 and self.cutmix_alpha > 0)
+        if alone and self.switch_prob != type(self).model_fields["switch_prob"].default:
+            return {"switch_prob": "does nothing unless mixup_alpha and cutmix_alpha are both above 0"}
+        return {}
+
     def explain(self, run: Run) -> list[str]:
         """Say what share of batches is mixed how, and what becomes of an odd image."""
         both = self.mixup_alpha > 0 and self.cutmix_alpha > 0

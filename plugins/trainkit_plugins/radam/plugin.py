@@ -86,15 +86,23 @@ class RAdam(_AdamLike):
         beta2 = self.betas[1]
         first = first_rectified_step(beta2)
         before = "momentum SGD" if self.unrectified == "sgd" else "no update"
-        steps = run.data.train.steps_per_epoch * run.recipe.train.epochs
         if first is None:
             line = f"rho_inf = {rho_inf(beta2):.4g} is not above 5: {before} for the whole run; raise betas[1]"
         else:
             line = (
                 f"{before} before step {first}; r_t reaches 0.5 at step {steps_until(0.5, beta2)} and 0.9 at step "
-                f"{steps_until(0.9, beta2)}, and this run has {steps}"
+                f"{steps_until(0.9, beta2)}, and this run has {run.total_steps}"
             )
         return [*super().explain(run), line]
+
+    def idle(self, run: Run) -> dict[str, str]:
+        """Say that no step is rectified."""
+        first = first_rectified_step(self.betas[1])
+        before = "momentum SGD" if self.unrectified == "sgd" else "no update"
+        if first is not None and first <= run.total_steps:
+            return {}
+        when = "never" if first is None else f"from step {first}"
+        return {"betas": f"rectified {when}, and this run has {run.total_steps:,} steps: {before} in all of them"}
 
 
 class AdamWarmup(_AdamLike):
@@ -110,6 +118,11 @@ class AdamWarmup(_AdamLike):
         """Adam with warm-up over the given groups."""
         return optimizers.AdamWarmup(param_groups, warmup_steps=self.warmup_steps, **self._settings(run))
 
+    def idle(self, run: Run) -> dict[str, str]:
+        """Say that the warm-up does not end."""
+        why = run.past_end(self.warmup_steps)
+        return {"warmup_steps": why and f"{why}: lr is never reached"}
+
 
 class Adam2k(_AdamLike):
     """Spend Adam's first steps on the second moment alone: the paper's Adam-2k.
@@ -123,6 +136,11 @@ class Adam2k(_AdamLike):
     def build_optimizer(self, param_groups: ParamGroups, run: Run) -> Optimizer:
         """Adam-2k over the given groups."""
         return optimizers.Adam2k(param_groups, freeze_steps=self.freeze_steps, **self._settings(run))
+
+    def idle(self, run: Run) -> dict[str, str]:
+        """Say that no step moves the parameters."""
+        why = run.past_end(self.freeze_steps + 1)
+        return {"freeze_steps": why and f"the first update comes after {self.freeze_steps:,} steps: there is none"}
 
 
 class AdamEps(_AdamLike):
@@ -202,6 +220,11 @@ class RAdamMonitor(Plugin):
             text = "Share of the gradient's coordinates by magnitude; those that are zero are left out."
             sections.append(Section("Gradient in the first steps", text, [_draw_gradients(steps, shares)]))
         return sections
+
+    def idle(self, run: Run) -> dict[str, str]:
+        """Say that nothing is measured after the first steps."""
+        later = (self.first // self.every + 1) * self.every
+        return {"every": "" if self.first >= run.total_steps else run.past_end(later)}
 
 
 def _draw_rates(steps: list[int], rates: list[tuple[float, ...]], history: History) -> Figure:

@@ -134,6 +134,10 @@ class SpectralRank(Plugin):
                 f"feature maps, because {run.recipe.model.name} does not take one input of the data: {error}"
             ) from None
 
+    def idle(self, run: Run) -> dict[str, str]:
+        """Say that no step projects."""
+        return {"every": run.past_end(self.every)}
+
     def explain(self, run: Run) -> list[str]:
         """Say for every layer as what it is projected, or why not."""
         layers, refused = self._find(run)
