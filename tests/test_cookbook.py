@@ -15,10 +15,9 @@ from torch.nn.functional import cross_entropy
 import trainkit.testing
 from tests.reference.tiny import train, with_plugins
 from tests.test_distributed import COMMON, logged, on_two_ranks
-from trainkit import Batch, Plugin, Run, hookimpl
+from trainkit import Batch, History, Plugin, Run, hookimpl
 from trainkit.build import build
 from trainkit.discovery import load_class
-from trainkit.log import History
 from trainkit.testing import Case
 
 FOLDER = Path(__file__).parents[1] / "docs" / "cookbook"

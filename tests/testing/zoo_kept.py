@@ -73,8 +73,8 @@ class RemembersTheFirst(Broken):
 
     @hookimpl
     def before_optimizer_step(self, model: nn.Module) -> None:
-        for parameter, began in zip(model.parameters(), self.began, strict=True):
-            if parameter.grad is not None:
+        for parameter, began in zip(model.parameters(), self.began, strict=False):
+            if parameter.grad is not None and parameter.shape == began.shape:
                 parameter.grad.add_(parameter.detach() - began, alpha=0.1)
 
 

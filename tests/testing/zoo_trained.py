@@ -106,6 +106,17 @@ class NeedsFloat32(Broken):
         return loss
 
 
+class NeedsEveryGradient(Broken):
+    """Shrinks the gradient of every parameter, as if each had one."""
+
+    fails = "check_missing_gradients"
+
+    @hookimpl
+    def before_optimizer_step(self, model: nn.Module) -> None:
+        for parameter in model.parameters():
+            parameter.grad.mul_(0.5)  # type: ignore[union-attr]
+
+
 class DoesNothing(Broken):
     """Looks for layers that the model does not have."""
 
@@ -147,15 +158,16 @@ class AlmostNeutral(Broken):
 
 
 class NeutralOnlyInFloat32(Broken):
-    """With scale 1 it is neutral, but it computes the loss outside autocast."""
+    """With scale 1 it is neutral, but it switches autocast off."""
 
     fails = "check_neutral"
     neutral: ClassVar[dict[str, Any]] = {"scale": 1.0}
     scale: float = Field(2.0, gt=0, description="what the loss is multiplied by")
 
     @hookimpl
-    def compute_loss(self, model: nn.Module, batch: Any) -> Tensor:
-        return self.scale * nn.functional.cross_entropy(model(batch.inputs), batch.targets)
+    def compute_loss(self, model: nn.Module, batch: Any, run: Run) -> Tensor:
+        with run.device.autocast(enabled=False):
+            return self.scale * nn.functional.cross_entropy(model(batch.inputs), batch.targets)
 
 
 class MovesStatistics(Broken):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from trainkit.checkpoint import run_state
 from trainkit.history import History
@@ -49,6 +50,22 @@ def check_accumulation(case: Case) -> None:
 def check_bf16(case: Case) -> None:
     """It works under bf16 autocast."""
     _finite(case.trained(over=BF16))
+
+
+def check_missing_gradients(case: Case) -> None:
+    """It takes parameters without a gradient: one that is frozen, and one that no loss reaches."""
+    _finite(case.train(observers=[_Idle()]))
+
+
+class _Idle:
+    """Gives the model a parameter that it does not use, and freezes its first one."""
+
+    @hookimpl(wrapper=True)
+    def build_model(self) -> Generator[None, nn.Module, nn.Module]:
+        model = yield
+        next(model.parameters()).requires_grad_(False)
+        model.register_parameter("idle", nn.Parameter(torch.zeros(2, 2)))
+        return model
 
 
 def _finite(trace: Trace) -> None:

@@ -61,7 +61,8 @@ class TrapInit(Plugin):
             embed_affine(layers, affine.weight, affine.bias, examples.inputs.flatten(1), self.margin)
         except ValueError as error:
             raise UserError(f"{run.recipe.source.nearest('model', 'args')}: model: {self.name}: {error}") from None
-        self._lines = self._describe(model, affine, examples, run)
+        parameters = [p for layer in layers for p in layer.parameters() if p.requires_grad]
+        self._lines = self._describe(model, parameters, affine, examples, run)
         self._disturb(model)
         return model
 
@@ -102,9 +103,10 @@ class TrapInit(Plugin):
             )
         return affine
 
-    def _describe(self, model: nn.Module, affine: Affine, examples: Batch, run: Run) -> list[str]:
-        """Say how the network stands, before noise."""
-        parameters = list(model.parameters())
+    def _describe(
+        self, model: nn.Module, parameters: list[nn.Parameter], affine: Affine, examples: Batch, run: Run
+    ) -> list[str]:
+        """Say how the network stands, before noise, as far as these parameters go."""
         loss = partial(run.hook.compute_loss, model=model, batch=examples, run=run)
         with run.untouched():
             slope, curvature = gradient_norm(loss, parameters), largest_curvature(loss, parameters, iterations=30)
