@@ -84,7 +84,6 @@ def make_plan(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         "scheduler": {"is": recipe.scheduler.name, "from": _provider(managers[0], "build_scheduler", run, marks)},
         "plugins": _plugins(setup, run),
         "hooks": _timeline(managers[0], setup),
-        "notes": run.log.notes,
         "files": FILES,
     }
 
