@@ -29,6 +29,8 @@ from trainkit.data.spec import (
     TimmSpec,
 )
 from trainkit.errors import UserError
+from trainkit.foreign import foreign
+from trainkit.paths import is_folder
 
 Split = Literal["train", "validation", "test"]
 Where = Literal["train", "validation", "test", "target"]
@@ -156,7 +158,7 @@ def _files(classes: dict[str, Path], shape: tuple[int, int, int], key: str, expe
     members = []
     notes: list[str] = []
     for name, folder in classes.items():
-        found = search(folder) if folder.is_dir() else Found()
+        found = search(folder) if is_folder(folder) else Found()
         left_out = found.notes(str(folder))
         if not found.images:
             message = f"{key}: there are no images of class {name!r} in {folder}; expected {expected}"
@@ -170,10 +172,13 @@ def _files(classes: dict[str, Path], shape: tuple[int, int, int], key: str, expe
 
 def _subfolders(folder: Path) -> dict[str, Path]:
     """Return the folders in one, by name and in order, without the hidden ones and what systems leave behind."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         return {}
-    with os.scandir(folder) as listing:
-        names = sorted(entry.name for entry in listing if is_named(entry.name) and entry.is_dir())
+    try:
+        with os.scandir(folder) as listing:
+            names = sorted(entry.name for entry in listing if is_named(entry.name) and entry.is_dir())
+    except OSError as error:
+        raise UserError(f"{folder}: this folder cannot be looked through: {error.strerror}") from None
     return {name: folder / name for name in names}
 
 
@@ -206,8 +211,17 @@ def _cifar_fs(spec: CifarFsSpec, where: Where, shape: tuple[int, int, int], key:
     expected = f"images in {root}/data/<class>/ and the names of a split's classes in {listing}"
     try:
         names = listing.read_text(encoding="utf-8").split()
-    except OSError:
+    except FileNotFoundError:
         raise UserError(f"{key}: there is no {listing}; expected {expected}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        what = foreign(listing) or getattr(error, "strerror", None) or "is no UTF-8 text"
+        raise UserError(f"{key}: {listing}: {what}; expected {expected}") from None
+    if (what := foreign(listing)) is not None or not names:
+        raise UserError(f"{key}: {listing}: {what or 'names no class'}; expected {expected}")
+    for number, one in enumerate(names):
+        if one in names[:number] or "/" in one or one.startswith("."):
+            wrong = "twice" if one in names[:number] else "which is no name of a folder"
+            raise UserError(f"{key}: {listing}: names {one!r} {wrong}")
     return _files({name: root / "data" / name for name in names}, shape, key, expected)
 
 
@@ -259,7 +273,7 @@ def _svhn(spec: SvhnSpec, where: Where, shape: tuple[int, int, int], key: str) -
         raise UserError(f"{key}: svhn has ten classes, too few to split; it can only be tested on")
     try:
         data: Any = SVHN(spec.root, split="test", download=spec.download)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # spoiled bytes may raise anything
         raise UserError(
             f"{key}: torchvision cannot read SVHN ({error}); expected {Path(spec.root) / 'test_32x32.mat'}, or "
             f"{key}.download=true"

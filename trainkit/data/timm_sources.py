@@ -18,7 +18,7 @@ from trainkit.data.loader import Examples
 from trainkit.data.preparation import mode_of
 from trainkit.data.spec import TimmSpec
 from trainkit.errors import UserError
-from trainkit.foreign import no_file
+from trainkit.foreign import foreign, no_file
 from trainkit.recipe import Recipe
 
 _LAYOUTS = {
@@ -30,6 +30,13 @@ _LAYOUTS = {
 _NAMING = {"folder": innermost, "tar": innermost, "torch/folder": outermost, "torch/image_folder": outermost}
 """Where each split is a folder or file of its own: how its folders name the classes."""
 
+_IDX = {"torch/mnist": "MNIST", "torch/kmnist": "KMNIST", "torch/fashion_mnist": "FashionMNIST"}
+"""Where torchvision keeps their IDX files: in `raw` below a folder of this name."""
+
+_LAYOUTS |= {
+    name: f"the four extracted files in {{root}}/{folder}/raw, or set data.download=true"
+    for name, folder in _IDX.items()
+}
 _LAYOUTS |= dict.fromkeys(("torch/folder", "torch/image_folder"), _LAYOUTS["folder"])
 _SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))  # timm's
 
@@ -108,6 +115,9 @@ def _class_map(spec: TimmSpec, place: Path) -> dict[str, int] | None:
 
 def _by_name(spec: TimmSpec, split: str, training: bool, mode: Mode, expected: str) -> Opened:
     """Return a split of a data set that timm opens by its name."""
+    if spec.name in _IDX:
+        for file in sorted(Path(spec.root, _IDX[spec.name], "raw").glob("*-ubyte")):
+            _check_idx(file)
     try:
         dataset = timm.data.create_dataset(
             spec.name,
@@ -127,8 +137,37 @@ def _by_name(spec: TimmSpec, split: str, training: bool, mode: Mode, expected: s
     names = tuple(_class_names(dataset))
     targets = getattr(dataset, "targets", None)  # torchvision's name
     known = targets is not None and len(names) > 0
+    if known:
+        _check_targets(np.asarray(targets), len(dataset), len(names), f"split {split!r} of {spec.name!r}")
     counts = tuple(np.bincount(np.asarray(targets), minlength=len(names)).tolist()) if known else ()
     return Opened(Read(dataset, mode, f"split {split!r} of {spec.name!r}"), names, counts)
+
+
+def _check_idx(file: Path) -> None:
+    """Refuse a file of the IDX format (http://yann.lecun.com/exdb/mnist/) that does not hold what its header says.
+
+    Raises:
+        UserError: it does not.
+    """
+    if (what := foreign(file)) is not None:
+        raise UserError(f"{file}: {what}")
+    with file.open("rb") as opened:
+        head = opened.read(4)
+        sizes = opened.read(4 * head[3]) if len(head) == 4 and head[:3] == b"\0\0\x08" else b""
+    if not sizes or len(sizes) < 4 * head[3]:
+        raise UserError(f"{file}: is no IDX file of bytes; get it anew")
+    wanted = 4 + len(sizes) + int(np.prod(np.frombuffer(sizes, ">u4").astype(np.int64)))
+    if (size := file.stat().st_size) != wanted:
+        raise UserError(f"{file}: is not whole: its header says {wanted:,} bytes, it has {size:,}; get it anew")
+
+
+def _check_targets(targets: np.ndarray[Any, Any], images: int, classes: int, name: str) -> None:
+    if len(targets) != images:
+        raise UserError(f"{name} has {images:,} images and {len(targets):,} labels; get its files anew")
+    outside = np.flatnonzero((targets < 0) | (targets >= classes))
+    if len(outside):
+        image = int(outside[0])
+        raise UserError(f"{name}: image {image} has label {targets[image]}, and there are {classes} classes")
 
 
 class Read:
@@ -156,10 +195,13 @@ class Read:
         try:
             if self._reader is None:
                 image, target = self._dataset[index]
-                return image, int(target)
-            file, target, *_ = self._reader[index]
-            with file:
-                return decode(file, self._mode, _said(self._reader.filename, index) or name), int(target)
+            else:
+                file, target, *_ = self._reader[index]
+                with file:
+                    image = decode(file, self._mode, _said(self._reader.filename, index) or name)
+            if int(target) < 0:
+                raise UserError(f"{name}: has no label ({int(target)})")
+            return image, int(target)
         except UserError:
             raise
         except Exception as error:  # a reader of any kind, on bytes of any kind
