@@ -313,6 +313,28 @@ def test_the_state_of_a_plugins_own_optimizer_and_schedule_must_be_readable_too(
         train(with_plugins(tiny, SGD, Schedule()), tmp_path)
 
 
+def test_what_a_plugin_says_is_saved_as_text(tiny: Path, tmp_path: Path) -> None:
+    class Says(Plugin):
+        @hookimpl
+        def on_epoch_end(self, run: Run) -> None:
+            run.log.note(Path("here"))  # type: ignore[arg-type]
+            run.stop(ValueError("enough"))  # type: ignore[arg-type]
+
+    train(with_plugins(tiny, SGD, Says()), tmp_path)
+    state = saved(tmp_path)
+    assert (state["stop_reason"], state["log"]["notes"]) == ("enough", ["here"])
+
+
+def test_whatever_else_is_saved_is_looked_at_too(tiny: Path, tmp_path: Path) -> None:
+    class Sets(Plugin):
+        @hookimpl
+        def on_epoch_end(self, run: Run) -> None:
+            run.stop_reason = Path("here")  # type: ignore[assignment]
+
+    with pytest.raises(PluginError, match=r"the run: its state_dict\(\)\['stop_reason'\] is of type pathlib"):
+        train(with_plugins(tiny, SGD, Sets()), tmp_path)
+
+
 class SpoilState(Plugin):
     """Writes infinity somewhere at a step, or into what validation sees."""
 

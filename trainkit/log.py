@@ -72,6 +72,7 @@ class Log:
 
     def note(self, text: str) -> None:
         """Say something once that the user should know; it is shown, and kept in the summary and report."""
+        text = str(text)  # whatever a plugin gives; it is saved
         if text not in self.notes:
             self.notes.append(text)
 

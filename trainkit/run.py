@@ -110,7 +110,7 @@ class Run:
 
     def stop(self, reason: str) -> None:
         """Ask for the end of training after the current epoch. The first reason given is the one reported."""
-        self.stop_reason = self.stop_reason or reason
+        self.stop_reason = self.stop_reason or str(reason)  # whatever a plugin gives; it is saved
 
     def untouched(self) -> AbstractContextManager[None]:
         """Return a context for looking: what calls of hooks in it change is put back; see `trainkit.untouched`.

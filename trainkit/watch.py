@@ -217,9 +217,11 @@ class Watch:
         run = self._run
         for name, part in state.get("plugins", {}).items():
             yield f"{run.recipe.source.nearest('plugins', name)}: plugins.{name}", part
-        for key, owner in (("model", run.model), ("optimizer", run.optimizer), ("scheduler", run.scheduler)):
+        owners = {"model": run.model, "optimizer": run.optimizer, "scheduler": run.scheduler}
+        for key, owner in owners.items():
             if key in state:
                 yield f"the {key} {type(owner).__name__}", state[key]
+        yield "the run", {key: part for key, part in state.items() if key not in owners and key != "plugins"}
 
     def _whose(self, place: str) -> str:
         """Return to which parameter a place in the optimizer's state belongs."""

@@ -134,6 +134,15 @@ def test_a_large_gradient_beside_small_ones_keeps_their_proportion():
     assert math.isnan(global_norm([torch.full((4,), 1e38), torch.tensor([NAN])]).item())
 
 
+def test_a_gradient_whose_squares_vanish_has_its_norm():
+    params = parameters([3e-30], [4e-30], dtype=torch.float32)
+    result = clip_by_global_norm(params, 1e-30)
+    assert result.before.item() == pytest.approx(5e-30)
+    assert flat(params) == pytest.approx([6e-31, 8e-31])
+    assert global_norm([torch.full((4,), 1e-200, dtype=torch.float64)]).item() == pytest.approx(2e-200)
+    assert global_norm([torch.zeros(0)]).item() == 0
+
+
 def test_infinite_threshold_measures_only():
     params = parameters([3e5], [4e5])
     before = bits(params)

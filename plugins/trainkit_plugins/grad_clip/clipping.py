@@ -13,6 +13,9 @@ from torch import Tensor
 # already.
 _PIECE = 2**20
 
+# Squares of entries of a joint norm below this may be too small for float32.
+_TINY = 1e-15
+
 # The multi-tensor kernels take tensors of one device and dtype at a time.
 Groups = dict[tuple[torch.device, torch.dtype], list[Tensor]]
 
@@ -191,13 +194,15 @@ def _norm(groups: Groups) -> Tensor:
     device = next((n.device for n in norms if n.device.type != "cpu"), norms[0].device)
     wide = torch.float64 if accelerated else _wide(groups)
     total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(device, wide) for n in norms]))
-    return _rescaled(groups) if device.type == "cpu" and math.isinf(total.item()) else total
+    if device.type == "cpu" and (total.item() < _TINY or total.item() == math.inf):  # squares vanish or overflow
+        return _rescaled(groups)
+    return total
 
 
 def _rescaled(groups: Groups) -> Tensor:
     """Return the joint norm of tensors on a CPU, in float64, divided by the largest entry before they are squared."""
-    largest = max(t.abs().max().item() for group in groups.values() for t in group if t.numel())
-    if not math.isfinite(largest):
+    largest = max((t.abs().max().item() for group in groups.values() for t in group if t.numel()), default=0.0)
+    if largest == 0 or not math.isfinite(largest):
         return torch.tensor(largest, dtype=torch.float64)
     norms = []
     for tensor in (t for group in groups.values() for t in group):
