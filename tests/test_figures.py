@@ -99,10 +99,10 @@ def test_many_markers_become_a_bitmap() -> None:
 
 def test_log_axes_say_plain_numbers() -> None:
     drawn, axes = figure()
-    axes.loglog([1e-5, 100], [0.2, 3])
+    axes.loglog([1e-5, 100], [0.3, 3])
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", to_svg(drawn, "a"))
     assert {"1e-5", "0.1", "10"} <= set(texts)
-    assert {"0.2", "0.3", "1", "2", "3"} <= set(texts)
+    assert {"0.3", "1", "2", "3"} <= set(texts)
 
 
 finite = st.floats(-1e6, 1e6)

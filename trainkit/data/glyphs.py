@@ -96,7 +96,7 @@ def shared_letters() -> list[str]:
 
     Modifier letters, small marks most of them, are no classes.
     """
-    codes = set.intersection(*(set(FT2Font(path).get_charmap()) for path in _fonts()))
+    codes = set.intersection(*(set(FT2Font(str(path)).get_charmap()) for path in _fonts()))
     letters = [letter for letter in map(chr, codes) if unicodedata.category(letter) in ("Lu", "Ll", "Lt", "Lo")]
     return sorted(
         (letter for letter in letters if script_of(letter) in SCRIPTS),
