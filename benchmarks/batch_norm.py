@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from trainkit_plugins.batch_norm import convert_batch_norm
 
+MODELS = (("resnet18", (64, 3, 64, 64)), ("mobilenetv3_small_050", (64, 3, 64, 64)))
 SHAPES = (
     (32, 64, 56, 56),
     (64, 64, 32, 32),
@@ -121,7 +122,7 @@ def layers(device: torch.device, ghost: int, seconds: float, layout: torch.memor
 
 def models(device: torch.device, ghost: int, seconds: float, layout: torch.memory_format) -> None:
     """Print training steps of whole models, plain and converted, and evaluation with example weighing."""
-    for name, shape in (("resnet18", (64, 3, 64, 64)), ("mobilenetv3_small_050", (64, 3, 64, 64))):
+    for name, shape in MODELS:
         x = torch.randn(shape, device=device).to(memory_format=layout)
         x.requires_grad_()
         steps, evals = {}, {}

@@ -1,12 +1,14 @@
 """The exposed batch norms of every timm model that has a batch norm, at its default input size, without weights.
 
-Run: python benchmarks/batch_norm_exposure.py [FILE]      one JSON line per model goes to FILE; about 8 minutes
+Run: python benchmarks/batch_norm_exposure.py [FILE] [--models 'resnet*']     about 8 minutes for all
+
+One JSON line per model goes to FILE.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -18,9 +20,13 @@ from trainkit_plugins.batch_norm.exposure import exposed_norms, is_batch_norm, i
 
 def main() -> None:
     """Walk every model; print a line per family and the totals."""
-    file = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("file", nargs="?", type=Path)
+    parser.add_argument("--models", default="*", help="a wildcard for timm.list_models")
+    options = parser.parse_args()
+    file = options.file
     rows, failed, seconds, lines = [], [], 0.0, ""
-    for name in timm.list_models():
+    for name in timm.list_models(options.models):
         with torch.device("meta"):
             model = timm.create_model(name, num_classes=10)
         norms = sum(is_batch_norm(module) for module in model.modules())

@@ -1,6 +1,6 @@
 """What trainkit's loop costs over a hand-written one: an empty recipe on test_resnet at 32 px, side by side.
 
-Run: python benchmarks/empty_step.py
+Run: python benchmarks/empty_step.py [--epochs 23]
 
 Epochs of the two loops alternate in one process, on the same images, with equal models, optimizers and schedules;
 the table gives the median over epochs of the time per step, and the median of the ratios of neighbouring epochs.
@@ -8,6 +8,7 @@ the table gives the median over epochs of the time per step, and the median of t
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 import timm
 import torch
+from spread import quartiles
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -24,7 +26,7 @@ from trainkit.build import build, compose
 from trainkit.checkpoint import Keeper
 from trainkit.loop import fit
 
-EPOCHS, BATCH = 25, 32
+BATCH, WARM_UP = 32, 2
 RECIPE = """
 model: {name: test_resnet, in_chans: 1}
 data: {name: digits, image_size: 32, batch_size: 32, drop_last: true}
@@ -76,6 +78,9 @@ def by_hand(model: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> An
 
 def main() -> None:
     """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=23, help="after the first two, which warm up")
+    epochs = WARM_UP + parser.parse_args().epochs
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "empty.yaml"
         path.write_text(RECIPE)
@@ -87,17 +92,17 @@ def main() -> None:
         epoch = by_hand(model, images, targets)
         steps = run.data.train.steps_per_epoch
         ours, theirs = [], []
-        for _ in range(EPOCHS):
+        for _ in range(epochs):
             run.epoch = run.step = 0
             fit(run, keeper)
             ours.append((clock.end - clock.start) / steps * 1e3)
             theirs.append(epoch() / steps * 1e3)
-    ratios = [a / b for a, b in zip(ours[2:], theirs[2:], strict=True)]
+    ratios = [a / b for a, b in zip(ours[WARM_UP:], theirs[WARM_UP:], strict=True)]
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {len(ratios)} epochs of {steps} steps each")
-    print(f"hand-written loop  {statistics.median(theirs[2:]):7.3f} ms a step")
-    print(f"trainkit, empty    {statistics.median(ours[2:]):7.3f} ms a step")
-    low, *_, high = statistics.quantiles(ratios, n=4)
-    print(f"ratio              {statistics.median(ratios):7.3f} (quartiles {low:.3f} to {high:.3f})")
+    print(f"hand-written loop  {statistics.median(theirs[WARM_UP:]):7.3f} ms a step")
+    print(f"trainkit, empty    {statistics.median(ours[WARM_UP:]):7.3f} ms a step")
+    low, middle, high = quartiles(ratios)
+    print(f"ratio              {middle:7.3f} (quartiles {low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":

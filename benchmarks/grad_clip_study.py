@@ -100,17 +100,19 @@ def resnet(seed: int, lr: float, max_norm: float) -> list[float]:
 def spread(values: Sequence[float]) -> str:
     """Return mean and standard deviation of the runs that did not diverge."""
     finite = [v for v in values if math.isfinite(v)]
-    if len(finite) < 2:
+    if not finite:
         return "diverged"
     lost = f" {len(values) - len(finite)} diverged" if len(finite) < len(values) else ""
-    return f"{statistics.fmean(finite):.3f} ({statistics.stdev(finite):.3f}){lost}"
+    return f"{statistics.fmean(finite):.3f} ({statistics.stdev(finite) if len(finite) > 1 else math.nan:.3f}){lost}"
 
 
 def main() -> None:
     """Run the chosen study and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=["lstm", "resnet"])
-    study = parser.parse_args().study
+    parser.add_argument("--seeds", type=int, help="default: 5 and 3")
+    options = parser.parse_args()
+    study = options.study
     torch.set_num_threads(1)
     if study == "lstm":
         runs, seeds = [(5.0, 0.25), (5.0, math.inf), (1.0, math.inf), (0.2, math.inf)], 5
@@ -120,7 +122,7 @@ def main() -> None:
         work, columns = resnet, ["slope", "correlation", "loss", "accuracy", "clipped"]
     print(f"{'':<20}" + "".join(f"{c:>24}" for c in columns))
     for lr, max_norm in runs:
-        rows = zip(*(work(seed, lr, max_norm) for seed in range(seeds)), strict=True)
+        rows = zip(*(work(seed, lr, max_norm) for seed in range(options.seeds or seeds)), strict=True)
         name = f"lr {lr:g}, " + ("no clipping" if math.isinf(max_norm) else f"clip {max_norm:g}")
         print(f"{name:<20}" + "".join(f"{spread(r):>24}" for r in rows), flush=True)
 

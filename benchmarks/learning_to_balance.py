@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from spread import quartiles
 
 from trainkit import Run
 from trainkit.build import build, compose
@@ -73,7 +74,7 @@ def compare(channels: int, size: int, rounds: int) -> None:
         base = times["Meta-SGD"]
         print(f"  {what:18}{1000 * statistics.median(base):8.1f} ms")
         for name in list(times)[1:]:
-            low, middle, high = statistics.quantiles([a / b for a, b in zip(times[name], base, strict=True)], n=4)
+            low, middle, high = quartiles([a / b for a, b in zip(times[name], base, strict=True)])
             print(f"    {name:22}{middle:7.3f}  ({low:.3f} to {high:.3f})")
 
 

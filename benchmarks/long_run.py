@@ -77,8 +77,13 @@ def measured(code: str, *arguments: str) -> tuple[float, float]:
     return seconds, megabytes
 
 
-def main(steps: int, target: Path | None) -> None:
+def main() -> None:
     """Make the folder, measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1_500_000)
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    given = parser.parse_args()
+    steps, target = given.steps, given.json
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "recipe.yaml").write_text(RECIPE)
@@ -100,8 +105,4 @@ def main(steps: int, target: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1_500_000)
-    parser.add_argument("--json", type=Path, help="write the numbers to this file")
-    given = parser.parse_args()
-    main(given.steps, given.json)
+    main()

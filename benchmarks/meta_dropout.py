@@ -1,6 +1,6 @@
 """What Meta Dropout costs: time of one meta-gradient and of one test task, as ratios to plain MAML's.
 
-Run: python benchmarks/meta_dropout.py
+Run: python benchmarks/meta_dropout.py [--rounds 15]
 
 conv4, one task at a time on one thread, 5 ways, second order. The arms take turns within each round, and a ratio is of
 the same round; shown are the median and the quartiles over rounds.
@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from spread import quartiles
 from torch import Tensor, nn
 from trainkit_plugins.maml import Conv4, InnerLoop, TaskPlan, adapt, isolate, plan_for, support_loss, task_loss
 from trainkit_plugins.meta_dropout import attach
@@ -91,9 +92,7 @@ def measure(setting: tuple[int, int, int, int, int], rounds: int) -> None:
                     times[arm].append(taken)
         line = f"  {what}: maml {1000 * statistics.median(times['maml']):.1f} ms"
         for arm in list(arms)[1:]:
-            low, middle, high = statistics.quantiles(
-                [a / b for a, b in zip(times[arm], times["maml"], strict=True)], n=4
-            )
+            low, middle, high = quartiles([a / b for a, b in zip(times[arm], times["maml"], strict=True)])
             line += f"; {arm} {middle:.2f} ({low:.2f} to {high:.2f})"
         print(line, flush=True)
 

@@ -20,6 +20,9 @@ from trainkit_plugins.norm_bias.spectral_rank import Geometry, geometry, input_s
 
 Work = Callable[[], object]
 
+PUSHED = (("resnet50", torch.float32), ("resnet50", torch.bfloat16), ("test_resnet", torch.float32))
+PROJECTED = ("test_resnet", "resnet10t")
+
 
 def race(device: torch.device, rounds: int, sides: dict[str, Work]) -> None:
     """Print the median milliseconds of each side, and the median of its ratios to the first."""
@@ -113,11 +116,10 @@ def main() -> None:
     torch.manual_seed(0)
     device = torch.device(options.device)
     print(f"torch {torch.__version__}, {device}, {options.threads} threads, {options.rounds} rounds")
-    for dtype in (torch.float32, torch.bfloat16):
-        pushing("resnet50", device, options.rounds, dtype)
-    pushing("test_resnet", device, options.rounds, torch.float32)
-    projecting("test_resnet", 32, device)
-    projecting("resnet10t", 32, device)
+    for name, dtype in PUSHED:
+        pushing(name, device, options.rounds, dtype)
+    for name in PROJECTED:
+        projecting(name, 32, device)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,10 @@ def main() -> None:
         cells = []
         for build in OPTIMIZERS.values():
             runs = torch.tensor([train(build, lr, seed, options.steps) for seed in range(options.seeds)])
-            (accuracy, loss), (spread, _) = runs.mean(0).tolist(), runs.std(0).tolist()
+            (accuracy, loss), (spread, _) = (
+                runs.mean(0).tolist(),
+                runs.std(0, correction=min(1, len(runs) - 1)).tolist(),
+            )
             cells.append(f"{accuracy:.3f} ({spread:.3f}) {loss:.2f}")
         print(f"{lr:<7}" + "".join(f"{cell:>21}" for cell in cells), flush=True)
     print(f"\n{time.perf_counter() - start:.0f} s")

@@ -306,7 +306,8 @@ def campaign(count: int, seed: int, only: str, seconds: float) -> int:
     return sum(number for kind, number in counts.items() if kind not in ("accepted", "refused"))
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Read the command line; return how many recipes ended wrongly."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=5000, help="random recipes")
     parser.add_argument("--seed", type=int, default=0)
@@ -314,4 +315,8 @@ if __name__ == "__main__":
     parser.add_argument("--limit", type=float, default=5, help="seconds of processor time for each")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    sys.exit(campaign(given.count, given.seed, given.only, given.limit) > 0)
+    return campaign(given.count, given.seed, given.only, given.limit)
+
+
+if __name__ == "__main__":
+    sys.exit(main() > 0)

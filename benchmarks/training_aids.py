@@ -1,6 +1,6 @@
 """What the training aids cost: a step with each of them beside a step without, and what EMA adds to a validation.
 
-Run: python benchmarks/training_aids.py [MODEL [IMAGE_SIZE]]
+Run: python benchmarks/training_aids.py [MODEL [IMAGE_SIZE]] [--rounds 60]
 
 Runs that differ only in one plugin take their steps in turn, in one process, on the same batches; the table gives the
 median time of a step and the median over rounds of its ratio to the step without plugins in the same round.
@@ -8,14 +8,15 @@ median time of a step and the median over rounds of its ratio to the step withou
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from spread import quartiles
 from trainkit_plugins.early_stopping.plugin import EarlyStopping
 from trainkit_plugins.ema.plugin import Ema
 from trainkit_plugins.loggers.plugin import TensorBoard
@@ -29,7 +30,7 @@ from trainkit.loop import publish, train_step
 from trainkit.manager import Entry
 from trainkit.window import StepLoss
 
-ROUNDS = 60
+WARM_UP = 5
 RECIPE = """
 model: {{name: {model}, in_chans: 1}}
 data: {{name: digits, image_size: {size}, batch_size: 64, drop_last: true}}
@@ -90,23 +91,27 @@ def validation_extra(recipe: Path, buffers: str) -> float:
 
 def main() -> None:
     """Measure and print the tables."""
-    model = sys.argv[1] if len(sys.argv) > 1 else "resnet10t"
-    size = sys.argv[2] if len(sys.argv) > 2 else "32"
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", nargs="?", default="resnet10t")
+    parser.add_argument("size", nargs="?", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=60, help="after the first five, which warm up")
+    options = parser.parse_args()
+    model, size = options.model, options.size
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "aids.yaml"
         recipe.write_text(RECIPE.format(model=model, size=size))
         steppers = {label: Stepper(recipe, name, make()) for label, (name, make) in VARIANTS.items()}
         times: dict[str, list[float]] = {label: [] for label in steppers}
-        for _ in range(ROUNDS):
+        for _ in range(WARM_UP + options.rounds):
             for label, stepper in steppers.items():
                 times[label].append(stepper.step())
         print(f"{model} at {size} px, batches of 64, {torch.get_num_threads()} threads, torch {torch.__version__}")
         print(f"{'plugin':24}{'ms a step':>12}{'ratio':>9}   quartiles")
         for label, taken in times.items():
-            ratios = [a / b for a, b in zip(taken[5:], times["none"][5:], strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            print(f"{label:24}{statistics.median(taken[5:]) * 1e3:12.2f}{middle:9.3f}   {low:.3f} to {high:.3f}")
-        step = statistics.median(times["none"][5:])
+            ratios = [a / b for a, b in zip(taken[WARM_UP:], times["none"][WARM_UP:], strict=True)]
+            low, middle, high = quartiles(ratios)
+            print(f"{label:24}{statistics.median(taken[WARM_UP:]) * 1e3:12.2f}{middle:9.3f}   {low:.3f} to {high:.3f}")
+        step = statistics.median(times["none"][WARM_UP:])
         print("\nEMA around one validation (recompute: 10 batches)")
         for buffers in ("copy", "average", "recompute"):
             extra = validation_extra(recipe, buffers)

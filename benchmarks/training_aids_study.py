@@ -1,6 +1,6 @@
 """Whether averaging the weights helps on the digits: paired over seeds, half of the images held out.
 
-Run: python benchmarks/training_aids_study.py
+Run: python benchmarks/training_aids_study.py [--seeds 5] [--epochs 10]
 
 Averaging does not change training, so each training without it is also the training under every averaging. Tables give
 means over seeds, and the mean paired difference to the first row with its 95% interval (Student's t).
@@ -8,6 +8,7 @@ means over seeds, and the mean paired difference to the first row with its 95% i
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 from collections.abc import Iterable
@@ -89,23 +90,27 @@ def table(title: str, rows: dict[str, list[Row]]) -> None:
         print(line.rstrip())
 
 
-def averaging(schedule: str, seeds: range) -> None:
-    """Validate the weights and their averages at the end of 10 epochs."""
+def averaging(schedule: str, seeds: range, epochs: int) -> None:
+    """Validate the weights and their averages at the end of training."""
     rows: dict[str, list[Row]] = {label: [] for label in ("weights as trained", *AVERAGES)}
     for seed in seeds:
         followers = {label: Follower(options) for label, options in AVERAGES.items()}
-        run = train(seed, schedule, 10, observers=followers.values())
+        run = train(seed, schedule, epochs, observers=followers.values())
         rows["weights as trained"].append(evaluate(run))
         for label, follower in followers.items():
             rows[label].append(follower.measure(run))
-    table(f"Averaging, {schedule} schedule, 10 epochs", rows)
+    table(f"Averaging, {schedule} schedule, {epochs} epochs", rows)
 
 
 def main() -> None:
     """Run every comparison."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5, help="at least 2, for the intervals")
+    parser.add_argument("--epochs", type=int, default=10)
+    options = parser.parse_args()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     for schedule in ("constant", "cosine"):
-        averaging(schedule, range(5))
+        averaging(schedule, range(options.seeds), options.epochs)
 
 
 if __name__ == "__main__":
