@@ -14,7 +14,7 @@ from tests.conftest import TINY_RECIPE
 from trainkit import UserError, open_run
 from trainkit.checkpoint import read_state
 from trainkit.loop import evaluate
-from trainkit.session import measure, start
+from trainkit.session import start
 
 DIGITS = ["data.name=digits", "model.in_chans=1", "data.image_size=32"]
 
@@ -37,7 +37,9 @@ def test_a_run_folder_has_its_best_weights_its_last_or_any(folder: Path) -> None
     assert holds(open_run(str(folder), weights="best"), best)
     assert holds(open_run(folder, weights="last"), read_state(folder / "checkpoints" / "last.pt")["model"])
     assert holds(open_run(folder, weights=folder / "weights.safetensors"), best)
-    assert evaluate(open_run(folder, ["data.batch_size=2"])) == pytest.approx(measure(folder, "best"), abs=1e-6)
+    assert evaluate(open_run(folder, ["data.batch_size=2"])) == pytest.approx(
+        evaluate(open_run(folder, weights="best")), abs=1e-6
+    )
 
 
 def test_a_recipe_has_the_weights_that_it_says(folder: Path, write: Callable[..., Path]) -> None:

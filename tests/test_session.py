@@ -19,6 +19,7 @@ from trainkit import Plugin, Run, hookimpl, session
 from trainkit.build import Setup
 from trainkit.checkpoint import Keeper, read_state
 from trainkit.errors import Interrupted, TrainingError, UserError
+from trainkit.loop import evaluate
 from trainkit.run_folder import new_folder
 from trainkit.verify import differences
 
@@ -113,26 +114,26 @@ def test_the_folders_own_recipe_repeats_the_run(tiny: Path, tmp_path: Path) -> N
 def test_weights_are_measured_again_as_they_were(tiny: Path, tmp_path: Path) -> None:
     folder = session.start(tiny, [], tmp_path / "run", [])
     told = summary(folder)
-    assert session.measure(folder, "last") == told["final"]
-    best = session.measure(folder, "best")
+    assert evaluate(session.open_run(folder, weights="last")) == told["final"]
+    best = evaluate(session.open_run(folder, weights="best"))
     assert {name: told["best"][name] for name in best} == best
-    assert session.measure(folder, str(folder / "weights.safetensors")) == best
+    assert evaluate(session.open_run(folder, weights=str(folder / "weights.safetensors"))) == best
 
 
 @pytest.mark.usefixtures("no_report")
 def test_weights_that_cannot_be_measured_are_refused(tiny: Path, tmp_path: Path) -> None:
     folder = session.start(tiny, ["train.epochs=1", "scheduler.warmup_epochs=0"], tmp_path / "run", [])
     with pytest.raises(UserError, match=r"none\.pth: there are no weights here"):
-        session.measure(folder, "none.pth")
+        evaluate(session.open_run(folder, weights="none.pth"))
     other = tmp_path / "other.pth"
     torch.save({"weight": torch.zeros(3)}, other)
     with pytest.raises(UserError, match=r"other\.pth: these weights do not fit the model: \S+"):
-        session.measure(folder, str(other))
+        evaluate(session.open_run(folder, weights=str(other)))
     other.write_bytes(b"")
     with pytest.raises(UserError, match=r"other\.pth: cannot be read as weights: \S+"):
-        session.measure(folder, str(other))
+        evaluate(session.open_run(folder, weights=str(other)))
     with pytest.raises(UserError, match=r"is no run folder \(there is no recipe\.yaml in it\)"):
-        session.measure(tmp_path, "best")
+        evaluate(session.open_run(tmp_path, weights="best"))
 
 
 # Where it is written.

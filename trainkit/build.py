@@ -15,7 +15,7 @@ from torch import nn
 from trainkit.data.loader import OrderedStream, ShuffledStream
 from trainkit.defaults import Autocast, Defaults, check_names
 from trainkit.device import Device
-from trainkit.errors import Mark, PluginError, Problem, RecipeError, UserError
+from trainkit.errors import Mark, PluginError, Problem, RecipeError, UserError, suggest
 from trainkit.guard import naming
 from trainkit.hooks import Hooks
 from trainkit.idle import idle_notes
@@ -169,7 +169,9 @@ def _metric_problems(run: Run) -> list[Problem]:
     metric = run.recipe.checkpoint.metric
     if metric not in known:
         mark = run.recipe.source.nearest("checkpoint", "metric")
-        message = f"this run does not measure {metric!r} (it measures: {', '.join(known)})"
+        plain = metric.removeprefix("val/")
+        near = f"; did you mean {plain!r}?" if plain in known else suggest(metric, known)
+        message = f"this run does not measure {metric!r}{near} (it measures: {', '.join(known)})"
         return [Problem(mark, "checkpoint.metric", message)]
     # torchmetrics says which way its metrics improve; a plugin's own collection need not.
     measured = cast(Any, run.metrics)[metric] if hasattr(run.metrics, "__getitem__") else None

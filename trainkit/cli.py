@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from functools import wraps
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from inspect import signature
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -29,9 +29,9 @@ app = typer.Typer(
     name="trainkit",
     help="Training techniques as plugins for timm models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 out = Terminal()
 err = Terminal(stderr=True)
@@ -42,6 +42,23 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE …]", help="set a key (a.b=1) or remove one (~a.b)")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from trainkit import __version__
+
+        print(f"trainkit {__version__}")  # noqa: T201 - one line for scripts
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Training techniques as plugins for timm models."""
 
 
 def _command(function: F, name: str | None = None) -> F:
@@ -72,7 +89,9 @@ def _command(function: F, name: str | None = None) -> F:
                 raise
             _end(f"{str(error).splitlines()[0]} (set train.deterministic=false to allow it)", FAILED)
 
-    return app.command(name)(guarded)  # type: ignore[return-value]
+    # What is no option is taken for an override, whose check says how one is written.
+    lenient = {"ignore_unknown_options": "overrides" in signature(function).parameters}
+    return app.command(name, context_settings=lenient)(guarded)  # type: ignore[return-value]
 
 
 def _end(message: str, code: int) -> NoReturn:
@@ -104,7 +123,9 @@ def train(
 def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show what a recipe will do, before anything trains."""
     from trainkit import shelf
-    from trainkit.plan import make_plan, show
+
+    with err.waiting("loading torch"):
+        from trainkit.plan import make_plan, show
 
     made = make_plan(shelf.find(recipe), overrides or [])
     if as_json:
@@ -120,12 +141,19 @@ def eval(
     as_json: AsJson = False,
 ) -> None:
     """Measure the weights of a run on its validation data."""
-    from trainkit.session import measure
+    from trainkit.run_folder import check_is_run
 
-    metrics = measure(run_dir, weights)
+    check_is_run(run_dir)
+    with err.waiting("loading torch"):
+        from trainkit.loop import evaluate
+        from trainkit.session import open_run, what_is_measured
+
+    run = open_run(run_dir, weights=weights)
+    metrics = evaluate(run)
     if as_json:
         print(to_json(metrics, indent=2))  # noqa: T201 - rich would wrap it
         return
+    out.print("\n".join(what_is_measured(run, run_dir, weights)))
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
@@ -144,33 +172,19 @@ def plugins(
         listings = [describe(point) for point in installed().values()]
         if as_json:
             print(to_json([vars(listing) for listing in listings], indent=2))  # noqa: T201 - rich would wrap it
-            return
-        table = Table("plugin", "what it does", "hooks", "from")
-        for listing in listings:
-            table.add_row(listing.name, listing.summary, "\n".join(listing.hooks), listing.distribution)
-        out.print(table)
-        return
-    from trainkit.schema import plugin_schema
+        else:
+            from trainkit.listing import show_all
 
-    _, cls = load_class(name, Path())
-    schema = plugin_schema(cls)
-    if as_json:
-        print(to_json(schema, indent=2))  # noqa: T201 - rich would wrap it
-        return
-    import inspect
+            show_all(listings, out)
+    elif as_json:
+        from trainkit.schema import plugin_schema
 
-    out.print(f"{name}\n\n{inspect.getdoc(cls)}\n")
-    table = Table("option", "type", "default", "meaning")
-    for option, field in cls.model_fields.items():
-        default = "required" if field.is_required() else json.dumps(field.get_default(), default=str)
-        kind = inspect.formatannotation(field.annotation).replace("typing.", "")
-        table.add_row(option, kind, default, field.description or "")
-    out.print(table)
-    for label, value in (("before", cls.before), ("after", cls.after), ("requires", cls.requires)):
-        if value:
-            out.print(f"{label}: {', '.join(value)}")
-    for other, reason in cls.conflicts.items():
-        out.print(f"conflicts with {other}: {reason}")
+        print(to_json(plugin_schema(load_class(name, Path())[1]), indent=2))  # noqa: T201 - rich would wrap it
+    else:
+        from trainkit.listing import show_one
+
+        points = installed()
+        show_one(name, describe(points[name]).hooks if name in points else (), out)
 
 
 recipes_app = typer.Typer(help="List the recipes that come with trainkit, or copy one.", rich_markup_mode=None)
@@ -245,7 +259,9 @@ def verify_resume(
 ) -> None:
     """Prove that a recipe resumes exactly: train with and without a stop, and compare every bit."""
     from trainkit import shelf
-    from trainkit.verify import verify_resume as verify
+
+    with err.waiting("loading torch"):
+        from trainkit.verify import verify_resume as verify
 
     verdict = verify(shelf.find(recipe), overrides or [], at, steps)
     if verdict.difference is not None:
@@ -253,18 +269,26 @@ def verify_resume(
     out.print(f"resumed after step {verdict.at}: everything is the same, bit for bit, after step {verdict.steps}")
 
 
+def _add(point: EntryPoint, asked: str) -> None:
+    """Add the command of a plugin, a function as Typer takes them; it is imported only when it is asked for."""
+    if point.name == asked:
+        with err.waiting(f"loading {point.module}"):
+            function = point.load()
+        _command(function, point.name)
+        return
+    from trainkit.discovery import command_summary
+
+    app.command(point.name, help=f"{command_summary(point)} ({point.module.split('.')[0]})")(lambda: None)
+
+
 def main() -> None:
     """Run the command line, with the commands that installed plugins bring."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows no `…` is no reason to fail
-    # A plugin's command is a function as Typer takes them, imported only when it is the one asked for.
-    asked = sys.argv[1] if len(sys.argv) > 1 else ""
-    further = {point.name: point for point in entry_points(group="trainkit.commands")}
-    if asked in further:
-        _command(further[asked].load(), asked)
-    if further:
-        app.info.epilog = f"Commands of installed plugins: {', '.join(sorted(further))} (see trainkit NAME --help)"
+    asked = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    for point in entry_points(group="trainkit.commands"):
+        _add(point, asked)
     app(prog_name="trainkit")
 
 

@@ -46,22 +46,40 @@ class Listing:
     summary: str
     hooks: tuple[str, ...]
     distribution: str
+    room: str = ""
+    """The package beside which others of its kind stand."""
 
 
 def describe(point: EntryPoint) -> Listing:
     """Return a plugin's listing; the summary says so where its source cannot be found."""
-    distribution = point.dist.name if point.dist else "unknown"
+    distribution, room = point.dist.name if point.dist else "unknown", _room(point.module)
     path = _source_of(point.module)
     try:
         body = ast.parse(path.read_bytes()).body if path else []
     except (OSError, SyntaxError, ValueError) as error:
-        return Listing(point.name, f"({path} cannot be read: {type(error).__name__})", (), distribution)
+        return Listing(point.name, f"({path} cannot be read: {type(error).__name__})", (), distribution, room)
     for node in body:
         if isinstance(node, ast.ClassDef) and node.name == point.attr:
             summary = (ast.get_docstring(node) or "").partition("\n")[0]
             hooks = tuple(f.name for f in node.body if isinstance(f, ast.FunctionDef) and _is_hook(f))
-            return Listing(point.name, summary, hooks, distribution)
-    return Listing(point.name, f"(no class {point.attr} found in {point.module})", (), distribution)
+            return Listing(point.name, summary, hooks, distribution, room)
+    return Listing(point.name, f"(no class {point.attr} found in {point.module})", (), distribution, room)
+
+
+def _room(module: str) -> str:
+    first, *rest = module.split(".")
+    return rest[0] if len(rest) > 1 else first
+
+
+def command_summary(point: EntryPoint) -> str:
+    """Return the first line of what a plugin's command says of itself; it is not imported."""
+    path = _source_of(point.module)
+    try:
+        body = ast.parse(path.read_bytes()).body if path else []
+    except (OSError, SyntaxError, ValueError):
+        return ""
+    found = next((n for n in body if isinstance(n, ast.FunctionDef) and n.name == point.attr), None)
+    return (ast.get_docstring(found) or "").partition("\n")[0] if found else ""
 
 
 def _is_hook(function: ast.FunctionDef) -> bool:

@@ -12,6 +12,7 @@ from rich.console import Console
 from trainkit import shelf
 from trainkit.run_folder import begun, check_is_run, held, writes
 from trainkit.source import read_source
+from trainkit.terminal import Terminal
 
 
 def launch(
@@ -46,7 +47,8 @@ def launch(
 def _train(
     recipe: Path | None, overrides: Sequence[str], folder: Path | None, resume: Path | None, out: Console
 ) -> None:
-    from trainkit import session
+    with Terminal(stderr=True).waiting("loading torch"):
+        from trainkit import session
     from trainkit.progress import Progress, summary_table
 
     progress = Progress(out)

@@ -15,7 +15,7 @@ from trainkit.checkpoint import Keeper, read_state
 from trainkit.environment import facts
 from trainkit.errors import Interrupted, PluginError, TrainingError, UserError, WriteError, suggest
 from trainkit.history import History
-from trainkit.loop import evaluate, fit
+from trainkit.loop import fit
 from trainkit.paths import is_file, is_folder
 from trainkit.report import summary_text, write_report
 from trainkit.run import Run
@@ -129,15 +129,16 @@ def _compose(source: str, folder: Path | None, overrides: Sequence[str]) -> Setu
     raise UserError(f"{source}: is no run folder, no recipe and no model of timm{near}")
 
 
-def measure(folder: Path, weights: str) -> dict[str, float]:
-    """Return the validation metrics of a run folder's weights.
-
-    Args:
-        folder: the run folder.
-        weights: `best` for weights.safetensors, `last` for the last checkpoint, or a path of weights.
-    """
-    check_is_run(folder)
-    return evaluate(open_run(folder, weights=weights))
+def what_is_measured(run: Run, folder: Path, weights: str) -> list[str]:
+    """Say which weights of a run folder are measured, and on what."""
+    names = {"best": "weights.safetensors", "last": "checkpoints/last.pt"}
+    file = folder / names[weights] if weights in names else Path(weights)
+    examples = f"{sum(run.data.val_counts):,} examples" if run.data.val_counts else f"{len(run.data.val):,} batches"
+    return [
+        f"weights: {file} ({run.recipe.model.name})",
+        f"data: {run.data.summary}",
+        f"measured on {examples} of validation, on {run.device.describe()}",
+    ]
 
 
 def _train(run: Run, keeper: Keeper) -> Path | None:

@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, Tag, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from trainkit.errors import Mark, Problem, RecipeError, UserError, printable, suggest
+from trainkit.hints import fix, meant, options_at
 from trainkit.marks import KeyPath, Marks, load_marked, parse_value
 from trainkit.paths import is_file, whole
 
@@ -111,6 +112,8 @@ class _WrongOverride(Exception):
 def _override(data: dict[str, Any], marks: Marks, text: str, mark: Mark) -> None:
     remove = text.startswith("~")
     name, separator, value = text.removeprefix("~").partition("=")
+    if name.startswith("-"):
+        raise _WrongOverride("", "there is no such option; a key is set without dashes, as in `optimizer.lr=0.1`")
     if name.count(".") > _DEEPEST_KEY:
         raise _WrongOverride("", f"the name of a key has at most {_DEEPEST_KEY} dots")
     if printable(name) != name or "\n" in name:
@@ -169,14 +172,16 @@ def validate(model: type[M], data: Any, source: Source, prefix: KeyPath) -> tupl
 def _problem(item: Any, model: type[BaseModel], data: Any, source: Source, prefix: KeyPath) -> Problem:
     path = (*prefix, *_real_path(data, item["loc"], item["type"]))
     if item["type"] == "extra_forbidden":
-        known = _siblings(model, item["loc"])
-        message = f"there is no such option{suggest(str(path[-1]), known)} (known: {', '.join(known) or 'none'})"
+        known = options_at(model, item["loc"])
+        near = meant(model, str(path[-1]), known, at_top=not prefix)
+        message = f"there is no such option{near} (known: {', '.join(known) or 'none'})"
     elif item["type"] == "missing":
         message = "is required and not given"
     else:
         shown = json.dumps(item["input"], ensure_ascii=False)
         shown = f"; got {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}"
         message = _sentence(item["msg"]) + ("" if isinstance(item["input"], dict) else shown)
+        message += fix(model, item, path)
     return Problem(source.nearest(*path), ".".join(map(str, path)), message)
 
 
@@ -200,28 +205,3 @@ def _real_path(data: Any, loc: KeyPath, kind: str) -> KeyPath:
         elif i == len(loc) - 1 and kind == "missing":
             path.append(key)
     return tuple(path)
-
-
-def _siblings(model: type[BaseModel], loc: KeyPath) -> list[str]:
-    """Return the options that the section at `loc` knows, by walking the models along it."""
-    known: Any = model
-    for key in loc[:-1]:
-        if isinstance(known, type) and issubclass(known, BaseModel):
-            field = known.model_fields.get(str(key))
-            known = field.annotation if field else None
-        else:
-            known = _member(known, key)
-        if not isinstance(known, type) and type(None) in get_args(known):
-            known = _member(known, None)
-    return list(known.model_fields) if isinstance(known, type) and issubclass(known, BaseModel) else []
-
-
-def _member(union: Any, tag: str | int | None) -> Any:
-    """Return the member of a union that carries `tag`; its only model where the tag is None."""
-    for member in get_args(union):
-        inner = get_args(member) or (member,)
-        if any(isinstance(note, Tag) and note.tag == tag for note in inner[1:]):
-            return inner[0]
-        if tag is None and isinstance(member, type) and issubclass(member, BaseModel):
-            return member
-    return None

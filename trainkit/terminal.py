@@ -6,11 +6,13 @@ or erase is written out (`\\x1b`) instead of obeyed; rich's own colours are not 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
+from rich.control import Control
+from rich.segment import ControlType, Segment
 
 from trainkit.errors import printable
 
@@ -29,3 +31,15 @@ class Terminal(Console):
         for segment in super().render(renderable, options):
             safe = segment.text if segment.control else printable(segment.text)
             yield segment if safe == segment.text else Segment(safe, segment.style)
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Say what is waited for, on a terminal only, and take it back when the wait is over."""
+        shown = self.is_terminal and not self.is_dumb_terminal
+        if shown:
+            self.print(f"{what} …", end="")
+        try:
+            yield
+        finally:
+            if shown:
+                self.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
