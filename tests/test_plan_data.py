@@ -14,8 +14,9 @@ from tests.test_sources import PLAIN, load, make_folder
 from trainkit.build import compose
 from trainkit.data.preparation import Preparation, explain
 from trainkit.data.types import Data
-from trainkit.plan import make_plan, show
+from trainkit.plan import make_plan
 from trainkit.plan_data import data_facts, data_rows
+from trainkit.plan_page import show
 from trainkit.terminal import Terminal
 
 Write = Callable[..., Path]

@@ -125,7 +125,8 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fals
     from trainkit import shelf
 
     with err.waiting("loading torch"):
-        from trainkit.plan import make_plan, show
+        from trainkit.plan import make_plan
+        from trainkit.plan_page import show
 
     made = make_plan(shelf.find(recipe), overrides or [])
     if as_json:

@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pluggy
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from trainkit.build import Setup, build, compose
@@ -17,7 +14,7 @@ from trainkit.errors import Mark, PluginError
 from trainkit.guard import ask
 from trainkit.hooks import Hooks
 from trainkit.manager import Entry
-from trainkit.plan_data import data_facts, data_rows
+from trainkit.plan_data import augmentation_words, data_facts, loss_words, schedule_words
 from trainkit.run import Run
 
 FILES = {
@@ -66,7 +63,11 @@ def make_plan(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
             "from": str(where("data")),
             **data_facts(run.data),
         },
-        "notes": run.log.notes,
+        "steps_from": str(recipe.where("train", "epochs")),
+        "augmentation": {
+            "is": augmentation_words(getattr(recipe.data, "augment", None)),
+            "from": str(recipe.where("data", "augment")),
+        },
         "model": {
             "is": recipe.model.name,
             "parameters": sum(p.numel() for p in run.model.parameters()),
@@ -76,14 +77,23 @@ def make_plan(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
                 {"plugin": name, "from": str(marks[name]), "changes": lines} for name, lines in changes.items()
             ],
         },
+        "weights": _weights(run),
+        "loss": {
+            "is": loss_words(recipe.train.loss),
+            "from": _provider(managers[0], "compute_loss", recipe.where("train", "loss"), marks),
+        },
         "groups": _groups(run, managers[0], marks),
         "optimizer": {
             "is": type(run.optimizer).__name__,
-            "from": _provider(managers[0], "build_optimizer", run, marks),
+            "from": _provider(managers[0], "build_optimizer", recipe.where("optimizer"), marks),
         },
-        "scheduler": {"is": recipe.scheduler.name, "from": _provider(managers[0], "build_scheduler", run, marks)},
+        "scheduler": {
+            "is": schedule_words(recipe.scheduler),
+            "from": _provider(managers[0], "build_scheduler", recipe.where("scheduler"), marks),
+        },
         "plugins": _plugins(setup, run),
         "hooks": _timeline(managers[0], setup),
+        "notes": run.log.notes,
         "files": FILES,
     }
 
@@ -171,11 +181,25 @@ def _groups(run: Run, manager: pluggy.PluginManager, marks: dict[str, Mark]) -> 
     return rows
 
 
-def _provider(manager: pluggy.PluginManager, hook: str, run: Run, marks: dict[str, Mark]) -> str:
+def _provider(manager: pluggy.PluginManager, hook: str, core: Mark, marks: dict[str, Mark]) -> str:
+    """Return where the provider of a value is named: a plugin, or core's section of the recipe."""
     for implementation in reversed(getattr(manager.hook, hook).get_hookimpls()):
         if implementation.plugin_name in marks and not implementation.wrapper:
             return f"{marks[implementation.plugin_name]} ({implementation.plugin_name})"
-    return str(run.recipe.source.nearest(hook.removeprefix("build_")))
+    return str(core)
+
+
+def _weights(run: Run) -> dict[str, str]:
+    """Say what the model starts from."""
+    spec, where = run.recipe.model, run.recipe.where
+    if spec.checkpoint:
+        return {"is": f"from the file {spec.checkpoint}", "from": str(where("model", "checkpoint"))}
+    if not spec.pretrained:
+        return {"is": "random, from the seed", "from": str(where("model", "pretrained"))}
+    cfg = getattr(run.model, "pretrained_cfg", None) or {}
+    source = next((cfg[key] for key in ("file", "hf_hub_id", "url") if cfg.get(key)), "timm's own source")
+    tag = f", {cfg['tag']}" if cfg.get("tag") else ""
+    return {"is": f"timm's pretrained ones{tag}: {source}", "from": str(where("model", "pretrained"))}
 
 
 def _plugins(setup: Setup, run: Run) -> list[dict[str, Any]]:
@@ -226,47 +250,3 @@ def _timeline(manager: pluggy.PluginManager, setup: Setup) -> list[dict[str, Any
         if calls:
             rows.append({"hook": name, "kind": "value" if is_value else "moment", "calls": calls})
     return rows
-
-
-def show(plan: dict[str, Any], console: Console) -> None:
-    """Print a plan for people."""
-    data, model = plan["data"], plan["model"]
-    facts = _table("part", "what", "from")
-    facts.add_row("device", plan["device"]["is"], plan["device"]["from"])
-    facts.add_row("data", f"{data['is']}; input {' x '.join(map(str, data['input']))}", data["from"])
-    for name, text in data_rows(data):
-        facts.add_row(f"  {name}", text, data["from"])
-    steps = f"{data['epochs']} epochs x {data['steps_per_epoch']} = {data['steps']:,}"
-    facts.add_row("steps", f"{steps}; {data['effective_batch_size']} examples a step", data["from"])
-    facts.add_row("model", f"{model['is']}: {model['parameters']:,} parameters", model["from"])
-    for change in model["changes"]:
-        facts.add_row(f"  {change['plugin']}", "\n".join(change["changes"]), change["from"])
-    facts.add_row("optimizer", plan["optimizer"]["is"], plan["optimizer"]["from"])
-    facts.add_row("schedule", plan["scheduler"]["is"], plan["scheduler"]["from"])
-    for plugin in plan["plugins"]:
-        lines = [f"place: {plugin['place']}", *plugin["explains"]]
-        facts.add_row(plugin["name"], "\n".join(lines), plugin["from"])
-    for note in plan["notes"]:
-        facts.add_row("note", note, "")
-    groups = _table("parameter group", "tensors", "parameters", "peak lr", "decay", "rule", "from")
-    for group in plan["groups"]:
-        numbers = (str(group["tensors"]), f"{group['parameters']:,}", f"{group['lr']:g}", f"{group['weight_decay']:g}")
-        groups.add_row(group["name"], *numbers, group["rule"], group["from"])
-    hooks = _table("hook", "called, in order", "place", "from")
-    for row in plan["hooks"]:
-        for i, call in enumerate(row["calls"]):
-            who = f"{call['plugin']} {call['role']}"
-            hooks.add_row(row["hook"] if i == 0 else "", who, call["place"], call["from"])
-    files = _table("file", "what")
-    for name, what in plan["files"].items():
-        files.add_row(name, what)
-    for table in (facts, groups, hooks, files):
-        console.print(table)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        # Where a line of the recipe stands must stay readable on a narrow terminal: wrap, never cut.
-        table.add_column(column, overflow="fold", no_wrap=column == columns[0])
-    return table

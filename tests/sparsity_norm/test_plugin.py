@@ -26,9 +26,9 @@ from trainkit.build import build, compose
 from trainkit.checkpoint import Keeper, read_state
 from trainkit.errors import Interrupted, RecipeError, UserError
 from trainkit.log import Record
-from trainkit.loop import fit
+from trainkit.loop import evaluate, fit
 from trainkit.plan import make_plan
-from trainkit.session import measure, resume, start
+from trainkit.session import open_run, resume, start
 from trainkit.verify import differences
 
 Write = Callable[..., Path]
@@ -127,12 +127,12 @@ def test_changed_training_rows_are_noticed_when_going_on_and_when_measuring(writ
     text = TABLE.replace("missing:", "target: sick, missing:").format(path=f"'{path}'", options="{}")
     recipe = write(text)
     folder = start(recipe, [], tmp_path / "run", [])
-    measure(folder, "best")
+    evaluate(open_run(folder, weights="best"))
     path.write_text("\n".join(["x,y,sick", *(row.replace(",,", ",1,") for row in rows)]) + "\n")
     message = r"sparsity_norm\.k was .* when the weights were saved, and is .* by the training rows here"
     for weights in ("best", "last"):
         with pytest.raises(UserError, match=message):
-            measure(folder, weights)
+            evaluate(open_run(folder, weights=weights))
 
 
 def test_kept_weights_have_timms_names_and_the_layers(write: Write, tmp_path: Path) -> None:
