@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trainkit.session import open_run
     from trainkit.strict_json import to_json
     from trainkit.terminal import Terminal
+    from trainkit.writes import atomically, write_text
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = [
     "Section",
     "Terminal",
     "UserError",
+    "atomically",
     "class_pool",
     "exempt_names",
     "figure",
@@ -50,6 +52,7 @@ __all__ = [
     "target_pool",
     "to_json",
     "value",
+    "write_text",
 ]
 
 _HOMES = {
@@ -68,6 +71,7 @@ _HOMES = {
     "run": ("Batch", "Predictions", "Run"),
     "session": ("open_run",),
     "strict_json": ("to_json",),
+    "writes": ("atomically", "write_text"),
     "terminal": ("Terminal",),
 }
 

@@ -109,11 +109,11 @@ def train(
     ] = None,
     overrides: Overrides = None,
     run_dir: Annotated[Path | None, typer.Option(help="folder for the results; default: a fresh one in runs/")] = None,
-    resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="go on with the run in this folder; a larger train.epochs=… makes it longer")
+    ] = None,
 ) -> None:
     """Train a recipe, or go on with a run that was interrupted."""
-    if (recipe is None) == (resume is None) or (resume and (overrides or run_dir)):
-        raise UserError("give a recipe (and overrides, --run-dir), or only --resume DIR: a resumed run keeps its own")
     from trainkit.launch import launch
 
     launch(recipe, overrides or [], run_dir, resume, out)

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from trainkit import shelf
+from trainkit.errors import UserError
 from trainkit.run_folder import begun, check_is_run, held, writes
 from trainkit.source import read_source
 from trainkit.terminal import Terminal
@@ -32,6 +33,13 @@ def launch(
         Interrupted: the user stopped the run.
         TrainingError: the run cannot go on.
     """
+    if resume is not None and recipe is not None and "=" in str(recipe):  # no recipe, but a first override
+        recipe, overrides = None, [str(recipe), *overrides]
+    if (recipe is None) == (resume is None) or (resume and folder):
+        raise UserError(
+            "give a recipe (and overrides, --run-dir), or only --resume DIR: a resumed run keeps its own, and only "
+            "train.epochs=… can make it longer"
+        )
     with ExitStack() as holding:
         if resume is not None:
             check_is_run(resume)
@@ -55,7 +63,7 @@ def _train(
     observers = [progress] if writes() else []
     try:
         if resume is not None:
-            done = session.resume(resume, observers)
+            done = session.resume(resume, observers, overrides)
         else:
             assert recipe is not None  # the command line has seen to it
             done = session.start(recipe, overrides, folder, observers)

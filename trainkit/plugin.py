@@ -107,6 +107,13 @@ class Plugin(BaseModel):
         finally:
             self._generators, self._seed = kept, seed
 
+    def at_its_end(self, run: Run) -> str:
+        """Return what this plugin, restored, has already done because training was at its end; empty: nothing.
+
+        A run with a plugin that has cannot be made longer: one so long from the start would not have done it.
+        """
+        return ""
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain containers and tensors. Default: nothing.
 

@@ -15,6 +15,7 @@ from trainkit.checkpoint import Keeper, read_state
 from trainkit.environment import facts
 from trainkit.errors import Interrupted, PluginError, TrainingError, UserError, WriteError, suggest
 from trainkit.history import History
+from trainkit.longer import check_longer, check_plugins, recipe_before
 from trainkit.loop import fit
 from trainkit.paths import is_file, is_folder
 from trainkit.report import summary_text, write_report
@@ -55,24 +56,33 @@ def _leave_nothing(folder: Path) -> None:
         (folder / "checkpoints").rmdir()
 
 
-def resume(folder: Path, observers: Sequence[object]) -> Path | None:
-    """Go on with an interrupted run, exactly; return its folder, or None on a rank that writes nothing.
+def resume(folder: Path, observers: Sequence[object], overrides: Sequence[str] = ()) -> Path | None:
+    """Go on with a run, exactly; return its folder, or None on a rank that writes nothing.
+
+    Args:
+        folder: of the run.
+        observers: further objects with hooks.
+        overrides: a larger `train.epochs` makes a run longer, one that was finished too.
 
     Raises what `_train` raises, and:
-        UserError: there is nothing to resume, the recipe was changed since, or another process is at it.
+        UserError: there is nothing to resume, the recipe was changed since, another process is at it, or a longer run
+            would not have come this way.
     """
     check_is_run(folder)
     with held(folder) if writes() else nullcontext():
         state = read_state(folder / "checkpoints" / "last.pt")
         path = folder / "recipe.yaml"
-        setup = compose(path)
-        if setup.recipe.dump() != state["recipe"]:
-            raise UserError(f"{path}: was changed since the checkpoint was written; restore it, or start a new run")
+        setup = compose(path, overrides)
+        was = recipe_before(setup.recipe, path, overrides, state)
         if (state["epoch"] >= setup.recipe.train.epochs or state["stop_reason"]) and _ended(folder, state["step"]):
             raise UserError(f"{folder}: this run is finished after {state['step']} steps; there is nothing to resume")
         run = build(setup, folder, observers)
         keeper = Keeper(run.folder, run)
-        keeper.restore(run, state)
+        keeper.restore(run, state if was is None else check_longer(run, was, state, folder))
+        if was is not None:
+            check_plugins(run, folder)
+            if run.folder is not None:
+                write_text(path, setup.recipe.dump())
         return _train(run, keeper)
 
 
@@ -161,7 +171,10 @@ def _train(run: Run, keeper: Keeper) -> Path | None:
                 if lost:
                     raise TrainingError(lost) from None
                 raise
-            finish(run, keeper, f"{_STOPPED}: {run.stop_reason}" if run.stop_reason else _FINISHED)
+            else:
+                finish(run, keeper, f"{_STOPPED}: {run.stop_reason}" if run.stop_reason else _FINISHED)
+            finally:
+                run.data.close()  # here, where no signal interrupts it
     finally:
         run.device.close()
     return run.folder

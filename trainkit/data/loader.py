@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainkit.data.types import Window
-from trainkit.data.workers import Carrier, handed_over, read
+from trainkit.data.workers import Carrier, end, handed_over, read
 from trainkit.run import Batch
 from trainkit.seeds import derive_seed, isolated
 from trainkit.signals import obey_parent_only
@@ -215,6 +215,10 @@ class ShuffledStream:
         ]
         return read(self._loader, self.note)
 
+    def close(self) -> None:
+        """End the processes that read."""
+        end(self._loader)
+
     def describe(self, epoch: int, position: int) -> str:
         """Name the examples of a window by their index in the training split."""
         order = self._permutation(epoch)
@@ -253,3 +257,7 @@ class OrderedStream:
 
     def __len__(self) -> int:
         return len(self._loader)
+
+    def close(self) -> None:
+        """End the processes that read."""
+        end(self._loader)

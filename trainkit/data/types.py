@@ -80,3 +80,9 @@ class Data:
     val_counts: tuple[int, ...] = ()
     preparation: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def close(self) -> None:
+        """End what the streams keep running, such as processes that read; streams without `close` keep nothing."""
+        for stream in (self.train, self.val):
+            if close := getattr(stream, "close", None):
+                close()

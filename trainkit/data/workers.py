@@ -87,6 +87,13 @@ def read(loader: DataLoader[Any], note: Callable[[str], None]) -> Iterator[Any]:
     return _received(batches, note)
 
 
+def end(loader: DataLoader[Any]) -> None:
+    """End the processes that read, if there are any."""
+    if loader._iterator is not None:
+        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+        loader._iterator = None
+
+
 def _received(batches: Iterator[Any], note: Callable[[str], None]) -> Iterator[Any]:
     """Yield batches as tensors; raise the error that one is."""
 

@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainkit import History, Plugin, Run, Section, UserError, figure, hookimpl, to_json
+from trainkit import History, Plugin, Run, Section, UserError, figure, hookimpl, to_json, write_text
 
 from .choice import tune
 from .decay import batch_norms, decay_groups, decay_toward_one, scales_and_shifts
@@ -39,8 +39,7 @@ class _Summers(Plugin):
 }"""
 
     def _refusal(self, run: Run, message: str) -> UserError:
-        mark = run.recipe.source.nearest("plugins", self.name)
-        return UserError(f"{mark}: plugins.{self.name}: {message}")
+        return UserError(f"{run.recipe.source.nearest('plugins', self.name)}: plugins.{self.name}: {message}")
 
     def _convert(self, model: nn.Module, run: Run, **fields: Any) -> None:
         if run.recipe.train.sync_batchnorm:
@@ -56,9 +55,8 @@ class _Summers(Plugin):
         self._convert(model, run, ghost_size=min((s for s in sizes if s is not None), default=None), **fields)
 
     def _blocks(self, run: Run) -> str:
-        layers = list(converted_layers(run.model).values())
-        divided = described_blocks(_micro_batch(run), layers[0].ghost_size, layers[0].blocks)
-        return f"{len(layers)} batch norms: {divided}"
+        first, *others = converted_layers(run.model).values()
+        return f"{1 + len(others)} batch norms: {described_blocks(_micro_batch(run), first.ghost_size, first.blocks)}"
 
 
 def _micro_batch(run: Run) -> int:
@@ -209,7 +207,11 @@ class ExampleWeighing(_Summers):
             run.log.record(f"{self.name}/{name}", values)
         run.log.record(f"{self.name}/chosen", found.alpha)
         if run.folder is not None:
-            (run.folder / "example_weighing.json").write_text(to_json(found.facts(), indent=2) + "\n")
+            write_text(run.folder / "example_weighing.json", to_json(found.facts(), indent=2) + "\n")
+
+    def at_its_end(self, run: Run) -> str:
+        """Say that alpha has been chosen."""
+        return "has chosen alpha at the end of training" if self._chosen is not None else ""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the chosen alpha, or until there is one the best weights so far."""
@@ -223,18 +225,17 @@ class ExampleWeighing(_Summers):
         """Say what alpha is, or how it will be found."""
         tried = ", ".join(f"{alpha:g}" for alpha in ALPHAS)
         tuned = f"0 until training is over, then that of {tried} best in {self.metric}, if not by chance"
-        alpha = tuned if self.alpha == "tune" else f"{self.alpha:g}"
-        return [f"alpha of {len(converted_layers(run.model))} batch norms in evaluation: {alpha}"]
+        alpha, layers = tuned if self.alpha == "tune" else f"{self.alpha:g}", converted_layers(run.model)
+        return [f"alpha of {len(layers)} batch norms in evaluation: {alpha}"]
 
     def report(self, history: History) -> list[Section]:
         """Plot and tabulate what each alpha gives."""
-        names = ("chosen", "alpha", "accuracy", "nll", "calibration_error")
-        _, rows = history.together(*(f"{self.name}/{name}" for name in names))
+        names = (f"{self.name}/{n}" for n in ("chosen", "alpha", "accuracy", "nll", "calibration_error"))
+        _, rows = history.together(*names)
         if not rows:
             return []
         chosen, *columns = rows[-1]
-        curve = [Point(*values) for values in zip(*columns, strict=True)]
-        drawn, axes = figure(1, 3, height=2.9)
+        curve, (drawn, axes) = [Point(*v) for v in zip(*columns, strict=True)], figure(1, 3, height=2.9)
         draw_curves(axes, chosen, {"validation": curve})
         text = "The best weights, validated with each alpha. What the choice is worth on other data is in the notes."
         return [Section("Alpha at inference", text, [drawn], curve_table(curve, chosen))]
