@@ -65,6 +65,7 @@ def make_run(folder: Path | None) -> Run:
 
 
 def test_a_run_is_started_logged_and_finished(calls: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "digits-1").mkdir()
     plugin, run = Wandb(project="p", tags=("a", "b")), make_run(tmp_path / "digits-1")
     plugin.on_fit_start(run)
     plugin.on_log(Record(1, 0, {"loss": 0.5, "spread": [1.0, math.nan, 2.0]}))
@@ -92,15 +93,19 @@ def test_a_run_is_started_logged_and_finished(calls: list[Any], tmp_path: Path) 
     assert finished == ("finish", {"stop_reason": "enough"})
 
 
-def test_a_resumed_run_goes_on_under_the_same_id(calls: list[Any], tmp_path: Path) -> None:
-    killed = Wandb()
-    killed.on_fit_start(make_run(tmp_path))
-    resumed = Wandb()
-    resumed.load_state_dict(killed.state_dict())
-    resumed.on_fit_start(make_run(tmp_path))
-    ids = [arguments["id"] for _, arguments in calls]
-    assert ids[0] is None
-    assert ids[1] == killed.state_dict()["id"] == resumed.state_dict()["id"] is not None
+def test_a_run_that_is_begun_again_in_its_folder_goes_on_under_the_same_id(calls: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for folder in (tmp_path, tmp_path, tmp_path / "other"):
+        Wandb().on_fit_start(make_run(folder))
+    first, again, other = (arguments["id"] for _, arguments in calls)
+    assert first is other is None
+    assert again == (tmp_path / "wandb_id.txt").read_text().strip() != ""
+
+
+def test_the_id_is_no_part_of_what_two_equal_runs_are_compared_by(calls: list[Any], tmp_path: Path) -> None:
+    plugin = Wandb()
+    plugin.on_fit_start(make_run(tmp_path))
+    assert plugin.state_dict() == Wandb().state_dict()
 
 
 def test_pythons_random_stream_is_not_moved(calls: list[Any], tmp_path: Path) -> None:

@@ -103,8 +103,8 @@ class TensorBoard(Plugin):
 class Wandb(Plugin):
     """Send what the run logs to Weights & Biases; by default into local files that `wandb sync` can upload.
 
-    Numbers are logged as they are, vectors as histograms. A resumed run goes on under the same run id; the steps that
-    it takes again are sent again, and are the same numbers.
+    Numbers are logged as they are, vectors as histograms. A resumed run goes on under the same run id, which is kept
+    in wandb_id.txt of the run folder; the steps that it takes again are sent again, and are the same numbers.
     """
 
     citation: ClassVar[str] = ""
@@ -120,7 +120,6 @@ class Wandb(Plugin):
 
     _run: Any = PrivateAttr(default=None)
     _module: Any = PrivateAttr(default=None)
-    _id: str | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _check(self) -> Wandb:
@@ -130,9 +129,12 @@ class Wandb(Plugin):
 
     @hookimpl
     def on_fit_start(self, run: Run) -> None:
-        """Start the W&B run, or go on with the one that was saved."""
+        """Start the W&B run, or go on with the one that this run folder has begun."""
         if self.mode == "disabled" or run.folder is None:
             return
+        # In a file, not in the state: which W&B run this folder is has nothing to do with how far training is.
+        file = run.folder / "wandb_id.txt"
+        begun = file.read_text(encoding="utf-8").strip() if file.is_file() else None
         with _python_stream_kept():
             import wandb
 
@@ -143,14 +145,15 @@ class Wandb(Plugin):
                 name=self.run_name or run.folder.name,
                 tags=list(self.tags),
                 mode=self.mode,
-                id=self._id,
+                id=begun,
                 resume="allow",
                 dir=str(run.folder),
                 config=run.recipe.model_dump(mode="json"),
                 # Its capture of the terminal and a progress display would write over each other.
                 settings=wandb.Settings(console="off"),
             )
-        self._id = self._run.id
+        if begun is None:
+            file.write_text(f"{self._run.id}\n", encoding="utf-8")
 
     @hookimpl
     def on_log(self, record: Record) -> None:
@@ -172,14 +175,6 @@ class Wandb(Plugin):
             self._run.summary["stop_reason"] = run.stop_reason
             self._run.finish()
             self._run = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the id of the W&B run."""
-        return {"id": self._id}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put it back."""
-        self._id = state["id"]
 
     def explain(self, run: Run) -> list[str]:
         """Say where the numbers go."""
