@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
+from trainkit.convolution import SoundConvolutions
 from trainkit.errors import UserError
 from trainkit.recipe import TrainSpec
 
@@ -85,7 +86,8 @@ class Device:
         """
         if self.dtype is torch.float32:
             return nullcontext()
-        return torch.autocast(self.torch.type, self.dtype, enabled=enabled)
+        context = torch.autocast(self.torch.type, self.dtype, enabled=enabled)
+        return _soundly(context) if self.torch.type == "cpu" else context
 
     def move(self, value: Any) -> Any:
         """Move every tensor in a batch (tensors in tuples, lists and mappings) to the device."""
@@ -148,6 +150,12 @@ class Device:
         name = torch.cuda.get_device_name(self.torch) if self.torch.type == "cuda" else str(self.torch)
         precision = next(name for name, dtype in _DTYPES.items() if dtype is self.dtype)
         return f"{name}, {precision}, {self.world} rank(s)"
+
+
+@contextmanager
+def _soundly(context: AbstractContextManager[Any]) -> Iterator[None]:
+    with context, SoundConvolutions():
+        yield
 
 
 def _resolve(name: str) -> torch.device:
