@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -17,12 +17,21 @@ class Units(NamedTuple):
     active: Tensor
 
 
-def linear_layers(model: nn.Module) -> list[nn.Linear] | str:
-    """Return the linear layers of a plain ReLU network in order, or why the model is none."""
+def linear_layers(model: nn.Module, ahead: Collection[str] = ()) -> list[nn.Linear] | str:
+    """Return the linear layers of a plain ReLU network in order, or why the model is none.
+
+    Args:
+        model: any module.
+        ahead: names of modules through which inputs go before they reach the network, and which are no part of it.
+    """
     kinds: list[str] = []
     layers: list[nn.Linear] = []
-    for module in model.modules():
-        if next(module.children(), None) is not None or isinstance(module, nn.Flatten | nn.Identity):
+    for name, module in model.named_modules():
+        if (
+            name.partition(".")[0] in ahead
+            or next(module.children(), None) is not None
+            or isinstance(module, nn.Flatten | nn.Identity)
+        ):
             continue
         if isinstance(module, nn.Linear):
             layers.append(module)
@@ -34,6 +43,19 @@ def linear_layers(model: nn.Module) -> list[nn.Linear] | str:
     if len(layers) < 2 or kinds != ["linear", "relu"] * (len(layers) - 1) + ["linear"]:
         return "does not alternate linear layers and ReLUs, with a linear layer at both ends"
     return layers
+
+
+@torch.no_grad()
+def inputs_of(layer: nn.Module, model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return what `layer` is given [N, ...] when `inputs` [N, ...] pass through `model` in evaluation mode."""
+    seen: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        with evaluating(model):
+            model(inputs)
+    finally:
+        handle.remove()
+    return seen[0]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from trainkit import Batch, History, Plugin, Run, Section, UserError, figure, ho
 
 from ..plugin import CITATION
 from .affine import Affine, embed_affine, fit_affine, gradient_norm, largest_curvature
-from .network import evaluating, hidden_units, linear_layers
+from .network import evaluating, hidden_units, inputs_of, linear_layers
 from .plots import draw_active, draw_losses
 
 _ATTAINED = 1e-5
@@ -29,6 +29,8 @@ class TrapInit(Plugin):
     """
 
     citation: ClassVar[str] = CITATION
+    # What it puts before the network comes first: the trap is set for inputs as the network sees them.
+    before: ClassVar[tuple[str, ...]] = ("sparsity_norm",)
 
     margin: float = Field(
         1.0,
@@ -49,16 +51,17 @@ class TrapInit(Plugin):
     def build_model(self, run: Run) -> Generator[None, nn.Module, nn.Module]:
         """Fit the affine model and write it into the network."""
         model = (yield).to(run.device.torch)
-        layers = linear_layers(model)
+        layers = linear_layers(model, ahead=("sparsity_norm",))
         if isinstance(layers, str):
             raise UserError(
                 f"{run.recipe.source.nearest('model')}: model: {self.name} needs a plain ReLU network, and "
                 f"{run.recipe.model.name} {layers}; mlp is one"
             )
         self._examples = examples = self._read(run)
-        self._affine = affine = self._fit(layers, examples, run)
+        inputs = inputs_of(layers[0], model, examples.inputs)
+        self._affine = affine = self._fit(layers, inputs, examples, run)
         try:
-            embed_affine(layers, affine.weight, affine.bias, examples.inputs.flatten(1), self.margin)
+            embed_affine(layers, affine.weight, affine.bias, inputs, self.margin)
         except ValueError as error:
             raise UserError(f"{run.recipe.source.nearest('model', 'args')}: model: {self.name}: {error}") from None
         parameters = [p for layer in layers for p in layer.parameters() if p.requires_grad]
@@ -84,11 +87,10 @@ class TrapInit(Plugin):
             raise UserError(f"{where('data')}: data: {self.name} needs batches of inputs and targets")
         return Batch(torch.cat([b.inputs for b in batches]), torch.cat([b.targets for b in batches]))
 
-    def _fit(self, layers: list[nn.Linear], examples: Batch, run: Run) -> Affine:
+    def _fit(self, layers: list[nn.Linear], inputs: Tensor, examples: Batch, run: Run) -> Affine:
         def loss(predictions: Tensor) -> Tensor:
             return run.hook.compute_loss(model=_Given(predictions), batch=examples, run=run)
 
-        inputs = examples.inputs.flatten(1)
         with run.untouched():
             affine = fit_affine(loss, inputs, layers[-1].out_features)
             # Where the minimum lies at infinity the gradient vanishes too, but a map twice as large is better still.
