@@ -114,6 +114,26 @@ def conv2d(
     return result
 
 
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return what `torch.nn.functional.batch_norm` returns; half-precision inputs are normalised in float32.
+
+    So are then its two derivatives: in float16 the second one overflows however the loss is scaled.
+    """
+    rest = (running_mean, running_var, weight, bias, training, momentum, eps)
+    if input.dtype not in (torch.float16, torch.bfloat16):
+        return F.batch_norm(input, *rest)
+    return F.batch_norm(input.float(), *rest).to(input.dtype)
+
+
 def norm_relu_pool(input: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Return batch norm with the batch's statistics and a shift, then ReLU, then 2x2 max pooling.
 
@@ -137,7 +157,7 @@ def norm_relu_pool(input: Tensor, bias: Tensor, eps: float) -> Tensor:
     here = input.device.type == "cpu" and input.dtype in (torch.float32, torch.float64)
     rows = input.numel() // input.shape[1]
     if not here or rows < 2 or input.dtype != bias.dtype or torch._C._functorch.peek_interpreter_stack() is not None:
-        return F.max_pool2d(F.relu(F.batch_norm(input, None, None, None, bias, training=True, eps=eps)), 2)
+        return F.max_pool2d(F.relu(batch_norm(input, None, None, None, bias, training=True, eps=eps)), 2)
     fused: Tensor = _NormReluPool.apply(input.contiguous(memory_format=torch.channels_last), bias, eps)
     return fused
 

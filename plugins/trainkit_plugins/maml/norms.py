@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -32,3 +34,21 @@ class PerStepNorms(nn.Module):
         """Return for each step the parameters by the model's names."""
         steps = len(self.values[0])
         return [{name: value[k] for name, value in zip(self.names, self.values, strict=True)} for k in range(steps)]
+
+
+def what_forbids(norm_statistics: str, plugins: Collection[str]) -> str | None:
+    """Return why batch norms cannot be what both an option and another plugin say, and what to do.
+
+    Args:
+        norm_statistics: see `trainkit_plugins.maml.inner.InnerLoop`.
+        plugins: the names of all plugins that are on.
+    """
+    several = next((name for name in ("ghost_batch_norm", "batch_group_norm") if name in plugins), None)
+    if norm_statistics == "support" and several:
+        return (
+            f"the query is normalised by one set of statistics, and {several} makes several; choose batch, or drop it"
+        )
+    if norm_statistics != "running" and "example_weighing" in plugins:
+        why = "example_weighing mixes into running averages, which batch norms of tasks do not use"
+        return f"{why}; set it to running, or drop example_weighing"
+    return None

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .kernels import conv2d
+from .kernels import batch_norm, conv2d
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
@@ -40,6 +40,7 @@ def attention(
 
 
 _REPLACED: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.batch_norm: batch_norm,
     F.conv2d: conv2d,
     F.hardsigmoid: hardsigmoid,
     F.scaled_dot_product_attention: attention,
@@ -125,3 +126,21 @@ def lacks_second_derivative(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         ("derivative for" in text and "is not implemented" in text) or "differentiate twice" in text
     )
+
+
+def explained(error: BaseException, model: str) -> list[tuple[str, str]]:
+    """Return the option that an error of torch's is about, and what to do; nothing where it is about none.
+
+    Args:
+        error: what came out of a task.
+        model: its name.
+    """
+    if lacks_second_derivative(error):
+        reason = str(error).splitlines()[0]
+        why = f"{model} has an operation that torch cannot differentiate twice ({reason})"
+        return [("order", f"{why}; set order to first, or take another model")]
+    if "more than 1 value per" in str(error):
+        why = f"a batch norm of {model} has a single value per channel to normalise"
+        fix = "take larger images, more shots, norm_statistics: running, or a model with other norms"
+        return [("norm_statistics", f"{why}; {fix}")]
+    return []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
@@ -20,11 +22,11 @@ from .head import Head, linear_head
 from .hookspecs import MamlHooks
 from .inner import InnerLoop, support_loss
 from .isolation import META, Adapt, NormStatistics, adapted_names, backbone_names, head_names
-from .norms import PerStepNorms
-from .operations import lacks_second_derivative
+from .norms import PerStepNorms, what_forbids
+from .operations import explained
 from .outer import predict_task, step_weights
 from .plan import Phase, TaskPlan
-from .tasks import Task, Workers, average, deliver, meta_gradient
+from .tasks import MetaGradient, Task, Workers, average, deliver, meta_gradient
 
 
 def conv4(pretrained: bool = False, **arguments: Any) -> Conv4:
@@ -123,8 +125,11 @@ class Maml(Episodic):
             mark = run.recipe.source.nearest("train", "compile")
             raise UserError(f"{mark}: train.compile: {self.name} runs copies of the model, uncompiled; set it to false")
         batch_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        for norm in batch_norms:
-            norm.eps = norm.eps if self.norm_eps is None else self.norm_eps
+        if self.norm_eps is not None:
+            for norm in batch_norms:
+                norm.eps = self.norm_eps
+        if why := what_forbids(self.norm_statistics, run.plugins):
+            self.refuse(run, why, "norm_statistics")
         if self.norm_statistics == "running" and any(norm.running_mean is None for norm in batch_norms):
             self.refuse(run, f"{run.recipe.model.name} keeps no running averages; choose another", "norm_statistics")
         try:
@@ -175,24 +180,31 @@ class Maml(Episodic):
     @hookimpl
     def compute_loss(self, model: nn.Module, batch: Episodes, run: Run) -> Tensor:
         """The mean query loss of some tasks, after adapting to each."""
-        tasks = [
-            Task(self._plan_of(model, episode, "train", 0, run), episode.support, episode.query) for episode in batch
-        ]
-        weights = step_weights(self.steps, run.epoch, self.multi_step_epochs)
         parameters = [p for p in model.parameters() if p.requires_grad]
         loop = self._loop(run, self.steps)
-        try:
-            with run.device.autocast(enabled=False):  # gradients are taken in here; forward passes switch it on
-                found = meta_gradient(
-                    self._workers_of(run), tasks, parameters, loop, partial(_inner_loss, run), step_weights=weights
-                )
-        except (RuntimeError, ValueError) as error:
-            raise self._explained(error, run) from error
+        found = self._meta_gradient(model, batch, loop, run)
+        if loop.scale != 1 and not found.loss.isfinite():
+            # An inner gradient overflows at this scale. As with every overflow, the scaler is to skip the step and to
+            # lower the scale; the loss is what it is without one.
+            with run.untouched():
+                found = self._meta_gradient(model, batch, replace(loop, scale=1.0), run)
+            found = found._replace(gradients=[torch.full_like(p, math.inf) for p in parameters])
         size = self.ways_of("train") * self.queries
         targets = torch.cat([episode.query.targets for episode in batch])
         accuracy = episode_accuracies(torch.cat(found.logits), targets, size).mean()
         run.log.record("maml/query_accuracy", accuracy)
         return deliver(found.loss, found.gradients, parameters)
+
+    def _meta_gradient(self, model: nn.Module, batch: Episodes, loop: InnerLoop, run: Run) -> MetaGradient:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        workers, loss = self._workers_of(run), partial(_inner_loss, run)
+        weights = step_weights(self.steps, run.epoch, self.multi_step_epochs)
+        try:
+            with run.device.autocast(enabled=False):  # gradients are taken in here; forward passes switch it on
+                tasks = [Task(self._plan_of(model, task, "train", 0, run), *task) for task in batch]
+                return meta_gradient(workers, tasks, parameters, loop, loss, step_weights=weights)
+        except (RuntimeError, ValueError) as error:
+            raise self._explained(error, run) from error
 
     def predict_tasks(
         self, model: nn.Module, episodes: Episodes, phase: Phase, run: Run, *, every_step: bool = False
@@ -250,20 +262,9 @@ class Maml(Episodic):
         return self._workers
 
     def _explained(self, error: Exception, run: Run) -> Exception:
-        """Return an error of torch's as a mistake in the recipe, if it is one."""
-        name = run.recipe.model.name
-        if lacks_second_derivative(error):
-            mark = run.recipe.source.nearest("plugins", self.name, "order")
-            return UserError(
-                f"{mark}: plugins.{self.name}.order: {name} has an operation that torch cannot differentiate twice "
-                f"({str(error).splitlines()[0]}); set order to first, or take another model"
-            )
-        if "more than 1 value per channel" in str(error):
-            mark = run.recipe.source.nearest("plugins", self.name, "norm_statistics")
-            return UserError(
-                f"{mark}: plugins.{self.name}.norm_statistics: a batch norm of {name} has a single value per channel "
-                "to normalise; take larger images, more shots, norm_statistics: running, or a model with other norms"
-            )
+        for option, why in explained(error, run.recipe.model.name):
+            mark = run.recipe.source.nearest("plugins", self.name, option)
+            return UserError(f"{mark}: plugins.{self.name}.{option}: {why}")
         return error
 
     @hookimpl

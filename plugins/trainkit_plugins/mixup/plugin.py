@@ -65,17 +65,19 @@ class Mixup(Plugin):
         if self._off:
             return
         if loss.name == "asymmetric":
-            raise UserError(
-                "mixup: train.loss.name asymmetric takes one class per image, and mixed images have two; use "
-                "cross_entropy or bce, or drop mixup"
-            )
+            why = "asymmetric takes one class per image, and mixed images have two; use cross_entropy or bce, or drop"
+            raise UserError(f"{self._place(run, 'train', 'loss', 'name')}: train.loss.name: {why} {self.name}")
         if loss.smoothing and (self.label_smoothing or loss.name == "bce"):
             happens = "ignores its own smoothing when labels are mixed" if loss.name == "bce" else "smooths them again"
             raise UserError(
-                f"mixup: train.loss.smoothing is {loss.smoothing:g} and mixup.label_smoothing is "
-                f"{self.label_smoothing:g}, but {loss.name} {happens}; set train.loss.smoothing to 0 and use "
-                "mixup.label_smoothing"
+                f"{self._place(run, 'train', 'loss', 'smoothing')}: train.loss.smoothing: is {loss.smoothing:g} and "
+                f"mixup.label_smoothing is {self.label_smoothing:g}, but {loss.name} {happens}; set "
+                "train.loss.smoothing to 0 and use mixup.label_smoothing"
             )
+
+    @staticmethod
+    def _place(run: Run, *keys: str) -> str:
+        return str(run.recipe.source.nearest(*keys))
 
     @property
     def _off(self) -> bool:
@@ -89,7 +91,8 @@ class Mixup(Plugin):
             return batch
         if not isinstance(batch, Batch) or batch.targets.ndim != 1:
             raise UserError(
-                "mixup: needs batches of images with one class each, and got "
+                f"{self._place(run, 'plugins', self.name)}: plugins.{self.name}: needs batches of images with one "
+                "class each, and got "
                 + (f"targets of shape {tuple(batch.targets.shape)}" if isinstance(batch, Batch) else repr(type(batch)))
                 + "; switch off the plugin that makes them so, or mixup"
             )

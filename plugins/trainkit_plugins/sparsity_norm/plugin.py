@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from trainkit import Batch, History, Plugin, Predictions, Run, Section, UserError, figure, hookimpl
+from trainkit import (
+    Batch,
+    Data,
+    DrawnStream,
+    History,
+    Plugin,
+    Predictions,
+    Run,
+    Section,
+    UserError,
+    figure,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -161,6 +173,14 @@ class SparsityBiasMonitor(Plugin):
 
         named: dict[str, Measure] = {"prediction": mean_prediction, "confidence": confidence, "logit": mean_logit}
         return named.get(self.output)
+
+    @hookimpl(wrapper=True)
+    def build_data(self, run: Run) -> Generator[None, Data, Data]:
+        """Refuse tasks, whose model adapts before it predicts: it has no output of its own to measure."""
+        data = yield
+        if isinstance(data.train, DrawnStream):
+            raise UserError(f"{_where(self, run)}: needs batches of inputs and targets, and these data are drawn tasks")
+        return data
 
     @hookimpl
     def on_fit_start(self, run: Run) -> None:
