@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from itertools import chain
 from typing import Any, cast
 
 from torch import nn
@@ -90,7 +91,7 @@ def _fit(run: Run, keeper: Keeper, interrupted: Callable[[], bool], until: int |
         # A run that was stopped while validating has no steps left in its epoch.
         batches = run.data.train.batches(run.epoch, start) if start < steps_per_epoch else iter(())
         for position in range(start, steps_per_epoch):
-            train_step(run, step_loss, keeper.watch, position, batches)
+            train_step(run, step_loss, keeper.watch, position, _read_ahead(batches, run, keeper, position))
             stop = run.device.any(interrupted()) or run.step == until
             if run.log.pending >= run.recipe.train.log_every:
                 publish(run, keeper)
@@ -122,9 +123,22 @@ def _validate(run: Run, keeper: Keeper, interrupted: Callable[[], bool]) -> None
     keeper.hold(run)
     try:
         evaluate(run, keeper, interrupted=interrupted)
-    except Interrupted:
+    except (Interrupted, UserError):  # a UserError: an image that cannot be read, say
         keeper.save_held()  # validation may have put other weights into the model; it is done again as a whole
         raise
+
+
+def _read_ahead(batches: Iterator[Any], run: Run, keeper: Keeper, position: int) -> Iterator[Any]:
+    """Return the batches with the next one read; where it cannot be, the steps of the epoch so far are saved first."""
+    try:
+        first = next(batches)
+    except UserError:
+        # Every rank must take part in saving, and the others have read theirs.
+        if position and run.device.world == 1:
+            publish(run, keeper)
+            keeper.save(run)
+        raise
+    return chain((first,), batches)
 
 
 def begin_epoch(run: Run, trains: frozenset[str]) -> frozenset[str]:
