@@ -24,6 +24,7 @@ plugins:
 META_SGD = "plugins.meta_sgd={}"
 META_DROPOUT = "plugins.meta_dropout={}"
 BALANCE = "plugins.learning_to_balance={z_scale: 0.5}"
+EFFICIENTNET = "model={name: test_efficientnet, in_chans: 1}"
 AGAIN = "plugins.maml.checkpoint_steps=true"
 
 CASES = {
@@ -42,7 +43,14 @@ CASES = {
     "learning_to_balance, steps again": [BALANCE, AGAIN],
     "all together": [BALANCE, META_SGD, META_DROPOUT],
     "all together, steps again": [BALANCE, META_SGD, META_DROPOUT, AGAIN],
-    "inverted residuals": ["model={name: test_efficientnet, in_chans: 1}", META_SGD],
+    "inverted residuals": [EFFICIENTNET, META_SGD],
+    "ghost batches": [EFFICIENTNET, "plugins.ghost_batch_norm={size: 4}"],
+    "groups of channels": [EFFICIENTNET, "plugins.batch_group_norm={channel_groups: 2, examples: 2}"],
+    "groups of channels, another eps": [
+        EFFICIENTNET,
+        "plugins.batch_group_norm={channel_groups: 2, examples: 2}",
+        "plugins.maml.norm_eps=1e-2",
+    ],
     "a transformer": ["model={name: test_vit, in_chans: 1, args: {img_size: 16}}", META_SGD],
 }
 
