@@ -167,3 +167,14 @@ def test_a_recipe_that_cannot_be_copied_leaves_nothing(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert done.stderr.startswith(f"error: {tmp_path}/digits.yaml: cannot be written: File too large")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_report")
+def test_an_event_file_without_room_is_one_line(tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorboard")
+    whole = session.start(tiny, ["train.epochs=1", "scheduler.warmup_epochs=0"], tmp_path / "whole", [])
+    room = len((whole / "recipe.yaml").read_bytes()) + 100  # the event file holds it indented
+    overrides = ["train.epochs=1", "scheduler.warmup_epochs=0", "plugins.tensorboard={}"]
+    with room_for(room), pytest.raises(WriteError, match=r"run/tensorboard: cannot be written: File too large"):
+        session.start(tiny, overrides, tmp_path / "run", [])
+    assert capfd.readouterr().err == ""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trainkit.session import open_run
     from trainkit.strict_json import to_json
     from trainkit.terminal import Terminal
-    from trainkit.writes import atomically, write_text
+    from trainkit.writes import atomically, write_text, writing
 
 __version__ = "0.1.0"
 
@@ -53,6 +53,7 @@ __all__ = [
     "to_json",
     "value",
     "write_text",
+    "writing",
 ]
 
 _HOMES = {
@@ -71,7 +72,7 @@ _HOMES = {
     "run": ("Batch", "Predictions", "Run"),
     "session": ("open_run",),
     "strict_json": ("to_json",),
-    "writes": ("atomically", "write_text"),
+    "writes": ("atomically", "write_text", "writing"),
     "terminal": ("Terminal",),
 }
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainkit import Batch, Run, Terminal, UserError, figure, open_run, style, to_json
+from trainkit import Batch, Run, Terminal, UserError, atomically, figure, open_run, style, to_json, write_text
 
 from .choice import Choice, choose_on_half
 from .plots import curve_table, draw_curves
@@ -112,15 +112,16 @@ def _reestimate(run: Run, batches: int) -> int:
 
 def _write(run: Run, folder: Path, choice: Choice, facts: dict[str, Any], reestimated: bool) -> list[Path]:
     files = [folder / "tune-bn.json", folder / "tune-bn.png"]
-    files[0].write_text(to_json(facts, indent=2) + "\n", encoding="utf-8")
+    write_text(files[0], to_json(facts, indent=2) + "\n")
     with style():
         drawn, axes = figure(1, 3, height=2.9)
         draw_curves(axes, choice.alpha, {"choosing half": choice.curve, "reporting half": choice.reported})
-        drawn.savefig(files[1], dpi=160, facecolor="white")
+        atomically(files[1], lambda part: drawn.savefig(part, format="png", dpi=160, facecolor="white"))
     if reestimated:
         files.append(folder / "weights.safetensors")
         state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in run.model.state_dict().items()}
-        save_file(state, files[-1], {"format": "pt", "model": run.recipe.model.name, "alpha": repr(choice.alpha)})
+        about = {"format": "pt", "model": run.recipe.model.name, "alpha": repr(choice.alpha)}
+        atomically(files[-1], lambda part: save_file(state, part, about))
     return files
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from trainkit import FolderName, Plugin, Record, Run, hookimpl, own_folder
+from trainkit import FolderName, Plugin, Record, Run, hookimpl, own_folder, writing
 
 
 def _require(package: str) -> None:
@@ -35,6 +37,19 @@ def _python_stream_kept() -> Iterator[None]:
         random.setstate(before)
 
 
+def _keep_writers_quiet() -> None:
+    """Let no thread of TensorBoard print that it could not write: the thread that asked for it raises it again."""
+    before = threading.excepthook
+    if getattr(before, "__name__", "") == "unless_writer":
+        return
+
+    def unless_writer(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            before(args)
+
+    threading.excepthook = unless_writer
+
+
 class TensorBoard(Plugin):
     """Write what the run logs as TensorBoard event files.
 
@@ -49,6 +64,7 @@ class TensorBoard(Plugin):
     flush_seconds: int = Field(30, ge=1, le=86400, description="write to disk at least this often")
 
     _writer: Any = PrivateAttr(default=None)
+    _where: Path = PrivateAttr(default=Path())
 
     @model_validator(mode="after")
     def _check(self) -> TensorBoard:
@@ -62,37 +78,42 @@ class TensorBoard(Plugin):
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = own_folder(run, self, "folder")
-        self._writer = SummaryWriter(str(folder), purge_step=run.step + 1, flush_secs=self.flush_seconds)
-        if run.step == 0:
-            recipe = "".join(f"    {line}\n" for line in run.recipe.dump().splitlines())
-            self._writer.add_text("recipe", recipe, 0)
+        _keep_writers_quiet()
+        self._where = own_folder(run, self, "folder")
+        with writing(self._where):
+            self._writer = SummaryWriter(str(self._where), purge_step=run.step + 1, flush_secs=self.flush_seconds)
+            if run.step == 0:
+                recipe = "".join(f"    {line}\n" for line in run.recipe.dump().splitlines())
+                self._writer.add_text("recipe", recipe, 0)
 
     @hookimpl
     def on_log(self, record: Record) -> None:
         """Write one record."""
         if self._writer is None:
             return
-        self._writer.add_scalar("epoch", record.epoch, record.step)
-        for name, value in record.values.items():
-            if not isinstance(value, list):
-                self._writer.add_scalar(name, value, record.step)
-            elif finite := _finite(value):
-                import numpy as np
+        with writing(self._where):
+            self._writer.add_scalar("epoch", record.epoch, record.step)
+            for name, value in record.values.items():
+                if not isinstance(value, list):
+                    self._writer.add_scalar(name, value, record.step)
+                elif finite := _finite(value):
+                    import numpy as np
 
-                self._writer.add_histogram(name, np.asarray(finite), record.step)
+                    self._writer.add_histogram(name, np.asarray(finite), record.step)
 
     @hookimpl
     def on_fit_end(self) -> None:
         """Close the event file."""
         if self._writer is not None:
-            self._writer.close()
+            with writing(self._where):
+                self._writer.close()
             self._writer = None
 
     def state_dict(self) -> dict[str, Any]:
         """Bring to disk what was logged before the checkpoint; there is nothing else to keep."""
         if self._writer is not None:
-            self._writer.flush()
+            with writing(self._where):
+                self._writer.flush()
         return {}
 
     def explain(self, run: Run) -> list[str]:
