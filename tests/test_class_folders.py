@@ -68,11 +68,13 @@ def test_every_ending_of_an_image_is_read_and_any_other_is_named(tmp_path: Path)
 def test_a_class_without_an_image_is_an_error(tmp_path: Path) -> None:
     put(tmp_path / "a" / "0.png")
     (tmp_path / "b").mkdir()
-    assert wrong(tmp_path) == "class 'b' holds no image; put some in, or take the folder away"
+    message = f"{tmp_path}/b: this class holds no image; put some in, or take the folder away"
+    assert wrong(tmp_path) == message
     for name in ("0.heic", "1.dcm"):
         (tmp_path / "b" / name).write_bytes(b"?")
     assert wrong(tmp_path) == (
-        "class 'b' holds no file that is read as an image, only .dcm, .heic; convert them to .png or .jpg"
+        f"{tmp_path}/b: this class holds no file that is read as an image, only .dcm, .heic; convert them to .png or "
+        ".jpg"
     )
 
 

@@ -193,6 +193,18 @@ def test_an_image_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypa
     assert refusal(tmp_path / "x.png").startswith("is no image that can be read (it has more than 2,000 pixels")
 
 
+@pytest.mark.parametrize(("size", "read"), [((1, 1000), True), ((1, 1001), False), ((1001, 1), False)])
+def test_a_side_that_would_fill_the_memory_once_resized_is_refused(
+    tmp_path: Path, size: tuple[int, int], read: bool
+) -> None:
+    path = tmp_path / "x.png"
+    Image.new("L", size).save(path)
+    if read:
+        assert pixels(path).shape == (1000, 1, 3)
+    else:
+        assert refusal(path).endswith("pixels, a side too long for the other); mend it, or take it out")
+
+
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
     assert refusal(tmp_path / "x.png") == "is no file but a device, a pipe or a socket"

@@ -85,7 +85,8 @@ def test_a_column_says_by_its_other_cells_what_a_comma_means(texts: list[str], e
 
 def test_commas_that_cannot_be_told_are_asked_about() -> None:
     assert wrong("900", "1,234", "12,500") == (
-        "t.csv:3: column 'x' has '1,234', which may be 1234 or 1.234; write numbers without a comma; or ADVICE"
+        "t.csv:3: column 'x' has '1,234', which may be 1234 (thousands) or 1.234 (decimal comma); write numbers "
+        "without commas; or ADVICE"
     )
     assert wrong("2.5", "3,14") == (
         "t.csv:3: column 'x' has '3,14', where another row has '2.5'; write both with a point for fractions; or ADVICE"
@@ -224,6 +225,13 @@ def test_the_separator_is_found_whatever_stands_before(write: Write, separator: 
 )
 def test_spoiled_rows_are_named_with_the_line_where_they_begin(write: Write, csv: str, message: str) -> None:
     assert refusal(write, csv) == message
+
+
+def test_columns_that_nothing_known_separates_are_one(write: Write) -> None:
+    assert refusal(write, "x sick\n1 0\n2 1\n") == (
+        "recipe.yaml:2: data.target: people.csv has no column 'sick'; it has only one, as columns are separated by "
+        "commas, semicolons, tabs or bars (it has: x sick)"
+    )
 
 
 def test_a_row_over_several_lines_is_named_by_its_first(write: Write) -> None:

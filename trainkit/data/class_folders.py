@@ -71,7 +71,7 @@ def open_classes(place: Path, naming: Naming, mode: Mode, index: dict[str, int] 
     archive = not place.is_dir()
     found = search_archive(place) if archive else search(place)
     if found.bare:
-        raise UserError(f"{place}: {_bare(found)}")
+        raise UserError(f"{place}/{_bare(found)}")
     folders = [path.rpartition("/")[0] for path in found.images]
     notes = found.notes(str(place))
     outside = [path for path, folder in zip(found.images, folders, strict=True) if not folder]
@@ -120,9 +120,11 @@ def _bare(found: Found) -> str:
     )
     more = f" (and {len(found.bare) - 1} more like it)" if len(found.bare) > 1 else ""
     if not below:
-        return f"class {name!r}{more} holds no image; put some in, or take the folder away"
+        return f"{name}: this class{more} holds no image; put some in, or take the folder away"
     kinds = ", ".join(sorted(below))
-    return f"class {name!r}{more} holds no file that is read as an image, only {kinds}; convert them to .png or .jpg"
+    return (
+        f"{name}: this class{more} holds no file that is read as an image, only {kinds}; convert them to .png or .jpg"
+    )
 
 
 def _names(folders: Iterable[PurePosixPath], naming: Naming, place: Path) -> dict[PurePosixPath, str]:

@@ -8,6 +8,7 @@ The rules:
   Colour of 16 bits keeps its upper 8, as Pillow reads it. Numbers of 32 bits, whole or not, do not say which of them is
   white: they are refused.
 - What is transparent is laid on white.
+- A side more than 1,000 times the other is refused: with the shorter one resized, the longer would fill the memory.
 - A file that cannot be read whole is an error that names it. Nothing stands in for it.
 """
 
@@ -32,6 +33,7 @@ _FORMATS = (
     *("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "TGA", "DIB", "ICO", "ICNS", "PCX"),
     *("QOI", "PSD", "SGI", "DDS", "SUN", "XBM", "XPM", "MSP"),
 )
+_LONGEST = 1000  # times the other side
 _ORIENTATION = 0x0112  # the tag of EXIF
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -89,6 +91,8 @@ def decode(file: IO[bytes], mode: Mode, name: str) -> Image.Image:
     """
     try:
         with Image.open(file, formats=_formats()) as image:
+            if max(image.size) > _LONGEST * min(image.size):
+                raise ValueError(f"it has {image.width:,} x {image.height:,} pixels, a side too long for the other")
             image.load()
             turn = _TURNS.get(_orientation(image))  # of a TIFF, Pillow has already applied and removed it
             found = to_mode(image, mode)

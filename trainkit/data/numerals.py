@@ -71,7 +71,9 @@ def reading(texts: Sequence[str]) -> Reading:
     if no_point is not None:
         raise Unclear(no_point, f"where another row has {no_comma!r}; write both with a point for fractions")
     one, other = with_point(unclear), with_comma(unclear)
-    raise Unclear(unclear, f"which may be {one:g} or {other:g}; write numbers without a comma")
+    raise Unclear(
+        unclear, f"which may be {one:g} (thousands) or {other:g} (decimal comma); write numbers without commas"
+    )
 
 
 def marked(texts: Sequence[str]) -> str | None:

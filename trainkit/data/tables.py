@@ -136,6 +136,8 @@ def _target_name(table: Table, spec: TableSpec, recipe: Recipe) -> str:
                 shown = ", ".join(known[:12]) + (" …" if len(known) > 12 else "")
                 mark = recipe.source.nearest("data", option)
                 near = suggest(name, known)
+                if len(known) == 1:
+                    near = "; it has only one, as columns are separated by commas, semicolons, tabs or bars"
                 raise UserError(f"{mark}: data.{option}: {spec.path} has no column {name!r}{near} (it has: {shown})")
     target = spec.target or table.target
     if target is None:
