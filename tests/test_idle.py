@@ -15,7 +15,8 @@ from tests.reference.tiny import with_plugins
 from trainkit import Plugin, Run, hookimpl, session
 from trainkit.build import build, compose
 from trainkit.errors import PluginError
-from trainkit.plan import make_plan, show
+from trainkit.plan import make_plan
+from trainkit.plan_page import show
 
 
 def notes(tiny: Path, *overrides: str) -> list[str]:
@@ -110,7 +111,8 @@ def test_plan_and_summary_say_the_notes_and_a_resolved_recipe_says_the_same(tiny
     assert plan["notes"] == expected
     text = io.StringIO()
     show(plan, Console(width=200, file=text))
-    assert any("note" in line and expected[0] in line for line in text.getvalue().splitlines())
+    page = [line.strip() for line in text.getvalue().splitlines()]
+    assert page[page.index("notes") + 1] == expected[0]
     folder = session.start(tiny, changes, tmp_path / "run", [])
     assert json.loads((folder / "summary.json").read_text())["notes"] == expected
     assert notes(folder / "recipe.yaml") == expected
