@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import textwrap
 from collections.abc import Callable
@@ -20,7 +21,9 @@ from trainkit.cli import app
 from trainkit.errors import Interrupted, PluginError, TrainingError
 from trainkit.log import Log
 from trainkit.loop import fit
+from trainkit.manager import read_entries
 from trainkit.plan import make_plan
+from trainkit.report import write_report
 
 HEAD = """\
 import torch
@@ -255,6 +258,32 @@ def test_a_plugins_mistake_ends_with_exit_code_1_and_its_traceback_on_request(
     assert done.exit_code == 1
     assert 'mine.py", line' in done.output
     assert "Traceback" in done.output
+
+
+def test_code_that_fails_while_a_plugin_is_made_is_named(tiny: Path, write: Callable[..., Path]) -> None:
+    code = "def model_post_init(self, context):\n    self.nothing['x'] !!"
+    name, line = plugin(write, code.replace("self.nothing", "{}"))
+    with pytest.raises(PluginError, match=rf"plugin Mine: making it failed at \S*mine\.py:{line} .*KeyError: 'x'"):
+        make_plan(recipe_with(tiny, name), [])
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("1 / 0", r'mine\.py", line {line}, in report[\s\S]*ZeroDivisionError: division by zero'),
+        ("['a line']", "plugin Mine: report returned 'a line'; it must be trainkit.Section"),
+    ],
+)
+def test_a_report_that_fails_loses_only_its_own_part(
+    tiny: Path, write: Callable[..., Path], tmp_path: Path, returned: str, said: str
+) -> None:
+    name, line = plugin(
+        write, f"def on_fit_start(self):\n    pass\n\ndef report(self, history):\n    return {returned} !!"
+    )
+    (tmp_path / "run").mkdir()
+    (mine,) = [entry.plugin for entry in read_entries(recipe_with(tiny, name)) if entry.name == "Mine"]
+    page = html.unescape(write_report(tmp_path / "run", [mine]).read_text())
+    assert re.search(said.replace("{line}", str(line)), page)
 
 
 @pytest.mark.parametrize("value", ["0.5", b"1", None, [1.0], (1,), {"a": 1}, object(), 1j, 10**400])

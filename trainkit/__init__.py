@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trainkit.session import open_run
     from trainkit.strict_json import to_json
     from trainkit.terminal import Terminal
+    from trainkit.window import Window
     from trainkit.writes import atomically, write_text, writing
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "Section",
     "Terminal",
     "UserError",
+    "Window",
     "atomically",
     "class_pool",
     "exempt_names",
@@ -74,6 +76,7 @@ _HOMES = {
     "strict_json": ("to_json",),
     "writes": ("atomically", "write_text", "writing"),
     "terminal": ("Terminal",),
+    "window": ("Window",),
 }
 
 

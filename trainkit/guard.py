@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 from trainkit.answers import flaw
@@ -62,6 +61,20 @@ def ask(plugin: object, name: str, call: str, *args: Any) -> Any:
     method = getattr(plugin, call)
     with naming():
         return _blamed(method, name, call)(*args)
+
+
+def make(plugin: str, cls: type, *args: Any, by: Callable[..., Any]) -> Any:
+    """Return what `by(cls, *args)` makes of a plugin's class.
+
+    Raises:
+        PluginError: code of the class raises what is no word about an option.
+    """
+    try:
+        return by(cls, *args)
+    except (UserError, TrainingError):
+        raise
+    except Exception as error:
+        raise PluginError(_said(error, cls, plugin, "making it")) from error
 
 
 def _blamed(function: Callable[..., Any], plugin: str, call: str) -> Callable[..., Any]:
@@ -142,11 +155,11 @@ def _said(error: Exception, function: Callable[..., Any], plugin: str, call: str
     raised = error.__cause__ if renamed and error.__cause__ is not None else error
     text = next((line.strip() for line in str(raised).splitlines() if line.strip()), "")
     what = type(raised).__name__ + (f": {text[:300]}" if text else "")
-    code = _code(function)
-    frames = [f for f in traceback.extract_tb(raised.__traceback__) if f.filename == code.co_filename]
-    line = (frames[-1].lineno if frames else None) or code.co_firstlineno
-    source = linecache.getline(code.co_filename, line).strip()
-    place = f"{_shown(code.co_filename)}:{line}" + (f" (`{source[:100]}`)" if source else "")
+    file, line = _written(function)
+    frames = [f for f in traceback.extract_tb(raised.__traceback__) if f.filename == file]
+    line = (frames[-1].lineno if frames else None) or line
+    source = linecache.getline(file, line).strip()
+    place = f"{_shown(file)}:{line}" + (f" (`{source[:100]}`)" if source else "")
     more = f"set {TRACEBACK}=1 to see the traceback"
     return f"plugin {plugin}: {call} failed at {place}: {what}{_advice(text, source)} ({more})"
 
@@ -161,13 +174,17 @@ def _advice(error: str, source: str) -> str:
 
 def _place(function: Callable[..., Any]) -> str:
     """Return where a function is written, in brackets."""
-    code = _code(function)
-    return f" ({_shown(code.co_filename)}:{code.co_firstlineno})"
+    file, line = _written(function)
+    return f" ({_shown(file)}:{line})"
 
 
-def _code(function: Callable[..., Any]) -> CodeType:
-    code: CodeType = inspect.unwrap(function).__code__  # a decorator's own code tells nothing
-    return code
+def _written(function: Callable[..., Any]) -> tuple[str, int]:
+    """Return the file and the line in which a function or a class begins."""
+    if isinstance(function, type):
+        lines = inspect.getsourcelines(function) if inspect.getsourcefile(function) else ([], 0)
+        return inspect.getsourcefile(function) or "", lines[1]
+    code = inspect.unwrap(function).__code__  # a decorator's own code tells nothing
+    return code.co_filename, code.co_firstlineno
 
 
 def _shown(file: str) -> str:

@@ -16,7 +16,7 @@ import pluggy
 
 from trainkit.discovery import load_class
 from trainkit.errors import Mark, Problem, RecipeError, UserError, suggest
-from trainkit.guard import guarded
+from trainkit.guard import guarded, make
 from trainkit.hooks import PROJECT, Hooks
 from trainkit.plugin import Plugin
 from trainkit.recipe import read_recipe
@@ -50,7 +50,7 @@ def instantiate(source: Source) -> tuple[list[Entry], list[Problem]]:
         except UserError as error:
             problems.append(Problem(mark, f"plugins.{key}", str(error)))
             continue
-        plugin, found = validate(cls, options, source, ("plugins", key))
+        plugin, found = make(name, cls, options, source, ("plugins", key), by=validate)
         problems += found
         if name in entries:
             problems.append(Problem(mark, f"plugins.{key}", f"a plugin called {name} is already on; keep one"))

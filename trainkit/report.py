@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainkit.errors import UserError
+from trainkit.errors import PluginError, UserError
 from trainkit.formats import compact, duration, file_size, label, number
 from trainkit.history import History
 from trainkit.paths import is_folder
@@ -231,6 +231,8 @@ def _room(plugin: Plugin, history: History, index: int) -> dict[str, Any]:
     try:
         with style():
             sections = plugin.report(history) or _logged_by(plugin, history)
+        if wrong := [section for section in sections if not isinstance(section, Section)]:
+            raise PluginError(f"plugin {plugin.name}: report returned {wrong[0]!r:.80}; it must be trainkit.Section")
         for i, section in enumerate(sections):
             header, *rows = [[str(cell) for cell in row] for row in section.table] or [[]]
             room["sections"].append(
@@ -243,7 +245,8 @@ def _room(plugin: Plugin, history: History, index: int) -> dict[str, Any]:
                 }
             )
     except Exception as error:
-        room["error"] = f"{type(error).__name__}: {error}"
+        said = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+        room["error"] = said
         room["trace"] = "".join(traceback.format_exception(error))
     return room
 
