@@ -49,7 +49,7 @@ def test_an_unknown_argument_is_refused_with_those_there_are() -> None:
 
     assert refusals(Slip()) == [
         "r.yaml:1: plugins.slip: hook before_optimizer_step has no argument 'modle'; did you mean 'model'? "
-        "(it has: model, optimizer, run)"
+        "(it has: model, optimizer, window, run)"
     ]
 
 
