@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +147,35 @@ def test_ranks_fail_together_when_one_has_a_bad_number(tiny: Path, tmp_path: Pat
     assert ranks[0]["error"] == ranks[1]["error"]
     assert [rank["step"] for rank in ranks] == [3, 3]
     assert read_state(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 2
+
+
+def command_line(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """Start `trainkit` under torchrun on two ranks in a folder, as the leader of a process group."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "trainkit"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*run, *words], cwd=folder, env=environment, start_new_session=True, **pipes)
+
+
+@pytest.mark.slow
+def test_a_command_on_two_ranks_leaves_the_folder_it_stands_in_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    small = "model: {name: test_resnet, in_chans: 1}\ndata: {name: digits, image_size: 8, batch_size: 64, workers: 1}\n"
+    (tmp_path / "r.yaml").write_text(small + "train: {epochs: 200, device: cpu, log_every: 1}\n")
+    wrong = command_line(tmp_path, "train", "r.yaml", "model.args={deepth: 1}")
+    said, _ = wrong.communicate(timeout=300)
+    assert wrong.returncode != 0
+    assert "timm cannot make test_resnet" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "r.yaml", "runs"]
+    assert list((tmp_path / "runs").iterdir()) == []
+
+    job = command_line(tmp_path, "train", "r.yaml", "--run-dir", "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    while not (log.exists() and log.read_text().count("\n") > 4) and job.poll() is None:
+        time.sleep(0.05)
+    os.killpg(job.pid, signal.SIGTERM)
+    said, _ = job.communicate(timeout=120)
+    assert "interrupted, and saved; go on with: trainkit train --resume run" in said
+    steps = [line["step"] for line in map(json.loads, log.read_text().splitlines()) if "loss" in line]
+    assert read_state(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == steps[-1] == len(steps)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "r.yaml", "run", "runs"]
