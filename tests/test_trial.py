@@ -82,6 +82,15 @@ def test_a_batch_of_one_is_refused_where_a_batch_norm_would_see_one_value(tiny: 
     build(compose(tiny, ["data.batch_size=1"]))  # no batch norm
 
 
+@pytest.mark.parametrize("data", ["digits", "glyphs"])
+@pytest.mark.parametrize("size", [16_385, 10**12])
+def test_an_image_larger_than_any_is_refused_while_the_recipe_is_read(tiny: Path, data: str, size: int) -> None:
+    with pytest.raises(UserError) as caught:
+        compose(tiny, [f"data.name={data}", f"data.image_size={size}"])
+    expected = f"command line `data.image_size={size}`: data.image_size: should be less than or equal to 16384"
+    assert str(caught.value) == f"{expected}; got {size}"
+
+
 class Probe(nn.Module):
     """Counts its passes in a buffer and an attribute, draws, and asks for values, which the meta device has none of."""
 

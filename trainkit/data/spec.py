@@ -92,7 +92,7 @@ class StreamSpec(BaseModel):
 class DataSpec(StreamSpec):
     """What every source of images understands."""
 
-    image_size: int | None = Field(None, ge=1, description="side in pixels; default: the model's own")
+    image_size: int | None = Field(None, ge=1, le=16_384, description="side in pixels; default: the model's own")
     augment: AugmentSpec | None = Field(None, description="random transforms of training images; none: no change")
     mean: tuple[float, ...] | None = Field(None, description="per channel, subtracted; default: the source's own")
     std: tuple[float, ...] | None = Field(None, description="per channel, divided by; default: the source's own")
@@ -123,7 +123,7 @@ class GlyphsSpec(DataSpec):
     """
 
     name: Literal["glyphs"]
-    image_size: int | None = Field(28, ge=8, description="side in pixels; null: the model's own")
+    image_size: int | None = Field(28, ge=8, le=16_384, description="side in pixels; null: the model's own")
     scripts: tuple[Script, ...] = Field(("latin", "greek"), min_length=1, description="whose letters are the classes")
     letters: int | None = Field(None, ge=2, description="use only so many of them, evenly spread; default: all")
     variants: int = Field(2, ge=1, le=16, description="images of each letter in each of 12 faces, distorted anew")
@@ -227,7 +227,7 @@ class OmniglotSpec(DataSpec):
     """Omniglot's 1,623 handwritten characters of 50 alphabets, 20 images each, as torchvision stores them."""
 
     name: Literal["omniglot"]
-    image_size: int | None = Field(28, ge=8, description="side in pixels; null: the model's own")
+    image_size: int | None = Field(28, ge=8, le=16_384, description="side in pixels; null: the model's own")
     root: str = Field(description="folder that holds torchvision's omniglot-py")
     download: bool = Field(False, description="let torchvision download the files")
     split: Literal["alphabets", "characters"] = Field(
@@ -241,7 +241,7 @@ class CifarFsSpec(DataSpec):
     """CIFAR-FS (Bertinetto et al. 2019): CIFAR-100 as image files, 64, 16 and 20 of its classes in the splits."""
 
     name: Literal["cifar_fs"]
-    image_size: int | None = Field(32, ge=8, description="side in pixels; null: the model's own")
+    image_size: int | None = Field(32, ge=8, le=16_384, description="side in pixels; null: the model's own")
     root: str = Field(description="folder that holds data/<class>/ and splits/bertinetto/")
 
 
@@ -249,7 +249,7 @@ class SvhnSpec(DataSpec):
     """SVHN's test images, 10 classes of house-number digits, as torchvision stores them: few-shot tests only."""
 
     name: Literal["svhn"]
-    image_size: int | None = Field(32, ge=8, description="side in pixels; null: the model's own")
+    image_size: int | None = Field(32, ge=8, le=16_384, description="side in pixels; null: the model's own")
     root: str = Field(description="folder that holds test_32x32.mat")
     download: bool = Field(False, description="let torchvision download the file")
 
