@@ -119,6 +119,8 @@ class SmoothnessMonitor(Plugin):
 
     citation: ClassVar[str] = _CITATION
     neutral: ClassVar[dict[str, Any]] = {}
+    # Its projection is no part of the step that is measured.
+    before: ClassVar[tuple[str, ...]] = ("spectral_rank",)
 
     every: int = Field(20, ge=1, description="optimizer steps from one measurement to the next")
     points: int = Field(1, ge=1, description="points inside the step at which the gradient is compared with its start")

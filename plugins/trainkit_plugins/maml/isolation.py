@@ -17,6 +17,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 NormStatistics = Literal["batch", "support", "running", "per_step"]
 
+REFUSED = {
+    "compile": "runs copies of the model, uncompiled; set it to false",
+    "grad_checkpointing": "swaps a task's parameters in, and a block that is computed again would not see them; set it "
+    "to false, and checkpoint_steps to true",
+}
+"""What a run may ask of a model and a copy cannot do, with the reason and what to do."""
+
 _MARK = "_isolated_for_tasks"
 
 

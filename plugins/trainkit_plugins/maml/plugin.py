@@ -21,7 +21,7 @@ from .episodic.plugin import Episodes, Episodic
 from .head import Head, linear_head
 from .hookspecs import MamlHooks
 from .inner import InnerLoop, support_loss
-from .isolation import META, Adapt, NormStatistics, adapted_names, backbone_names, head_names
+from .isolation import META, REFUSED, Adapt, NormStatistics, adapted_names, backbone_names, head_names
 from .norms import PerStepNorms, what_forbids
 from .operations import explained
 from .outer import predict_task, step_weights
@@ -121,9 +121,9 @@ class Maml(Episodic):
     def build_model(self, run: Run) -> Generator[None, nn.Module, nn.Module]:
         """Check that the model can adapt as asked, and give it what the options want."""
         model = yield
-        if run.recipe.train.compile:
-            mark = run.recipe.source.nearest("train", "compile")
-            raise UserError(f"{mark}: train.compile: {self.name} runs copies of the model, uncompiled; set it to false")
+        for option, lack in REFUSED.items():
+            if getattr(run.recipe.train, option):
+                raise UserError(f"{run.recipe.source.nearest('train', option)}: train.{option}: {self.name} {lack}")
         batch_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if self.norm_eps is not None:
             for norm in batch_norms:
@@ -197,12 +197,12 @@ class Maml(Episodic):
 
     def _meta_gradient(self, model: nn.Module, batch: Episodes, loop: InnerLoop, run: Run) -> MetaGradient:
         parameters = [p for p in model.parameters() if p.requires_grad]
-        workers, loss = self._workers_of(run), partial(_inner_loss, run)
         weights = step_weights(self.steps, run.epoch, self.multi_step_epochs)
         try:
             with run.device.autocast(enabled=False):  # gradients are taken in here; forward passes switch it on
                 tasks = [Task(self._plan_of(model, task, "train", 0, run), *task) for task in batch]
-                return meta_gradient(workers, tasks, parameters, loop, loss, step_weights=weights)
+                loss = partial(_inner_loss, run)
+                return meta_gradient(self._workers_of(run), tasks, parameters, loop, loss, step_weights=weights)
         except (RuntimeError, ValueError) as error:
             raise self._explained(error, run) from error
 
