@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -84,13 +86,15 @@ def build(
     plugins = {entry.name: entry.plugin for entry in setup.entries}
     run = Run(recipe, cast(Hooks, manager.hook), plugins, device, log, folder if writes else None)
     seed_everything(derive_seed(recipe.seed, "model"))
-    run.data = run.hook.build_data(recipe=recipe, run=run)
+    with _placed(recipe, "data"):
+        run.data = run.hook.build_data(recipe=recipe, run=run)
     for note in run.data.notes:
         run.log.note(note)
     for stream in (run.data.train, run.data.val):
         if isinstance(stream, ShuffledStream | OrderedStream):
             stream.note = log.note
-    run.model = _prepare(run.hook.build_model(recipe=recipe, run=run), run)
+    with _placed(recipe, "model"):
+        run.model = _prepare(run.hook.build_model(recipe=recipe, run=run), run)
     groups = run.hook.build_param_groups(model=run.model, run=run)
     _check_coverage(run.model, groups)
     run.optimizer = run.hook.build_optimizer(param_groups=groups, run=run)
@@ -107,6 +111,19 @@ def build(
     # What plugins drew while building must not shift the stream of dropout; each rank has a stream of its own.
     seed_everything(derive_seed(recipe.seed, "fit", device.rank))
     return run
+
+
+@contextmanager
+def _placed(recipe: Recipe, section: str) -> Iterator[None]:
+    """Put the line of a section before what is refused while it is made, where the message names no line itself."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except UserError as error:
+        if re.match(r"command line|\S.*?:\d+: ", str(error)):
+            raise
+        raise UserError(f"{recipe.source.nearest(section)}: {section}: {error}") from error
 
 
 def _prepare(model: nn.Module, run: Run) -> nn.Module:

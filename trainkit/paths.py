@@ -29,8 +29,11 @@ def is_there(path: str | Path) -> bool:
 
 
 def whole(path: Path) -> Path:
-    """Return the absolute path without links, or with those that lead in a circle."""
-    return Path(os.path.realpath(path))
+    """Return the absolute path without links, or as it is where no file can have such a name."""
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError):
+        return path
 
 
 def read_small(path: Path, most: int, missing: str) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trainkit.errors import PluginError, UserError
 from trainkit.formats import compact, duration, file_size, label, number
 from trainkit.history import History
-from trainkit.paths import is_folder
+from trainkit.paths import is_folder, is_there
 from trainkit.strict_json import to_json
 from trainkit.writes import write_text
 
@@ -141,7 +141,7 @@ def _read_text(path: Path, problems: list[str]) -> str:
 
 
 def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
-    if not path.exists():
+    if not is_there(path):
         problems.append(f"There is no {path.name}.")
         return {}
     try:

@@ -21,6 +21,7 @@ from trainkit.data.file_search import Found, search, search_archive, some
 from trainkit.data.image_files import ImageFiles, Members, Mode, Paths
 from trainkit.errors import UserError
 from trainkit.foreign import foreign
+from trainkit.paths import is_folder
 
 Naming = Callable[[PurePosixPath], str]
 """From the folder of an image, relative to its split's, to the name of its class."""
@@ -68,7 +69,7 @@ def open_classes(place: Path, naming: Naming, mode: Mode, index: dict[str, int] 
     Raises:
         UserError: it cannot be read, holds no class, or one without images, or two folders that name one class.
     """
-    archive = not place.is_dir()
+    archive = not is_folder(place)
     found = search_archive(place) if archive else search(place)
     if found.bare:
         raise UserError(f"{place}/{_bare(found)}")

@@ -27,6 +27,7 @@ from trainkit.data.types import Data
 from trainkit.device import Device
 from trainkit.errors import UserError
 from trainkit.foreign import no_file
+from trainkit.paths import is_file, is_folder
 from trainkit.recipe import Recipe
 from trainkit.run import Batch
 from trainkit.seeds import derive_seed
@@ -172,7 +173,7 @@ def read_ratings(path: Path) -> Ratings:
     Raises:
         UserError: it is not there, or a line is not user, item, rating[, time], or a user rates an item twice.
     """
-    file = next((path / name for name in FILES if (path / name).is_file()), path) if path.is_dir() else path
+    file = next((path / name for name in FILES if is_file(path / name)), path) if is_folder(path) else path
     wrong = no_file(file)
     if wrong is not None or (separator := FILES.get(file.name)) is None:
         state = "is not a file of ratings" if wrong in (None, "is a folder") else wrong

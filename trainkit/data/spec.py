@@ -82,9 +82,11 @@ class StreamSpec(BaseModel):
 
     model_config = STRICT
 
-    batch_size: int = Field(64, ge=1, description="examples per micro-batch and rank")
-    eval_batch_size: int | None = Field(None, ge=1, description="examples per validation batch; default: batch_size")
-    workers: int = Field(0, ge=0, description="processes that read data; the data are the same for any number")
+    batch_size: int = Field(64, ge=1, le=2**24, description="examples per micro-batch and rank")
+    eval_batch_size: int | None = Field(
+        None, ge=1, le=2**24, description="examples per validation batch; default: batch_size"
+    )
+    workers: int = Field(0, ge=0, le=1024, description="processes that read data; the data are the same for any number")
     drop_last: bool = Field(False, description="leave out the last, short training batch of an epoch")
     missing: MissingSpec | None = Field(None, description="entries of the inputs to hide; default: none")
 
@@ -179,9 +181,9 @@ class RatingsSpec(StreamSpec):
     path: str | None = Field(
         None, description="MovieLens file (u.data, ratings.dat, ratings.csv) or its folder; default: made up, low rank"
     )
-    users: int = Field(800, ge=2, description="made up: users")
-    items: int = Field(200, ge=2, description="made up: items")
-    rank: int = Field(4, ge=1, description="made up: rank of the ratings without noise")
+    users: int = Field(800, ge=2, le=10_000, description="made up: users")
+    items: int = Field(200, ge=2, le=10_000, description="made up: items")
+    rank: int = Field(4, ge=1, le=1000, description="made up: rank of the ratings without noise")
     noise: float = Field(0.3, ge=0, description="made up: standard deviation of the noise; that of the rest is 1")
     rate: tuple[float, float] = Field(
         (0.03, 0.8), description="made up: share of items that a user rates, drawn log-uniformly for each user"
@@ -208,7 +210,7 @@ class TimmSpec(DataSpec):
     class_map: str = Field("", description="file that maps class names to indices")
     test_split: str = Field("test", description="few-shot: timm's name of the split that has the test classes")
     num_classes: int | None = Field(None, ge=2, description="needed only where the source does not say")
-    workers: int = Field(4, ge=0, description="processes that read data; the data are the same for any number")
+    workers: int = Field(4, ge=0, le=1024, description="processes that read data; the data are the same for any number")
     augment: AugmentSpec | None = Field(
         AugmentSpec(scale=(0.08, 1.0)), description="random transforms of training images; null: no change"
     )

@@ -19,6 +19,7 @@ from trainkit.data.preparation import mode_of
 from trainkit.data.spec import TimmSpec
 from trainkit.errors import UserError
 from trainkit.foreign import foreign, no_file
+from trainkit.paths import is_folder, is_there
 from trainkit.recipe import Recipe
 
 _LAYOUTS = {
@@ -87,7 +88,7 @@ def _place(root: Path, split: str, name: str, expected: str) -> Path:
     word = split.removesuffix(ending)
     others = next((words for words in _SYNONYMS if word in words), ())
     try:
-        there = next((root / f"{w}{ending}" for w in (word, *others) if (root / f"{w}{ending}").exists()), None)
+        there = next((root / f"{w}{ending}" for w in (word, *others) if is_there(root / f"{w}{ending}")), None)
     except (OSError, ValueError):  # no permission; a NUL character in the path
         there = None
     if there is None:
@@ -100,7 +101,7 @@ def _place(root: Path, split: str, name: str, expected: str) -> Path:
     elif ending:
         wrong = no_file(there)
     else:
-        wrong = None if there.is_dir() else "it is no folder"
+        wrong = None if is_folder(there) else "it is no folder"
     if there is None or wrong:
         raise UserError(f"cannot open split {split!r} of {name!r} ({wrong}); expected {expected}")
     return there
@@ -130,7 +131,7 @@ def _by_name(spec: TimmSpec, split: str, training: bool, mode: Mode, expected: s
         )
         wrong = _unusable(dataset)
     except Exception as error:  # a reader of any kind, on bytes of any kind
-        nothing = type(error).__name__ if Path(spec.root).exists() else f"there is no {spec.root}"
+        nothing = type(error).__name__ if is_there(spec.root) else f"there is no {spec.root}"
         wrong = (str(error).strip().splitlines() or [nothing])[0]
     if wrong:
         raise UserError(f"cannot open split {split!r} of {spec.name!r} ({wrong}); expected {expected}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -52,7 +53,7 @@ def tune_bn(
     tried = _alphas(alphas)
     run = open_run(target, [*(overrides or []), "train.compile=false"], weights)
     spec = run.recipe.model
-    if weights is None and not Path(target).is_dir() and not (spec.pretrained or spec.checkpoint):
+    if weights is None and not os.path.isdir(target) and not (spec.pretrained or spec.checkpoint):
         raise UserError(f"{target}: a model that was never trained has nothing to tune; name a file with --weights")
     folder = _folder(out, target)
     try:
@@ -82,7 +83,7 @@ def _alphas(text: str) -> list[float]:
 
 
 def _folder(out: Path | None, target: str) -> Path:
-    folder = out or (Path(target) / "tune-bn" if Path(target).is_dir() else Path(f"tune-bn-{Path(target).stem}"))
+    folder = out or (Path(target) / "tune-bn" if os.path.isdir(target) else Path(f"tune-bn-{Path(target).stem}"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -21,7 +21,9 @@ class EarlyStopping(Plugin):
         None, description="whether more or less is better; default: checkpoint.mode, for checkpoint.metric only"
     )
     patience: int = Field(5, ge=1, description="stop after so many validations in a row without improvement")
-    min_delta: float = Field(0.0, ge=0, description="the least change that counts as an improvement")
+    min_delta: float = Field(
+        0.0, allow_inf_nan=False, ge=0, description="the least change that counts as an improvement"
+    )
 
     _best: float | None = PrivateAttr(default=None)
     _since: int = PrivateAttr(default=0)

@@ -41,9 +41,12 @@ class Ema(Plugin):
     warmup: bool = Field(
         True, description="start at decay 0 and approach `decay`: 1 - (1 + step/warmup_gamma)^-warmup_power"
     )
-    warmup_gamma: float = Field(1.0, gt=0, description="steps over which the warm-up stretches")
+    warmup_gamma: float = Field(1.0, allow_inf_nan=False, gt=0, description="steps over which the warm-up stretches")
     warmup_power: float = Field(
-        2 / 3, gt=0, description="how fast it approaches; 1 with warmup_gamma 1 is the plain mean of all steps"
+        2 / 3,
+        allow_inf_nan=False,
+        gt=0,
+        description="how fast it approaches; 1 with warmup_gamma 1 is the plain mean of all steps",
     )
     min_decay: float = Field(0.0, ge=0, lt=1, description="lowest decay while warming up")
     start_step: int = Field(0, ge=0, description="steps during which the average just follows the weights")

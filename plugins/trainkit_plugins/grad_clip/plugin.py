@@ -52,7 +52,12 @@ class GradClip(Plugin):
     factor: float = Field(
         0.01, gt=0, description="mode adaptive: largest norm of a unit's gradient over that of its weights"
     )
-    eps: float = Field(1e-3, gt=0, description="mode adaptive: norm of the weights below which this is used instead")
+    eps: float = Field(
+        1e-3,
+        allow_inf_nan=False,
+        gt=0,
+        description="mode adaptive: norm of the weights below which this is used instead",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> GradClip:

@@ -35,7 +35,10 @@ class MetaSgd(Plugin):
 
     per: Per = Field("element", description="what has a step size of its own: each element, tensor or layer")
     initial: float | None = Field(
-        None, gt=0, description="where every step size starts; null: at maml's inner_lr (the mean loss, as there)"
+        None,
+        allow_inf_nan=False,
+        gt=0,
+        description="where every step size starts; null: at maml's inner_lr (the mean loss, as there)",
     )
     each_step: bool = Field(False, description="learn separate step sizes for every inner step")
 

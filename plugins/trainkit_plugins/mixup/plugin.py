@@ -37,8 +37,12 @@ class Mixup(Plugin):
 }"""
     neutral: ClassVar[dict[str, Any]] = {"prob": 0.0, "label_smoothing": 0.0}
 
-    mixup_alpha: float = Field(0.2, ge=0, description="alpha of mixup's Beta distribution; 0 switches mixup off")
-    cutmix_alpha: float = Field(0.0, ge=0, description="alpha of CutMix's Beta distribution; 0 switches CutMix off")
+    mixup_alpha: float = Field(
+        0.2, allow_inf_nan=False, ge=0, description="alpha of mixup's Beta distribution; 0 switches mixup off"
+    )
+    cutmix_alpha: float = Field(
+        0.0, allow_inf_nan=False, ge=0, description="alpha of CutMix's Beta distribution; 0 switches CutMix off"
+    )
     prob: float = Field(1.0, ge=0, le=1, description="probability of mixing (per batch, pair or image: `mode`)")
     switch_prob: float = Field(0.5, ge=0, le=1, description="where both are on: probability of CutMix")
     mode: Literal["batch", "pair", "elem"] = Field(

@@ -33,9 +33,11 @@ class _AdamLike(Plugin):
 
     citation: ClassVar[str] = CITATION
 
-    lr: float | None = Field(None, gt=0, description="peak learning rate; default: optimizer.lr of the recipe")
+    lr: float | None = Field(
+        None, allow_inf_nan=False, gt=0, description="peak learning rate; default: optimizer.lr of the recipe"
+    )
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the first and of the second moment")
-    eps: float = Field(1e-8, ge=0, description="added to sqrt(v), before the bias correction")
+    eps: float = Field(1e-8, allow_inf_nan=False, ge=0, description="added to sqrt(v), before the bias correction")
 
     @field_validator("betas")
     @classmethod
@@ -149,7 +151,9 @@ class AdamEps(_AdamLike):
     eps is added to sqrt(v) before the bias correction, unlike torch's. A control for RAdam.
     """
 
-    eps: float = Field(1e-4, ge=0, description="added to sqrt(v), before the bias correction; 1e-4 in the paper")
+    eps: float = Field(
+        1e-4, allow_inf_nan=False, ge=0, description="added to sqrt(v), before the bias correction; 1e-4 in the paper"
+    )
 
     @hookimpl
     def build_optimizer(self, param_groups: ParamGroups, run: Run) -> Optimizer:
