@@ -95,7 +95,8 @@ class TrapInit(Plugin):
             affine = fit_affine(loss, inputs, layers[-1].out_features)
             # Where the minimum lies at infinity the gradient vanishes too, but a map twice as large is better still.
             predictions = torch.addmm(affine.bias, inputs.double(), affine.weight.t())
-            attained = affine.gradient_norm < _ATTAINED and not loss(2 * predictions) < affine.loss
+            with torch.no_grad():  # as a loss that nothing is to be learned from
+                attained = affine.gradient_norm < _ATTAINED and not loss(2 * predictions) < affine.loss
         if not attained:
             raise UserError(
                 f"{run.recipe.source.nearest('train', 'loss')}: train.loss: {self.name} found no affine model that "
