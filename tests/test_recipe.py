@@ -66,7 +66,7 @@ def test_six_different_mistakes_get_six_lines_in_one_go(write: Write) -> None:
         ("seed: yes", 'seed: should be a valid integer; got "yes"'),
         ("seed: 1.0", "seed: should be a valid integer; got 1.0"),
         ("seed: 9223372036854775808", "seed: should be less than 9223372036854775808; got 9223372036854775808"),
-        ("train: {compile: on}", 'train.compile: should be a valid boolean; got "on"'),
+        ("train: {compile: on}", 'train.compile: should be a valid boolean; got "on"; write true'),
         ("train: {epochs: 0}", "train.epochs: should be greater than or equal to 1; got 0"),
         ("train: {precision: fp8}", "train.precision: should be 'fp32', 'bf16' or 'fp16'; got \"fp8\""),
         (
@@ -89,9 +89,12 @@ def test_six_different_mistakes_get_six_lines_in_one_go(write: Write) -> None:
             "scheduler.name: should be 'cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt' or 'constant'; "
             'got "plateau"',
         ),
-        ("plugins: [ema]", 'plugins: should be a mapping; got ["ema"]'),
-        ("plugins: {ema: 3}", "plugins.ema: should be a mapping; got 3"),
-        ("plugins: ema", 'plugins: should be a mapping; got "ema"'),
+        ("plugins: [ema]", 'plugins: should be a mapping; got ["ema"]; write `plugins: {ema: {}}`'),
+        (
+            "plugins: {ema: 3}",
+            "plugins.ema: should be a mapping; got 3; `ema:` with nothing behind it switches the plugin on",
+        ),
+        ("plugins: ema", 'plugins: should be a mapping; got "ema"; write `plugins: {ema: {}}`'),
         (
             "sceduler: {}",
             "sceduler: there is no such option; did you mean 'scheduler'? "

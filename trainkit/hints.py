@@ -13,16 +13,18 @@ from trainkit.marks import KeyPath
 _YES, _NO = ("yes", "on", "y"), ("no", "off", "n")
 
 
-def meant(model: type[BaseModel], key: str, known: Sequence[str], at_top: bool) -> str:
+def meant(model: type[BaseModel], path: KeyPath, known: Sequence[str], at_top: bool) -> str:
     """Return `; did you mean …?` for a key that is not known where it stands, or nothing.
 
     Args:
         model: of the whole recipe, or of a plugin's options.
-        key: as it was written.
+        path: of the key under that model, as it was written.
         known: the options that there are in its place.
         at_top: whether `model` is that of the whole recipe, whose sections are searched too.
     """
-    elsewhere = [f"{name}.{key}" for name, field in model.model_fields.items() if key in _any_options(field.annotation)]
+    key = str(path[-1])
+    others = [(name, field) for name, field in model.model_fields.items() if name not in path[:-1]]
+    elsewhere = [f"{name}.{key}" for name, field in others if key in _any_options(field.annotation)]
     if at_top and elsewhere:
         return f"; did you mean {' or '.join(elsewhere)}?"
     sections = [*known, "extends"] if at_top and "model" in known else known

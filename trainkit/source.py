@@ -173,7 +173,7 @@ def _problem(item: Any, model: type[BaseModel], data: Any, source: Source, prefi
     path = (*prefix, *_real_path(data, item["loc"], item["type"]))
     if item["type"] == "extra_forbidden":
         known = options_at(model, item["loc"])
-        near = meant(model, str(path[-1]), known, at_top=not prefix)
+        near = meant(model, path[len(prefix) :], known, at_top=not prefix)
         message = f"there is no such option{near} (known: {', '.join(known) or 'none'})"
     elif item["type"] == "missing":
         message = "is required and not given"
