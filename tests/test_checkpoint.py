@@ -363,10 +363,10 @@ def best_of(tiny: Path, folder: Path, scores: list[float], *overrides: str) -> l
     run, keeper = train(setup, folder)
     epochs = [entry["epoch"] for entry in keeper.best]
     names = sorted(path.name for path in (folder / "checkpoints").glob("best-*"))
-    assert names == sorted(f"best-{epoch:04d}.safetensors" for epoch in epochs)
+    assert names == sorted(f"best-{epoch + 1:04d}.safetensors" for epoch in epochs)
     first = next(iter(dict(run.model.named_parameters())))
     for epoch in epochs:
-        kept = load_file(folder / "checkpoints" / f"best-{epoch:04d}.safetensors")
+        kept = load_file(folder / "checkpoints" / f"best-{epoch + 1:04d}.safetensors")
         assert kept[first].unique().tolist() == [float(epoch)]
     best = load_file(folder / "weights.safetensors")
     assert best[first].unique().tolist() == [float(epochs[0])]

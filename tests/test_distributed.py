@@ -134,7 +134,7 @@ class Spoil(Plugin):
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("gradient", "the gradient of head.bias is nan at step 3 (epoch 0, batch 2: "),
+        ("gradient", "the gradient of head.bias is nan at step 3 (epoch 1, batch 2: "),
         ("state", "plugins.Spoil: its state_dict()['seen'] is of type set, which can be saved but not read back"),
     ],
 )

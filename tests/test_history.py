@@ -27,7 +27,7 @@ LONG = 40_000
 def rows(steps: int) -> Iterator[dict[str, Any]]:
     """Yield what a run logs: a loss at every step, a plugin's number at every seventh, validations, one spike."""
     for step in range(1, steps + 1):
-        row: dict[str, Any] = {"step": step, "epoch": (step - 1) // 1000, "loss": 1.0 + step % 5}
+        row: dict[str, Any] = {"step": step, "epoch": (step - 1) // 1000 + 1, "loss": 1.0 + step % 5}
         if step == 31_337:
             row["loss"] = 900.0
         if step % 9000 == 0:
@@ -36,7 +36,7 @@ def rows(steps: int) -> Iterator[dict[str, Any]]:
             row |= {"trick/size": step / 7, "trick/shares": [0.5, 0.25]}
         yield row
         if step % 1000 == 0:
-            yield {"step": step, "epoch": (step - 1) // 1000, "val/accuracy": step / steps}
+            yield {"step": step, "epoch": (step - 1) // 1000 + 1, "val/accuracy": step / steps}
 
 
 @pytest.fixture(scope="module")

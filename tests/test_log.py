@@ -34,8 +34,8 @@ def test_values_belong_to_the_step_that_is_committed_next(tmp_path: Path) -> Non
     assert log.pending == 0
     assert log.flush() == []
     assert lines(tmp_path / "metrics.jsonl") == [
-        {"step": 1, "epoch": 0, "loss": 1.5, "lr": 0.1},
-        {"step": 2, "epoch": 0, "loss": 0.5},
+        {"step": 1, "epoch": 1, "loss": 1.5, "lr": 0.1},
+        {"step": 2, "epoch": 1, "loss": 0.5},
     ]
 
 
@@ -125,7 +125,7 @@ def test_what_is_not_finite_is_null_in_the_file_and_nan_when_read_back(tmp_path:
     log.commit(1, 0)
     (record,) = log.flush()
     assert math.isnan(record.values["loss"])  # type: ignore[arg-type]
-    assert path.read_text() == '{"step": 1, "epoch": 0, "loss": null, "norms": [1.0, null]}\n'
+    assert path.read_text() == '{"step": 1, "epoch": 1, "loss": null, "norms": [1.0, null]}\n'
     (read,) = History.read(path).records
     assert math.isnan(read.values["loss"])  # type: ignore[arg-type]
     assert read.values["norms"][0] == 1.0  # type: ignore[index]
@@ -211,10 +211,10 @@ def test_a_history_becomes_a_table_of_its_scalars(tmp_path: Path) -> None:
     history().write_csv(tmp_path / "metrics.csv")
     assert (tmp_path / "metrics.csv").read_text().splitlines() == [
         "step,epoch,loss,norm,val/accuracy",
-        "1,0,2.0,1.0,",
-        "2,0,1.0,,",
-        "2,0,,,0.5",
-        "3,1,0.5,3.0,",
+        "1,1,2.0,1.0,",
+        "2,1,1.0,,",
+        "2,1,,,0.5",
+        "3,2,0.5,3.0,",
     ]
 
 

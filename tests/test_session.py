@@ -24,7 +24,7 @@ from trainkit.run_folder import new_folder
 from trainkit.verify import differences
 
 FILES = [
-    "checkpoints/best-0000.safetensors",
+    "checkpoints/best-0001.safetensors",
     "checkpoints/last.pt",
     "environment.json",
     "metrics.csv",
@@ -83,7 +83,7 @@ def test_a_finished_run_leaves_everything(tiny: Path, tmp_path: Path) -> None:
     folder = session.start(tiny, ["checkpoint.keep_best=9"], tmp_path / "new" / "run", [])
     assert folder == tmp_path / "new" / "run"
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    assert names == sorted([*FILES, "checkpoints/best-0001.safetensors"])
+    assert names == sorted([*FILES, "checkpoints/best-0002.safetensors"])
     told = summary(folder)
     assert (told["status"], told["steps"], told["epochs"]) == ("finished", 12, 2)
     assert (told["model"], told["seed"], told["effective_batch_size"]) == ("test_vit", 3, 4)

@@ -61,7 +61,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     last = folder / "checkpoints" / "last.pt"
     described = run.data.train.describe(1, 2)
     assert str(caught.value) == (
-        f"the loss is {value} at step 9 (epoch 1, batch 2: {described}); last good checkpoint: {last} (step 6). "
+        f"the loss is {value} at step 9 (epoch 2, batch 2: {described}); last good checkpoint: {last} (step 6). "
         "Lower the learning rate, lengthen the warm-up, or clip gradients"
     )
     state = read_state(last)
@@ -81,7 +81,7 @@ def test_no_checkpoint_is_ever_written_after_such_a_loss(tiny: Path, tmp_path: P
 
 
 def test_a_first_step_without_a_checkpoint_says_so(tiny: Path) -> None:
-    with pytest.raises(TrainingError, match=r"at step 1 \(epoch 0, batch 0: .*last good checkpoint: none yet\."):
+    with pytest.raises(TrainingError, match=r"at step 1 \(epoch 1, batch 0: .*last good checkpoint: none yet\."):
         train(with_plugins(tiny, [], Spoil(at=1)))
 
 
@@ -225,15 +225,15 @@ def test_values_logged_between_steps_stand_where_they_were_logged(tiny: Path, tm
         if name.startswith("edge/")
     ]
     assert edges == [
-        (1, 0, "fit_start"),
-        (1, 0, "epoch_start"),
-        (6, 0, "evaluate_start"),
-        (6, 0, "evaluate_end"),
-        (6, 0, "epoch_end"),
-        (7, 1, "epoch_start"),
-        (12, 1, "evaluate_start"),
-        (12, 1, "evaluate_end"),
-        (12, 1, "epoch_end"),
+        (1, 1, "fit_start"),
+        (1, 1, "epoch_start"),
+        (6, 1, "evaluate_start"),
+        (6, 1, "evaluate_end"),
+        (6, 1, "epoch_end"),
+        (7, 2, "epoch_start"),
+        (12, 2, "evaluate_start"),
+        (12, 2, "evaluate_end"),
+        (12, 2, "epoch_end"),
         (12, 2, "fit_end"),
     ]
 

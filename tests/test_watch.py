@@ -68,7 +68,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(
 ) -> None:
     said = failed(tiny, tmp_path, overrides, SpoilGradient(value=value))
     last = tmp_path / "checkpoints" / "last.pt"
-    assert said.startswith(f"the gradient of blocks.1.attn.proj.weight is {abs(value)} at step 5 (epoch 0, batch 4: ")
+    assert said.startswith(f"the gradient of blocks.1.attn.proj.weight is {abs(value)} at step 5 (epoch 1, batch 4: ")
     assert f" while the loss is finite; last good checkpoint: {last} (step 4). " in said
     assert saved(tmp_path)["step"] == 4
 
@@ -151,9 +151,9 @@ def test_a_plugin_that_fails_on_nan_gives_way_to_where_it_came_from(tiny: Path, 
 
 def test_also_where_only_the_weights_tell(tiny: Path, tmp_path: Path) -> None:
     said = failed(tiny, tmp_path, [], SpoilLoss(weights=True), Decomposes())
-    assert said.startswith("parameter head.weight holds inf after step 3 (epoch 0); last good checkpoint: none yet. ")
+    assert said.startswith("parameter head.weight holds inf after step 3 (epoch 1); last good checkpoint: none yet. ")
     said = failed(tiny, tmp_path / "late", [], SpoilLoss(weights=True, at=6), Decomposes(hook="evaluate"))
-    assert said.startswith("parameter head.weight holds inf after step 6 (epoch 0); ")
+    assert said.startswith("parameter head.weight holds inf after step 6 (epoch 1); ")
 
 
 def test_what_fails_for_another_reason_says_so_itself(tiny: Path, tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def keeps(later: Any, *, at: int = 3) -> Keeps:
 )
 def test_a_plugin_state_that_is_no_number_is_not_saved(tiny: Path, tmp_path: Path, later: Any, what: str) -> None:
     said = failed(tiny, tmp_path, OFTEN, keeps(later))
-    assert re.search(rf"plugins\.Keeps: its state_dict\(\)\['seen'\]\[1\] {what} after step 3 \(epoch 0\); ", said)
+    assert re.search(rf"plugins\.Keeps: its state_dict\(\)\['seen'\]\[1\] {what} after step 3 \(epoch 1\); ", said)
     assert "last.pt (step 2). " in said
     assert saved(tmp_path)["step"] == 2
 
@@ -358,9 +358,9 @@ class SpoilState(Plugin):
 @pytest.mark.parametrize(
     ("what", "said", "step"),
     [
-        ("buffer", "buffer bn1.running_var holds inf after step 3 (epoch 0); ", 2),
-        ("momentum", "['momentum_buffer'] holds nan for conv1.0.weight after step 3 (epoch 0); ", 2),
-        ("average", "parameter conv1.0.weight holds nan after step 12 (epoch 1); ", 11),
+        ("buffer", "buffer bn1.running_var holds inf after step 3 (epoch 1); ", 2),
+        ("momentum", "['momentum_buffer'] holds nan for conv1.0.weight after step 3 (epoch 1); ", 2),
+        ("average", "parameter conv1.0.weight holds nan after step 12 (epoch 2); ", 11),
     ],
 )
 def test_statistics_optimizer_states_and_averages_are_finite_or_from_before(

@@ -265,7 +265,7 @@ class Keeper:
         self.watch.admit_weights()
         self.final = dict(metrics)
         value = metrics[self.spec.metric]
-        file = f"best-{run.epoch:04d}.safetensors"
+        file = f"best-{run.epoch + 1:04d}.safetensors"
         entry = {
             "epoch": run.epoch,
             "value": value,
@@ -278,7 +278,7 @@ class Keeper:
         self.best = ranked[: self.spec.keep_best]
         if entry not in self.best or self.folder is None:
             return
-        metadata = {"model": run.recipe.model.name, "epoch": str(run.epoch), self.spec.metric: repr(value)}
+        metadata = {"model": run.recipe.model.name, "epoch": str(run.epoch + 1), self.spec.metric: repr(value)}
         save_weights(run.model, self.folder / "checkpoints" / file, metadata)
         if self.best[0] is entry:
             save_weights(run.model, self.folder / "weights.safetensors", metadata)

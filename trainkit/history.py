@@ -160,7 +160,7 @@ class History:
             writer.writerow(["step", "epoch", *columns])
             for step, epoch, values in self._rows():
                 row = (values.get(name, "") for name in columns)
-                writer.writerow([step, epoch, *(math.nan if value is None else value for value in row)])
+                writer.writerow([step, epoch + 1, *(math.nan if value is None else value for value in row)])
 
     def _rows(self) -> Iterator[Row]:
         """Yield every record: those of the file where there is one, read anew."""
@@ -210,7 +210,7 @@ def _row(row: Any) -> Row | None:
     """Return step, epoch and values of what a line holds; values that are no numbers are left out."""
     if type(row) is not dict or type(row.get("step")) is not int or type(row.get("epoch")) is not int:
         return None
-    step, epoch = row.pop("step"), row.pop("epoch")
+    step, epoch = row.pop("step"), row.pop("epoch") - 1  # in files they count from 1
     for value in row.values():
         if type(value) is not float and value is not None and not _is_value(value):
             return step, epoch, {name: value for name, value in row.items() if _is_value(value)}

@@ -27,15 +27,18 @@ _LONGEST = 1024
 
 @dataclass(frozen=True)
 class Record:
-    """The values of one optimizer step, or of one validation (names under `val/`), on the host."""
+    """The values of one optimizer step, or of one validation (names under `val/`), on the host.
+
+    `epoch` counts from 0, as `Run.epoch` does; in files and for people epochs count from 1.
+    """
 
     step: int
     epoch: int
     values: dict[str, Value]
 
     def to_json(self) -> str:
-        """Return one line of `metrics.jsonl`. JSON knows no NaN: values that are not finite become null."""
-        return to_json({"step": self.step, "epoch": self.epoch, **self.values})
+        """Return one line of `metrics.jsonl`, where epochs count from 1, and values that are not finite are null."""
+        return to_json({"step": self.step, "epoch": self.epoch + 1, **self.values})
 
 
 class Log:

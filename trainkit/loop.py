@@ -115,7 +115,7 @@ def _fit(run: Run, keeper: Keeper, interrupted: Callable[[], bool], until: int |
             raise Interrupted(run.folder)
     keeper.watch.sum_up()
     run.hook.on_fit_end(run=run)
-    run.log.commit(run.step, run.epoch)
+    run.log.commit(run.step, max(run.epoch - 1, 0))  # it belongs to the epoch that was the last
     run.log.flush()
 
 

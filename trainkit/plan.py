@@ -20,7 +20,7 @@ from trainkit.run import Run
 FILES = {
     "recipe.yaml": "the resolved recipe",
     "environment.json": "versions, device, git commit",
-    "metrics.jsonl": "every logged value, one line per step",
+    "metrics.jsonl": "every logged value, one line per step; epochs count from 1",
     "metrics.csv": "the same as one table",
     "checkpoints/last.pt": "the exact state, to resume from",
     "checkpoints/best-EPOCH.safetensors": "the best weights",

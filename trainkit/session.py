@@ -225,7 +225,7 @@ def finish(run: Run, keeper: Keeper, status: str) -> None:
         "seconds": round(keeper.seconds, 2),
         "final": keeper.final,
         "best": best
-        and {"metric": keeper.spec.metric, "value": best["value"], "epoch": best["epoch"], **best["metrics"]},
+        and {"metric": keeper.spec.metric, "value": best["value"], "epoch": best["epoch"] + 1, **best["metrics"]},
         "notes": run.log.notes,
     }
     history = History.read(folder / "metrics.jsonl")

@@ -179,14 +179,15 @@ class Watch:
         data = self._run.data.train
         position = step.step - 1 - step.epoch * data.steps_per_epoch
         return (
-            f"{what} at step {step.step} (epoch {step.epoch}, batch {position}: "
+            f"{what} at step {step.step} (epoch {step.epoch + 1}, batch {position}: "
             f"{data.describe(step.epoch, position)}){but}; last good checkpoint: {self.last_good}. "
             "Lower the learning rate, lengthen the warm-up, or clip gradients"
         )
 
     def _spoiled(self, what: str) -> str:
         return (
-            f"{what} after step {self._run.step} (epoch {self._run.epoch}); last good checkpoint: {self.last_good}. "
+            f"{what} after step {self._run.step} (epoch {self._run.epoch + 1}); "
+            f"last good checkpoint: {self.last_good}. "
             "Lower the learning rate, or look for what writes it: a division by zero, a root or logarithm of zero"
         )
 

@@ -44,7 +44,7 @@ def test_scalars_and_vectors_come_back_as_they_were_logged(tmp_path: Path) -> No
     assert second[0] == 2
     assert math.isnan(second[1])
     assert points(folder, "val/accuracy") == [(2, 0.5)]
-    assert points(folder, "epoch") == [(1, 0.0), (2, 0.0), (2, 0.0)]
+    assert points(folder, "epoch") == [(1, 1.0), (2, 1.0), (2, 1.0)]
     found = [(h.step, h.histogram_value.num, h.histogram_value.sum) for h in read(folder).Histograms("spread")]
     assert found == [(1, 3.0, 7.0), (2, 1.0, 3.0)]
 

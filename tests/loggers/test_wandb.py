@@ -88,8 +88,8 @@ def test_a_run_is_started_logged_and_finished(calls: list[Any], tmp_path: Path) 
         "dir": str(tmp_path / "digits-1"),
     }
     assert first.pop("spread").sequence == [1.0, 2.0]
-    assert (first, step) == ({"epoch": 0, "loss": 0.5}, 1)
-    assert (second, step_again) == ({"epoch": 0, "val/accuracy": 0.25}, 1)
+    assert (first, step) == ({"epoch": 1, "loss": 0.5}, 1)
+    assert (second, step_again) == ({"epoch": 1, "val/accuracy": 0.25}, 1)
     assert finished == ("finish", {"stop_reason": "enough"})
 
 

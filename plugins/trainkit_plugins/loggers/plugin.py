@@ -92,7 +92,7 @@ class TensorBoard(Plugin):
         if self._writer is None:
             return
         with writing(self._where):
-            self._writer.add_scalar("epoch", record.epoch, record.step)
+            self._writer.add_scalar("epoch", record.epoch + 1, record.step)
             for name, value in record.values.items():
                 if not isinstance(value, list):
                     self._writer.add_scalar(name, value, record.step)
@@ -181,7 +181,7 @@ class Wandb(Plugin):
         """Send one record."""
         if self._run is None:
             return
-        row: dict[str, Any] = {"epoch": record.epoch}
+        row: dict[str, Any] = {"epoch": record.epoch + 1}
         for name, value in record.values.items():
             if not isinstance(value, list):
                 row[name] = value
