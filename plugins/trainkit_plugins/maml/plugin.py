@@ -57,11 +57,12 @@ class Maml(Episodic):
     hookspecs: ClassVar[type | None] = MamlHooks
     conflicts: ClassVar[Mapping[str, str]] = {"mixup": "it mixes the images of a batch, and here a batch is tasks"}
 
-    steps: int = Field(5, ge=0, description="gradient steps of the inner loop in training")
-    test_steps: int | None = Field(None, ge=0, description="and in validation and test; null: as many")
+    steps: int = Field(5, ge=0, le=10_000, description="gradient steps of the inner loop in training")
+    test_steps: int | None = Field(None, ge=0, le=10_000, description="and in validation and test; null: as many")
     inner_lr: float = Field(
         0.4,
         ge=0,
+        le=1e6,
         description="step size of the inner loop, on the mean loss; Finn et al. divide a sum by the shots alone, so "
         "that their 0.4 for 5 ways is 2.0 here",
     )
@@ -75,7 +76,7 @@ class Maml(Episodic):
         "alike), or prototypes (the mean features of the support set's classes: Proto-MAML)",
     )
     prototype_scale: float = Field(
-        1.0, gt=0, description="with head: prototypes, what squared distances are multiplied by to make logits"
+        1.0, gt=0, le=1e6, description="with head: prototypes, what squared distances are multiplied by to make logits"
     )
     norm_statistics: NormStatistics = Field(
         "batch",
@@ -83,7 +84,7 @@ class Maml(Episodic):
         "statistics, also for the query), running (the model's averages, which stay), per_step (batch, with norm "
         "parameters of their own for each step)",
     )
-    norm_eps: float | None = Field(None, gt=0, description="eps of every batch norm; null: the model's own")
+    norm_eps: float | None = Field(None, gt=0, le=1, description="eps of every batch norm; null: the model's own")
     multi_step_epochs: int = Field(
         0, ge=0, description="epochs over which the query loss moves from all inner steps alike to the last one alone"
     )
@@ -91,11 +92,9 @@ class Maml(Episodic):
     max_meta_value: float | None = Field(
         None, gt=0, description="clip each entry of the meta-gradient, after averaging over tasks"
     )
-    checkpoint_steps: bool = Field(
-        False, description="compute each inner step again in the backward pass instead of keeping its graph"
-    )
+    checkpoint_steps: bool = Field(False, description="compute each inner step again in the backward pass: no graphs")
     workers: int | None = Field(
-        None, ge=1, description="tasks computed at the same time; null: on a CPU one per thread that torch may use"
+        None, ge=1, le=1024, description="tasks computed at once; null: on a CPU one per thread that torch may use"
     )
 
     _workers: Workers | None = PrivateAttr(default=None)

@@ -56,8 +56,8 @@ class Episodic(Plugin):
     queries: int = Field(15, ge=1, description="query images of each class")
     tasks: int = Field(4, ge=1, description="tasks of an optimizer step, on all ranks and micro-batches together")
     steps_per_epoch: int = Field(100, ge=1, description="optimizer steps in an epoch, which has no other meaning here")
-    val_episodes: int = Field(200, ge=2, description="tasks of every validation, the same each time")
-    test_episodes: int = Field(600, ge=0, description="tasks of the test after training; 0 for no test")
+    val_episodes: int = Field(200, ge=2, le=1_000_000, description="tasks of every validation, the same each time")
+    test_episodes: int = Field(600, ge=0, le=1_000_000, description="tasks of the test after training; 0 for no test")
     also_test: dict[str, dict[str, Any]] = Field(
         {}, description="further data to test on: sections like `data:`, each under a name of its own"
     )

@@ -50,6 +50,7 @@ class SpectralRank(Plugin):
     threshold: float | None = Field(
         None,
         ge=0,
+        allow_inf_nan=False,
         description="in units of the singular values; default: the paper's, 1.5 to maximize and 0.5 to minimize; "
         "0 with minimize only measures",
     )
