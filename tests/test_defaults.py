@@ -144,8 +144,8 @@ def test_a_metric_that_is_not_measured_is_refused(tiny: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         build(compose(tiny, ["checkpoint.metric=acuracy"]))
     assert str(caught.value) == (
-        "command line `checkpoint.metric=acuracy`: checkpoint.metric: this run does not measure 'acuracy' "
-        "(it measures: accuracy, calibration_error, nll)"
+        "command line `checkpoint.metric=acuracy`: checkpoint.metric: this run does not measure 'acuracy'; "
+        "did you mean 'accuracy'? (it measures: accuracy, calibration_error, nll)"
     )
 
 

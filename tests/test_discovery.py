@@ -213,7 +213,7 @@ def test_a_listing_survives_any_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, summary: str
 ) -> None:
     offer(tmp_path, monkeypatch, {"shape": "shape:Shout"}, shape=text)
-    expected = Listing("shape", summary.format(site=tmp_path), (), "offered")
+    expected = Listing("shape", summary.format(site=tmp_path), (), "offered", room="shape")
     assert describe(installed()["shape"]) == expected
 
 
@@ -224,7 +224,8 @@ def test_a_listing_looks_into_packages_without_importing_them(tmp_path: Path, mo
     (package / "room.py").write_text(PLUGIN)  # `inner` has no __init__.py: a namespace package
     monkeypatch.syspath_prepend(str(tmp_path))
     point = EntryPoint("shout", "outer_pkg.inner.room:Shout [extra]", GROUP)
-    assert describe(point) == Listing("shout", "Say the loss aloud.", ("on_epoch_end", "compute_loss"), "unknown")
+    hooks = ("on_epoch_end", "compute_loss")
+    assert describe(point) == Listing("shout", "Say the loss aloud.", hooks, "unknown", room="inner")
     gone = describe(EntryPoint("gone", "outer_pkg.nowhere.room:Shout", GROUP))
     assert gone.summary == "(no class Shout found in outer_pkg.nowhere.room)"
     assert "outer_pkg" not in sys.modules

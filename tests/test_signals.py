@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,17 @@ from trainkit.errors import Interrupted, TrainingError
 from trainkit.signals import ending_at_once, interruptible
 
 
+@pytest.fixture
+def unhardened() -> Iterator[None]:
+    """Obey SIGHUP and SIGINT, which who starts the tests in the background may have told them to ignore."""
+    numbers = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in numbers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("unhardened")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU])
 def test_a_signal_that_comes_twice_only_asks(number: int) -> None:
     with interruptible() as interrupted:
@@ -41,6 +53,7 @@ def test_nohup_is_respected() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("unhardened")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_where_nothing_can_be_lost_a_signal_ends_at_once(number: int) -> None:
     with pytest.raises(KeyboardInterrupt), ending_at_once():

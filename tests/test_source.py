@@ -266,11 +266,11 @@ def test_a_list_is_read_as_a_tuple_and_an_int_as_a_float(write: Write) -> None:
     ("options", "message"),
     [
         ("{inner: {size: 0}}", "o.inner.size: should be greater than or equal to 1; got 0"),
-        ("{inner: {size: '1'}}", 'o.inner.size: should be a valid integer; got "1"'),
+        ("{inner: {size: '1'}}", 'o.inner.size: should be a valid integer; got "1"; leave the quotes out'),
         ("{inner: {size: 1.0}}", "o.inner.size: should be a valid integer; got 1.0"),
         ("{inner: {size: true}}", "o.inner.size: should be a valid integer; got true"),
         ("{flag: 1}", "o.flag: should be a valid boolean; got 1"),
-        ("{flag: on}", 'o.flag: should be a valid boolean; got "on"'),
+        ("{flag: on}", 'o.flag: should be a valid boolean; got "on"; write true'),
         ("{word: 1}", "o.word: should be a valid string; got 1"),
         ("{word: lengthy}", 'o.word: must have at most 3 letters, not 7; got "lengthy"'),
         ("{pair: [1]}", "o.pair.1: is required and not given"),

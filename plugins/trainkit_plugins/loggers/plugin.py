@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from trainkit import FolderName, Plugin, Record, Run, hookimpl, own_folder, writing
+from trainkit import FolderName, Plugin, Record, Run, hookimpl, own_folder, write_text, writing
 
 
 def _require(package: str) -> None:
@@ -50,6 +51,18 @@ def _keep_writers_quiet() -> None:
     threading.excepthook = unless_writer
 
 
+def _wait_for_a_later_name(folder: Path) -> None:
+    """Wait out the second in which an event file of `folder` was begun.
+
+    TensorBoard reads the files of a folder in the order of their names, which count seconds: of two that were begun
+    in the same one, the older may be read last, and its points stand for the newer's.
+    """
+    names = [path.name.split(".") for path in folder.glob("events.out.tfevents.*")]
+    begun = {parts[3] for parts in names if len(parts) > 3}
+    while str(int(time.time())) in begun:
+        time.sleep(0.02)
+
+
 class TensorBoard(Plugin):
     """Write what the run logs as TensorBoard event files.
 
@@ -80,6 +93,7 @@ class TensorBoard(Plugin):
 
         _keep_writers_quiet()
         self._where = own_folder(run, self, "folder")
+        _wait_for_a_later_name(self._where)
         with writing(self._where):
             self._writer = SummaryWriter(str(self._where), purge_step=run.step + 1, flush_secs=self.flush_seconds)
             if run.step == 0:
@@ -174,7 +188,7 @@ class Wandb(Plugin):
                 settings=wandb.Settings(console="off"),
             )
         if begun is None:
-            file.write_text(f"{self._run.id}\n", encoding="utf-8")
+            write_text(file, f"{self._run.id}\n")
 
     @hookimpl
     def on_log(self, record: Record) -> None:
