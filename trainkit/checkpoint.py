@@ -26,6 +26,7 @@ from trainkit.plugin import Plugin
 from trainkit.run import Run
 from trainkit.seeds import rng_state, set_rng_state
 from trainkit.watch import Watch
+from trainkit.weights import misfit
 from trainkit.writes import atomically, writing
 
 FORMAT = 2
@@ -95,12 +96,6 @@ def restore_run(run: Run, state: dict[str, Any]) -> None:
         ask(plugin, name, "load_state_dict", state["plugins"][name])
         plugin.load_generator_states(state["random"][run.device.rank]["plugins"][name])
     set_rng_state(state["random"][run.device.rank]["global"], run.device.torch)
-
-
-def misfit(error: Exception) -> str:
-    """Return in one line why torch could not load weights: its first line only says into what."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[1:] or lines or [type(error).__name__])[0]
 
 
 def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:

@@ -226,7 +226,16 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> No
         wrong.append(f"other shapes: {_some(shapes)}")
     if wrong:
         raise UserError(f"{file}: these weights do not fit the model: {'; '.join(wrong)}")
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:  # a layer may refuse what it is given
+        raise UserError(f"{file}: these weights do not fit the model: {misfit(error)[:160]}") from None
+
+
+def misfit(error: Exception) -> str:
+    """Return in one line why torch could not load weights: its first line only says into what."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[1:] or lines or [type(error).__name__])[0]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -133,4 +133,4 @@ def test_help_names_it_without_importing_torch() -> None:
         [sys.executable, "-c", code + "assert 'torch' not in sys.modules"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "Commands of installed plugins: tune-bn" in " ".join(done.stdout.split())
+    assert any(line.startswith("  tune-bn ") for line in done.stdout.splitlines())
