@@ -53,7 +53,7 @@ def test_every_section_of_a_recipe_has_its_table(options: str) -> None:
         ("model:", "name", "string", "required"),
         ("model:", "num_classes", "integer ≥ 0 or `null`", "`null`"),
         ("train:", "loss", "a section", "see below"),
-        ("maml", "steps", "integer ≥ 0", "`5`"),
+        ("maml", "steps", "integer ≥ 0, ≤ 10000", "`5`"),
     ],
 )
 def test_a_row_says_type_range_and_default(options: str, heading: str, option: str, kind: str, default: str) -> None:
