@@ -92,6 +92,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def suggest(word: str, known: Sequence[str]) -> str:
     """Return `; did you mean 'x'?` for the known word nearest to `word`, or nothing when none is near."""
     import difflib

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainkit.errors import TrainingError
+from trainkit.errors import TrainingError, some
 from trainkit.run import Run
 
 _HIDDEN = "CheckpointFunctionBackward"
@@ -43,7 +43,7 @@ def look(run: Run, loss: Tensor) -> None:
     names = unreached(loss, run.model)
     if not run.device.any(bool(names)):
         return
-    what = f"no loss reaches {len(names)} of the model's parameters: {_some(names)}"
+    what = f"no loss reaches {len(names)} of the model's parameters: {some(names)}"
     if run.device.world > 1:
         raise TrainingError(
             f"{what}; each rank would wait for a gradient that never comes: where the model is built, let "
@@ -65,10 +65,6 @@ def explained(error: RuntimeError, module: nn.Module) -> Exception:
     names = [name.removeprefix("module.model.") for name, p in module.named_parameters() if p.requires_grad]
     late = [names[int(i)] for i in missing[1].split()]
     return TrainingError(
-        f"the last step's loss did not reach {_some(late)}, which it reached before; on several ranks every step must "
+        f"the last step's loss did not reach {some(late)}, which it reached before; on several ranks every step must "
         "reach all parameters: add zero times a sum of those that a step leaves out"
     )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

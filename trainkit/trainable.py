@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from trainkit.errors import PluginError
+from trainkit.errors import PluginError, some
 from trainkit.run import Run
 
 
@@ -33,14 +33,14 @@ def select(run: Run, before: frozenset[str]) -> frozenset[str]:
     """
     if changed := sorted(before ^ trained(run.model)):
         raise PluginError(
-            f"requires_grad of {_some(changed)} was changed while the run was under way; set it where the model is "
+            f"requires_grad of {some(changed)} was changed while the run was under way; set it where the model is "
             "built, or say what trains in each epoch by wrapping the hook select_trainable"
         )
     possible = optimized(run)
     chosen = frozenset(run.hook.select_trainable(model=run.model, run=run))
     if unknown := sorted(chosen.difference(possible)):
         raise PluginError(
-            f"select_trainable: {_some(unknown)} cannot train: the model has no such parameter, or the optimizer does "
+            f"select_trainable: {some(unknown)} cannot train: the model has no such parameter, or the optimizer does "
             "not hold it; let it require a gradient when the model is built"
         )
     if not chosen:
@@ -51,7 +51,3 @@ def select(run: Run, before: frozenset[str]) -> frozenset[str]:
                 parameter.requires_grad_(name in chosen)
                 parameter.grad = None
     return trained(run.model)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -92,7 +92,7 @@ class Maml(Episodic):
     max_meta_value: float | None = Field(
         None, gt=0, description="clip each entry of the meta-gradient, after averaging over tasks"
     )
-    checkpoint_steps: bool = Field(False, description="compute each inner step again in the backward pass: no graphs")
+    checkpoint_steps: bool = Field(False, description="compute inner steps again in the backward pass, keep no graph")
     workers: int | None = Field(
         None, ge=1, le=1024, description="tasks computed at once; null: on a CPU one per thread that torch may use"
     )
