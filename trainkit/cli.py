@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from copy import copy
 from functools import wraps
 from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
@@ -61,7 +62,7 @@ def _options(
     """Training techniques as plugins for timm models."""
 
 
-def _command(function: F, name: str | None = None) -> F:
+def _command(function: F, name: str | None = None, to: typer.Typer = app) -> F:
     """Register a command whose failures end in one message and an exit code, not in a traceback."""
 
     @wraps(function)
@@ -91,7 +92,7 @@ def _command(function: F, name: str | None = None) -> F:
 
     # What is no option is taken for an override, whose check says how one is written.
     lenient = {"ignore_unknown_options": "overrides" in signature(function).parameters}
-    return app.command(name, context_settings=lenient)(guarded)  # type: ignore[return-value]
+    return to.command(name, context_settings=lenient)(guarded)  # type: ignore[return-value]
 
 
 def _end(message: str, code: int) -> NoReturn:
@@ -270,16 +271,25 @@ def verify_resume(
     out.print(f"resumed after step {verdict.at}: everything is the same, bit for bit, after step {verdict.steps}")
 
 
-def _add(point: EntryPoint, asked: str) -> None:
+def with_plugins(asked: str) -> typer.Typer:
+    """Return the command line with the commands of installed plugins; the one that is asked for is imported."""
+    whole = copy(app)
+    whole.registered_commands = list(app.registered_commands)
+    for point in entry_points(group="trainkit.commands"):
+        _add(whole, point, asked)
+    return whole
+
+
+def _add(to: typer.Typer, point: EntryPoint, asked: str) -> None:
     """Add the command of a plugin, a function as Typer takes them; it is imported only when it is asked for."""
     if point.name == asked:
         with err.waiting(f"loading {point.module}"):
             function = point.load()
-        _command(function, point.name)
+        _command(function, point.name, to)
         return
     from trainkit.discovery import command_summary
 
-    app.command(point.name, help=f"{command_summary(point)} ({point.module.split('.')[0]})")(lambda: None)
+    to.command(point.name, help=f"{command_summary(point)} ({point.module.split('.')[0]})")(lambda: None)
 
 
 def main() -> None:
@@ -288,9 +298,7 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows no `…` is no reason to fail
     asked = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-    for point in entry_points(group="trainkit.commands"):
-        _add(point, asked)
-    app(prog_name="trainkit")
+    with_plugins(asked)(prog_name="trainkit")
 
 
 if __name__ == "__main__":
