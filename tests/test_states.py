@@ -181,6 +181,6 @@ def test_finite_values_are_finite_however_large() -> None:
 
 def test_the_first_bad_tensor_is_named_though_the_others_are_of_other_kinds() -> None:
     tensors = [torch.zeros(0), torch.ones(2), torch.arange(2), torch.tensor([1.0, INF]).double(), torch.tensor(NAN)]
-    assert first_bad(tensors) == (3, "holds inf")
+    assert first_bad(tensors) == (3, "inf")
     assert first_bad(tensors[:3]) is None
     assert first_bad([]) is None

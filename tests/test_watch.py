@@ -61,11 +61,13 @@ def saved(folder: Path) -> dict[str, Any]:
 # Gradients.
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("overrides", [OFTEN, [*OFTEN, "train.accumulate=2", "data.batch_size=2"]])
 def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(
-    tiny: Path, tmp_path: Path, value: float, overrides: list[str]
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, overrides: list[str], at_once: bool
 ) -> None:
+    monkeypatch.setattr("trainkit.watch.at_hand", lambda device: at_once)
     said = failed(tiny, tmp_path, overrides, SpoilGradient(value=value))
     last = tmp_path / "checkpoints" / "last.pt"
     assert said.startswith(f"the gradient of blocks.1.attn.proj.weight is {abs(value)} at step 5 (epoch 1, batch 4: ")
@@ -83,9 +85,27 @@ def test_nor_at_the_last_step_of_an_epoch_or_a_run(tiny: Path, tmp_path: Path, s
         assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_the_first_bad_step_is_named_though_later_losses_are_bad_too(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("at_once", "what"),
+    [
+        (True, "parameter blocks.1.attn.proj.weight became nan"),
+        (False, "the gradient of blocks.1.attn.proj.weight is nan"),
+    ],
+)
+def test_the_first_bad_step_is_named_though_later_losses_are_bad_too(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool, what: str
+) -> None:
+    monkeypatch.setattr("trainkit.watch.at_hand", lambda device: at_once)
     said = failed(tiny, tmp_path, ["train.log_every=6"], SpoilGradient(at=2))
-    assert "the gradient of blocks.1.attn.proj.weight is nan at step 2 " in said
+    assert said.startswith(f"{what} at step 2 (epoch 1, batch 1: ")
+    assert " while the loss is finite; " in said
+
+
+def test_the_step_that_spoilt_the_weights_is_named_though_it_is_the_next_loss_that_tells(
+    tiny: Path, tmp_path: Path
+) -> None:
+    said = failed(tiny, tmp_path, ["train.log_every=100"], SpoilLoss(weights=True, at=4))
+    assert said.startswith("parameter head.weight became inf at step 4 (epoch 1, batch 3: ")
 
 
 def test_a_gradient_too_large_for_its_norm_is_finite(tiny: Path, tmp_path: Path) -> None:
@@ -478,7 +498,11 @@ def test_a_resumed_run_counts_on(tiny: Path, tmp_path: Path) -> None:
     assert states[0]["watch"] == {"skipped": 22, "in_a_row": 0}
 
 
-def test_a_gradient_spoilt_after_unscaling_is_not_taken_for_a_skipped_step(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_gradient_spoilt_after_unscaling_is_not_taken_for_a_skipped_step(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    monkeypatch.setattr("trainkit.watch.at_hand", lambda device: at_once)
     spoils = Overflows(steps=(2,), behind=4)
     said = failed(tiny, tmp_path, ["train.precision=fp16", *OFTEN], spoils)
     assert said.startswith("the gradient of head.bias is nan at step 4 ")

@@ -42,18 +42,18 @@ def not_a_number(value: Any) -> str | None:
         elif isinstance(part, float) and math.isnan(part):
             return f"{place} is nan"
     found = first_bad(list(tensors.values()))
-    return None if found is None else f"{list(tensors)[found[0]]} {found[1]}"
+    return None if found is None else f"{list(tensors)[found[0]]} holds {found[1]}"
 
 
 def first_bad(tensors: Sequence[Tensor]) -> tuple[int, str] | None:
-    """Return which tensor is the first that is not finite, and whether it holds nan or inf; waits for the device."""
+    """Return which tensor is the first that is not finite, and whether it has nan or inf; waits for the device."""
     numbers = [(i, n) for i, t in enumerate(tensors) if (n := _numbers(t)) is not None]
     for device in dict.fromkeys(n.device for _, n in numbers):
         here = [(i, n) for i, n in numbers if n.device == device]
         bad = ~magnitudes([n for _, n in here]).isfinite()
         if bool(bad.any()):
             place, values = here[int(bad.nonzero()[0])]
-            return place, "holds nan" if bool(values.isnan().any()) else "holds inf"
+            return place, "nan" if bool(values.isnan().any()) else "inf"
     return None
 
 
