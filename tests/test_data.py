@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.reference.tiny import Made, same, shake
 from trainkit.data.loader import Images, OrderedStream, ShuffledStream
+from trainkit.data.workers import number
 from trainkit.seeds import seed_everything
 
 
@@ -195,6 +196,18 @@ def test_any_number_of_workers_gives_the_same_images() -> None:
     assert all(torch.equal(a, b) for a, b in zip(alone, two, strict=True))
     late = shaken(2, 1, position=4)
     assert all(torch.equal(a, b) for a, b in zip(alone[4:], late, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "ranks", "workers"),
+    [(None, 2, 1, 2), (None, 16, 1, 8), (None, 16, 4, 4), (None, 2, 4, 1), (3, 16, 4, 3), (0, 16, 1, 0)],
+)
+def test_workers_that_nobody_asks_for_are_what_the_machine_has(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, cores: int, ranks: int, workers: int
+) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert number(asked) == workers
 
 
 def test_workers_go_on_from_epoch_to_epoch() -> None:

@@ -101,9 +101,7 @@ def test_the_first_bad_step_is_named_though_later_losses_are_bad_too(
     assert " while the loss is finite; " in said
 
 
-def test_the_step_that_spoilt_the_weights_is_named_though_it_is_the_next_loss_that_tells(
-    tiny: Path, tmp_path: Path
-) -> None:
+def test_the_step_that_spoilt_weights_is_named_though_the_next_loss_tells(tiny: Path, tmp_path: Path) -> None:
     said = failed(tiny, tmp_path, ["train.log_every=100"], SpoilLoss(weights=True, at=4))
     assert said.startswith("parameter head.weight became inf at step 4 (epoch 1, batch 3: ")
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from trainkit.data.loader import Keyed, OrderedStream, ShuffledStream
 from trainkit.data.types import Data
+from trainkit.data.workers import number
 from trainkit.device import Device
 from trainkit.errors import UserError
 from trainkit.recipe import Recipe
@@ -33,7 +34,7 @@ def deal(
     shared: dict[str, Any] = {
         "rank": device.rank,
         "world": device.world,
-        "workers": spec.workers,
+        "workers": number(spec.workers),
         "pin": device.torch.type == "cuda",
     }
     try:

@@ -77,6 +77,12 @@ class MissingSpec(BaseModel):
         return self
 
 
+_WORKERS = (
+    "processes that read data; null: one for each core of the machine, shared among its ranks, at most 8; the data are "
+    "the same for any number"
+)
+
+
 class StreamSpec(BaseModel):
     """What every data source understands."""
 
@@ -86,7 +92,7 @@ class StreamSpec(BaseModel):
     eval_batch_size: int | None = Field(
         None, ge=1, le=2**24, description="examples per validation batch; default: batch_size"
     )
-    workers: int = Field(0, ge=0, le=1024, description="processes that read data; the data are the same for any number")
+    workers: int | None = Field(0, ge=0, le=1024, description=_WORKERS)
     drop_last: bool = Field(False, description="leave out the last, short training batch of an epoch")
     missing: MissingSpec | None = Field(None, description="entries of the inputs to hide; default: none")
 
@@ -210,7 +216,7 @@ class TimmSpec(DataSpec):
     class_map: str = Field("", description="file that maps class names to indices")
     test_split: str = Field("test", description="few-shot: timm's name of the split that has the test classes")
     num_classes: int | None = Field(None, ge=2, description="needed only where the source does not say")
-    workers: int = Field(4, ge=0, le=1024, description="processes that read data; the data are the same for any number")
+    workers: int | None = Field(None, ge=0, le=1024, description=_WORKERS)
     augment: AugmentSpec | None = Field(
         AugmentSpec(scale=(0.08, 1.0)), description="random transforms of training images; null: no change"
     )

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from trainkit.errors import TrainingError, UserError
 from trainkit.signals import held_back
+
+_MOST = 8
+"""Workers of a rank that nobody asked for: each holds batches, and more of them seldom read faster."""
+
+
+def number(asked: int | None) -> int:
+    """Return how many workers a rank has: as many as were asked for, or its share of the cores it may use."""
+    if asked is not None:
+        return asked
+    cores: int = joblib.cpu_count()  # less where a container or a job has been given fewer than the machine has
+    return max(1, min(_MOST, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 class _Piped:
