@@ -24,7 +24,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def options_page() -> str:
     """Return every section of a recipe and every installed plugin, each with a table of its options."""
-    from trainkit.schema import recipe_schema
+    from trainkit.commands.schema import recipe_schema
 
     schema = recipe_schema()
     lines = [
@@ -111,7 +111,7 @@ def _kind(option: Schema) -> str:
 
 def commands_page() -> str:
     """Return the help of every command, those of installed plugins included."""
-    from trainkit.cli import app
+    from trainkit.commands.app import app
 
     lines = ["# All commands", "What `trainkit NAME --help` says."]
     for name in sorted(_names(app)):

@@ -23,9 +23,9 @@ from trainkit_plugins.batch_norm import convert_batch_norm
 from trainkit_plugins.batch_norm.choice import tune
 from trainkit_plugins.batch_norm.tuning import ALPHAS, evaluating, sweep
 
-from trainkit.build import Setup, build, compose
-from trainkit.checkpoint import Keeper
-from trainkit.loop import evaluate, fit
+from trainkit.training.build import Setup, build, compose
+from trainkit.training.checkpoint import Keeper
+from trainkit.training.loop import evaluate, fit
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SEEDS = range(5)

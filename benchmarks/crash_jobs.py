@@ -20,13 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import trainkit.log
-import trainkit.loop
-import trainkit.session
-from trainkit import writes
-from trainkit.checkpoint import Keeper
-from trainkit.cli import app
-from trainkit.signals import ENDING
+import trainkit.commands.session
+import trainkit.log.records
+import trainkit.training.loop
+from trainkit.commands.app import app
+from trainkit.system import writes
+from trainkit.system.signals import ENDING
+from trainkit.training.checkpoint import Keeper
 
 PHASES = ("building", "training", "validating", "saving", "finishing")
 Arrange = Callable[[], None]
@@ -119,7 +119,7 @@ def _run(words: list[str], output: int, marks: mmap.mmap | None, arrange: Arrang
         sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115 - until the end
         if marks is not None:
             _mark_phases(marks)
-        trainkit.session.write_report = _short_report
+        trainkit.commands.session.write_report = _short_report
         arrange()
         app(words, prog_name="trainkit")
     except SystemExit as left:
@@ -153,11 +153,11 @@ def _mark_phases(marks: mmap.mmap) -> None:
         setattr(owner, name, inside)
 
     marks[1] = 1
-    marked(trainkit.session, "fit", "training")
-    marked(trainkit.loop, "train_step", "training")
-    marked(trainkit.loop, "evaluate", "validating")
+    marked(trainkit.commands.session, "fit", "training")
+    marked(trainkit.training.loop, "train_step", "training")
+    marked(trainkit.training.loop, "evaluate", "validating")
     marked(Keeper, "_write", "saving")
-    marked(trainkit.session, "finish", "finishing")
+    marked(trainkit.commands.session, "finish", "finishing")
 
 
 def full_disk(name: str, occurrence: int, room: int) -> Arrange:
@@ -189,6 +189,6 @@ def full_disk(name: str, occurrence: int, room: int) -> Arrange:
             return append(path, text, size)
 
         writes._write = counted_write
-        trainkit.log.append = counted_append
+        trainkit.log.records.append = counted_append
 
     return arrange

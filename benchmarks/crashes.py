@@ -33,8 +33,8 @@ import jinja2  # noqa: F401 - what a report needs is loaded once, here
 import matplotlib.pyplot  # noqa: F401
 from crash_jobs import PHASES, Job, full_disk
 
-from trainkit.checkpoint import read_state
-from trainkit.verify import differences
+from trainkit.commands.verify import differences
+from trainkit.training.checkpoint import read_state
 
 RECIPE = """
 seed: 3

@@ -23,9 +23,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trainkit import hookimpl
-from trainkit.build import build, compose
-from trainkit.checkpoint import Keeper
-from trainkit.loop import fit
+from trainkit.training.build import build, compose
+from trainkit.training.checkpoint import Keeper
+from trainkit.training.loop import fit
 
 BATCH, WARM_UP = 32, 2
 RECIPE = """

@@ -30,7 +30,7 @@ from trainkit_plugins.maml import InnerLoop, isolate, plan_for, predict, traject
 from trainkit_plugins.maml.episodes import Episode, EpisodeSampler
 
 from trainkit import Batch, ClassPool, class_pool
-from trainkit.build import Setup, compose
+from trainkit.training.build import Setup, compose
 
 LEARNING_RATES = {"head": (0.1, 0.3, 1.0, 3.0, 10.0), "all": (0.1, 0.3, 1.0)}
 STEPS = {"head": (1, 3, 5, 10, 20, 50, 100), "all": (5, 10, 20, 50)}

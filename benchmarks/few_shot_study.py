@@ -30,8 +30,8 @@ import numpy as np
 import torch
 from scipy.stats import t as student
 
-from trainkit.history import History
-from trainkit.session import start
+from trainkit.commands.session import start
+from trainkit.log.history import History
 
 Row = dict[str, Any]
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from trainkit_plugins.grad_clip import clip_by_global_norm, fit_l0_l1, gradient_of, local_smoothness, snapshot
 
 from trainkit import History
-from trainkit.build import build, compose
-from trainkit.checkpoint import Keeper
 from trainkit.errors import TrainingError
-from trainkit.loop import fit
+from trainkit.training.build import build, compose
+from trainkit.training.checkpoint import Keeper
+from trainkit.training.loop import fit
 
 RECIPE = """\
 model: {name: test_resnet, in_chans: 1}

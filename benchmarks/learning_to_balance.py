@@ -21,7 +21,7 @@ import torch
 from spread import quartiles
 
 from trainkit import Run
-from trainkit.build import build, compose
+from trainkit.training.build import build, compose
 
 RECIPE = """
 model: {{name: conv4, in_chans: 1, args: {{channels: {channels}}}}}

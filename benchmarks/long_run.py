@@ -20,16 +20,16 @@ from pathlib import Path
 
 import torch
 
-from trainkit.log import Log
+from trainkit.log.records import Log
 
 RECIPE = "model: {name: mlp, in_chans: 1}\ndata: {name: digits, image_size: 8}\nplugins: {grad_clip: {}}\n"
 REPORT = (
-    "import sys; from pathlib import Path; from trainkit.report import write_report\n"
+    "import sys; from pathlib import Path; from trainkit.report.page import write_report\n"
     "from trainkit_plugins.grad_clip.plugin import GradClip\n"
     "write_report(Path(sys.argv[1]), [GradClip()])"
 )
 TABLE = (
-    "import sys; from pathlib import Path; from trainkit.history import History; folder = Path(sys.argv[1])\n"
+    "import sys; from pathlib import Path; from trainkit.log.history import History; folder = Path(sys.argv[1])\n"
     "History.read(folder / 'metrics.jsonl').write_csv(folder / 'metrics.csv')"
 )
 

@@ -23,10 +23,10 @@ from scipy.stats import t as student
 from trainkit_plugins.norm_bias import squared_norm
 
 from trainkit import Run, hookimpl
-from trainkit.build import build, compose
-from trainkit.checkpoint import Keeper
-from trainkit.log import Record
-from trainkit.loop import evaluate, fit
+from trainkit.log.records import Record
+from trainkit.training.build import build, compose
+from trainkit.training.checkpoint import Keeper
+from trainkit.training.loop import evaluate, fit
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NONE, DECAY = "~plugins.norm_bias", "optimizer.weight_decay"

@@ -30,12 +30,12 @@ from typing import Any
 import torch
 
 from benchmarks.pairs_page import SWITCHES, Job, Result, page
-from trainkit.build import compose
-from trainkit.discovery import installed
+from trainkit.config.locations import dump
+from trainkit.config.raw import merge
 from trainkit.errors import UserError
-from trainkit.marks import dump
-from trainkit.source import merge
+from trainkit.hooks.discovery import installed
 from trainkit.testing.training import TINY, train
+from trainkit.training.build import compose
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 SECONDS = 120.0

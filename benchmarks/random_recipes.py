@@ -32,11 +32,11 @@ from typing import Any
 
 import torch
 
-from trainkit import shelf
+from trainkit.commands.plan import make_plan
+from trainkit.commands.schema import recipe_schema
+from trainkit.config import bundled as shelf
+from trainkit.config.locations import dump, load_marked
 from trainkit.errors import RecipeError, UserError
-from trainkit.marks import dump, load_marked
-from trainkit.plan import make_plan
-from trainkit.schema import recipe_schema
 
 GIGABYTES = 4
 KINDS = (

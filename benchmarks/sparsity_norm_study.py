@@ -24,9 +24,9 @@ from scipy.stats import t as student
 from trainkit_plugins.sparsity_norm import mean_logit, sparsity_bias
 
 from trainkit import Record, hookimpl
-from trainkit.build import build, compose
-from trainkit.checkpoint import Keeper
-from trainkit.loop import fit
+from trainkit.training.build import build, compose
+from trainkit.training.checkpoint import Keeper
+from trainkit.training.loop import fit
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CONVNET = [

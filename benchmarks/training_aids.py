@@ -23,12 +23,12 @@ from trainkit_plugins.loggers.plugin import TensorBoard
 from trainkit_plugins.mixup.plugin import Mixup
 
 from trainkit import Plugin, Run
-from trainkit.build import Setup, build, compose
-from trainkit.checkpoint import Keeper
 from trainkit.errors import Mark
-from trainkit.loop import publish, train_step
-from trainkit.manager import Entry
-from trainkit.window import StepLoss
+from trainkit.hooks.manager import Entry
+from trainkit.training.build import Setup, build, compose
+from trainkit.training.checkpoint import Keeper
+from trainkit.training.loop import publish, train_step
+from trainkit.training.window import StepLoss
 
 WARM_UP = 5
 RECIPE = """

@@ -20,9 +20,9 @@ from scipy.stats import t as student
 from trainkit_plugins.ema.plugin import Ema
 
 from trainkit import Run, hookimpl
-from trainkit.build import build, compose
-from trainkit.checkpoint import Keeper
-from trainkit.loop import evaluate, fit
+from trainkit.training.build import build, compose
+from trainkit.training.checkpoint import Keeper
+from trainkit.training.loop import evaluate, fit
 
 RECIPE = """
 seed: {seed}

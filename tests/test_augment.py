@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainkit.build import build, compose
 from trainkit.data.policies import policy_notes, policy_problem
 from trainkit.errors import UserError
+from trainkit.training.build import build, compose
 
 TEXT = """\
 model: {name: test_resnet, in_chans: 1}

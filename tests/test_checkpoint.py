@@ -19,12 +19,12 @@ from torch import nn
 
 from tests.reference.tiny import train, with_plugins
 from trainkit import Batch, Plugin, Predictions, Run, hookimpl
-from trainkit.build import Setup, build, compose
-from trainkit.checkpoint import FORMAT, Keeper, read_state, restore_run, run_state, save_weights
+from trainkit.commands.verify import differences
 from trainkit.errors import Interrupted, UserError, WriteError
-from trainkit.loop import fit
-from trainkit.verify import differences
-from trainkit.writes import atomically
+from trainkit.system.writes import atomically
+from trainkit.training.build import Setup, build, compose
+from trainkit.training.checkpoint import FORMAT, Keeper, read_state, restore_run, run_state, save_weights
+from trainkit.training.loop import fit
 
 CONSTANT = ["scheduler.name=constant", "scheduler.warmup_epochs=0"]
 

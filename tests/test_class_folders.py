@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from tests.test_sources import PLAIN, load, make_folder, refusal
-from trainkit.build import compose
 from trainkit.data.class_folders import ClassImages, innermost, open_classes, outermost, read_class_map
 from trainkit.data.file_search import search
 from trainkit.data.pools import class_pool
 from trainkit.errors import UserError
+from trainkit.training.build import compose
 
 Write = Callable[..., Path]
 

@@ -15,8 +15,8 @@ import timm
 import torch
 from typer.testing import CliRunner, Result
 
-from trainkit import shelf
-from trainkit.cli import app
+from trainkit.commands.app import app
+from trainkit.config import bundled as shelf
 
 SMALL = """model: {name: test_resnet, in_chans: 1}
 data: {name: digits, image_size: 32, batch_size: 64}

@@ -16,9 +16,9 @@ import trainkit.testing
 from tests.reference.tiny import train, with_plugins
 from tests.test_distributed import COMMON, logged, on_two_ranks
 from trainkit import Batch, History, Plugin, Run, hookimpl
-from trainkit.build import build
-from trainkit.discovery import load_class
+from trainkit.hooks.discovery import load_class
 from trainkit.testing import Case
+from trainkit.training.build import build
 
 FOLDER = Path(__file__).parents[1] / "docs" / "cookbook"
 EXAMPLES: dict[str, dict[str, Any]] = {

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tests.test_sources import make_folder
-from trainkit import session
-from trainkit.checkpoint import read_state
+from trainkit.commands import session
 from trainkit.errors import UserError
+from trainkit.training.checkpoint import read_state
 
 Write = Callable[..., Path]
 

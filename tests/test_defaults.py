@@ -13,8 +13,8 @@ from torch import nn
 
 from tests.reference.tiny import train, with_plugins
 from trainkit import Batch, Plugin, Record, hookimpl
-from trainkit.build import build, compose
 from trainkit.errors import RecipeError, UserError
+from trainkit.training.build import build, compose
 
 CONSTANT = ["scheduler.name=constant", "scheduler.warmup_epochs=0"]
 

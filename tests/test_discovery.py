@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from trainkit.build import compose
-from trainkit.discovery import GROUP, Listing, describe, installed, load_class
 from trainkit.errors import RecipeError, UserError
+from trainkit.hooks.discovery import GROUP, Listing, describe, installed, load_class
+from trainkit.training.build import compose
 
 Write = Callable[..., Path]
 
@@ -100,7 +100,7 @@ def test_a_third_partys_package_is_found_listed_and_used(tmp_path: Path) -> None
 
     listing = """
 import json, sys
-from trainkit.discovery import describe, installed, load_class
+from trainkit.hooks.discovery import describe, installed, load_class
 found = describe(installed()["shout"])
 print(json.dumps([found.name, found.summary, found.hooks, found.distribution, "torch" in sys.modules]))
 """
@@ -121,7 +121,7 @@ print(json.dumps([found.name, found.summary, found.hooks, found.distribution, "t
     recipe.write_text(f"{RECIPE}  shout: {{volume: 3}}\n")
     using = f"""
 from pathlib import Path
-from trainkit.manager import read_entries
+from trainkit.hooks.manager import read_entries
 (entry,) = read_entries(Path({str(recipe)!r}))
 print(entry.name, entry.plugin.volume, type(entry.plugin).__module__)
 """

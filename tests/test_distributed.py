@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from tests.reference.tiny import train, with_plugins
-from trainkit.checkpoint import read_state
-from trainkit.verify import differences
+from trainkit.commands.verify import differences
+from trainkit.training.checkpoint import read_state
 
 ROOT = Path(__file__).parents[1]
 # Rounding differs between one sum and two halves of it; SGD keeps such differences as small as they are.

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from trainkit.build import build, compose
-from trainkit.checkpoint import Keeper
 from trainkit.errors import Interrupted
-from trainkit.hooks import Hooks
-from trainkit.loop import fit
+from trainkit.hooks.specs import Hooks
+from trainkit.training.build import build, compose
+from trainkit.training.checkpoint import Keeper
+from trainkit.training.loop import fit
 
 ROOT = Path(__file__).parents[1]
 HOOKS = [name for name in vars(Hooks) if not name.startswith("_")]
@@ -38,7 +38,7 @@ def test_no_hook_is_documented_that_does_not_exist():
 
 
 def test_the_picture_of_the_loop_is_the_same_in_the_docs():
-    doc = ast.get_docstring(ast.parse((ROOT / "trainkit" / "loop.py").read_text())) or ""
+    doc = ast.get_docstring(ast.parse((ROOT / "trainkit" / "training" / "loop.py").read_text())) or ""
     picture = textwrap.dedent(doc.split("::\n", 1)[1]).strip()
     assert picture in (ROOT / "docs" / "loop.md").read_text()
     building = {name for name in HOOKS if name.startswith("build_")}
@@ -76,8 +76,8 @@ def test_every_recipe_opens_with_its_claim_and_is_valid():
 
 
 def test_the_readme_lists_every_command_and_every_plugin():
-    from trainkit.cli import app
-    from trainkit.discovery import installed
+    from trainkit.commands.app import app
+    from trainkit.hooks.discovery import installed
 
     readme = (ROOT / "README.md").read_text()
     for command in app.registered_commands:

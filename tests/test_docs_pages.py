@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 import docs_pages
-from trainkit.cli import app
-from trainkit.discovery import installed
-from trainkit.recipe import Recipe
+from trainkit.commands.app import app
+from trainkit.config.recipe import Recipe
+from trainkit.hooks.discovery import installed
 
 ROOT = Path(__file__).parents[1]
 

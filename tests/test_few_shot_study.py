@@ -14,7 +14,7 @@ from trainkit_plugins.maml.episodes import EpisodeSampler
 from benchmarks import few_shot_baselines
 from benchmarks.few_shot_study import main, mean_interval, read, table
 from trainkit import class_pool
-from trainkit.build import compose
+from trainkit.training.build import compose
 
 
 def test_with_one_seed_the_interval_is_students_over_tasks() -> None:

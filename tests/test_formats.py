@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainkit.formats import clock, compact, duration, file_size, label, number, rate, scientific, tick
+from trainkit.report.formats import clock, compact, duration, file_size, label, number, rate, scientific, tick
 
 
 @pytest.mark.parametrize(

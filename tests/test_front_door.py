@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from trainkit import Terminal, __version__, cli
-from trainkit.cli import app
-from trainkit.discovery import command_summary, describe, installed
-from trainkit.listing import show_all, show_one
-from trainkit.recipe import read_recipe
+from trainkit import Terminal, __version__
+from trainkit.commands import app as cli
+from trainkit.commands.app import app
+from trainkit.commands.listing import show_all, show_one
+from trainkit.config.recipe import read_recipe
+from trainkit.hooks.discovery import command_summary, describe, installed
 
 Write = Callable[..., Path]
 SMALL = "model: {name: mlp, in_chans: 1}\ndata: {name: digits, image_size: 8}\n"

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from trainkit.build import compose
 from trainkit.data import cache, glyphs, sources
 from trainkit.data.cache import cache_folder, cached
 from trainkit.data.glyphs import Glyphs, distinct_letters, load_glyphs, script_of, shared_letters
 from trainkit.data.spec import FACES, SCRIPTS
 from trainkit.data.types import Data
-from trainkit.device import Device
 from trainkit.errors import RecipeError, UserError
+from trainkit.training.build import compose
+from trainkit.training.device import Device
 
 Write = Callable[..., Path]
 

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainkit import History, Record
-from trainkit.history import MOST_RECORDS
-from trainkit.plots import loss_plot
-from trainkit.report import write_report
-from trainkit.thinning import Extremes, Spread
+from trainkit.log.history import MOST_RECORDS
+from trainkit.log.thinning import Extremes, Spread
+from trainkit.report.page import write_report
+from trainkit.report.plots import loss_plot
 
 LONG = 40_000
 
@@ -108,8 +108,8 @@ def test_a_table_has_every_step(history: History, tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainkit.history.MOST_RECORDS", 256)
-    monkeypatch.setattr("trainkit.thinning.MOST_STRETCHES", 256)
+    monkeypatch.setattr("trainkit.log.history.MOST_RECORDS", 256)
+    monkeypatch.setattr("trainkit.log.thinning.MOST_STRETCHES", 256)
     peaks = []
     for steps in (6000, 18_000):
         path = tmp_path / f"{steps}.jsonl"
@@ -137,7 +137,7 @@ def test_a_plugin_that_invents_names_costs_no_more_than_others() -> None:
 
 @given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), most=st.integers(1, 8))
 def test_extremes_hold_lowest_and_highest_whatever_is_merged(values: list[float], most: int) -> None:
-    import trainkit.thinning as module
+    import trainkit.log.thinning as module
 
     before, module.MOST_STRETCHES = module.MOST_STRETCHES, most
     try:

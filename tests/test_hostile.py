@@ -17,12 +17,12 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from trainkit import FolderName, Hooks, Plugin, Run, Terminal, UserError, own_folder
-from trainkit.cli import app
-from trainkit.device import Device
+from trainkit.commands.app import app
+from trainkit.config.raw import read_source
+from trainkit.config.recipe import Recipe, read_recipe
 from trainkit.errors import Mark, Problem, RecipeError, one_line, printable
-from trainkit.log import Log
-from trainkit.recipe import Recipe, read_recipe
-from trainkit.source import read_source
+from trainkit.log.records import Log
+from trainkit.training.device import Device
 
 Write = Callable[..., Path]
 SMALL = "model: {name: mlp, in_chans: 1}\ndata: {name: digits, image_size: 8}\n"
@@ -284,7 +284,7 @@ def test_a_file_whose_name_is_no_text(tmp_path: Path) -> None:
 
 
 def test_a_terminal_that_knows_ascii_only_gets_what_it_can_show() -> None:
-    code = "import sys, trainkit.cli as c; sys.argv = ['trainkit', 'recipes', 'copy', 'é…']; c.main()"
+    code = "import sys, trainkit.commands.app as c; sys.argv = ['trainkit', 'recipes', 'copy', 'é…']; c.main()"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
     assert done.returncode == 2

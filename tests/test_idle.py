@@ -12,11 +12,12 @@ from rich.console import Console
 from torch import nn
 
 from tests.reference.tiny import with_plugins
-from trainkit import Plugin, Run, hookimpl, session
-from trainkit.build import build, compose
+from trainkit import Plugin, Run, hookimpl
+from trainkit.commands import session
+from trainkit.commands.plan import make_plan
+from trainkit.commands.plan_page import show
 from trainkit.errors import PluginError
-from trainkit.plan import make_plan
-from trainkit.plan_page import show
+from trainkit.training.build import build, compose
 
 
 def notes(tiny: Path, *overrides: str) -> list[str]:

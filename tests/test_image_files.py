@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from trainkit.data.image_files import endings, read_image
 from trainkit.errors import UserError
-from trainkit.foreign import foreign, no_file
+from trainkit.system.foreign import foreign, no_file
 
 RAMP = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
 """Grey of 16 bits whose values are those of 8 bits, spread evenly."""

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from trainkit.checkpoint import read_state
-from trainkit.verify import differences
+from trainkit.commands.verify import differences
+from trainkit.training.checkpoint import read_state
 
 KILLS = 5
 SMALL = """

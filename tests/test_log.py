@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from trainkit import History, Record
 from trainkit.errors import UserError
-from trainkit.log import Log
+from trainkit.log.records import Log
 
 
 def lines(path: Path) -> list[dict[str, object]]:

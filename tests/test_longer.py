@@ -10,11 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.reference.tiny import with_plugins
-from trainkit import Plugin, Run, hookimpl, session
-from trainkit.checkpoint import read_state
-from trainkit.cli import app
+from trainkit import Plugin, Run, hookimpl
+from trainkit.commands import session
+from trainkit.commands.app import app
+from trainkit.commands.verify import differences
 from trainkit.errors import Interrupted, UserError
-from trainkit.verify import differences
+from trainkit.training.checkpoint import read_state
 
 CONSTANT = ["scheduler={name: constant}"]
 TO_BE_LONGER = {

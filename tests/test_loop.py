@@ -14,10 +14,10 @@ from torch import nn
 
 from tests.reference.tiny import Made, train, with_plugins
 from trainkit import Batch, Plugin, Predictions, Record, Run, hookimpl
-from trainkit.build import build, compose
 from trainkit.errors import UserError
-from trainkit.loop import evaluate
 from trainkit.seeds import derive_seed, seed_everything
+from trainkit.training.build import build, compose
+from trainkit.training.loop import evaluate
 
 CONSTANT = ["scheduler.name=constant", "scheduler.warmup_epochs=0"]
 

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from tests.reference.entries import entries_of, refusals
 from trainkit import Plugin, hookimpl
-from trainkit.build import compose
 from trainkit.errors import RecipeError
-from trainkit.manager import arrange
+from trainkit.hooks.manager import arrange
+from trainkit.training.build import compose
 
 Write = Callable[..., Path]
 

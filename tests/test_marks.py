@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainkit.config.locations import dump, load_marked, parse_value
 from trainkit.errors import RecipeError, UserError
-from trainkit.marks import dump, load_marked, parse_value
 
 Write = Callable[..., Path]
 

@@ -14,10 +14,10 @@ from hypothesis import given
 from torch import nn
 from torchmetrics import classification
 
-from trainkit.build import compose
+from trainkit.config.recipe import LossSpec
 from trainkit.errors import RecipeError
-from trainkit.measures import KnownSquaredError, classification_metrics, criterion, regression_metrics
-from trainkit.recipe import LossSpec
+from trainkit.training.build import compose
+from trainkit.training.metrics import KnownSquaredError, classification_metrics, criterion, regression_metrics
 
 NAN = math.nan
 numbers = st.floats(-100, 100, width=32)

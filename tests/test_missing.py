@@ -13,14 +13,14 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from trainkit.build import compose
 from trainkit.data import sources
 from trainkit.data.loader import Rows
 from trainkit.data.missing import Hidden, mask
 from trainkit.data.spec import MissingSpec
 from trainkit.data.types import Data
-from trainkit.device import Device
 from trainkit.errors import RecipeError, UserError
+from trainkit.training.build import compose
+from trainkit.training.device import Device
 
 Write = Callable[..., Path]
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from tests.reference.tiny import train
-from trainkit.build import build, compose
 from trainkit.errors import UserError
-from trainkit.models import FEATURE_MODELS, Mlp
+from trainkit.training.build import build, compose
+from trainkit.training.models import FEATURE_MODELS, Mlp
 
 Write = Callable[..., Path]
 

@@ -8,7 +8,7 @@ from torchmetrics import MetricCollection
 
 from trainkit import Plugin, hookimpl
 from trainkit.errors import Mark
-from trainkit.manager import Entry, make_manager
+from trainkit.hooks.manager import Entry, make_manager
 
 MEASURED = MetricCollection({})
 

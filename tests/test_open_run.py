@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from tests.conftest import TINY_RECIPE
 from trainkit import UserError, open_run
-from trainkit.checkpoint import read_state
-from trainkit.loop import evaluate
-from trainkit.session import start
+from trainkit.commands.session import start
+from trainkit.training.checkpoint import read_state
+from trainkit.training.loop import evaluate
 
 DIGITS = ["data.name=digits", "model.in_chans=1", "data.image_size=32"]
 

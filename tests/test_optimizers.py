@@ -10,9 +10,9 @@ import timm
 import timm.optim
 import torch
 
-from trainkit.build import build, compose
 from trainkit.errors import UserError
-from trainkit.groups import decay_groups, exempt_names, layer_groups
+from trainkit.training.build import build, compose
+from trainkit.training.param_groups import decay_groups, exempt_names, layer_groups
 
 
 def refusal(tiny: Path, *overrides: str) -> str:

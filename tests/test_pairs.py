@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.pairs import PAGE, attempt, jobs_of, run_all
 from benchmarks.pairs_page import SWITCHES, Job, Result, mark, page
-from trainkit.discovery import installed
+from trainkit.hooks.discovery import installed
 
 NAMES = sorted(installed())
 

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from tests.test_sources import PLAIN, load, make_folder
-from trainkit.build import compose
+from trainkit.commands.plan import make_plan
+from trainkit.commands.plan_data import data_facts, data_rows
+from trainkit.commands.plan_page import show
 from trainkit.data.preparation import Preparation, explain
 from trainkit.data.types import Data
-from trainkit.plan import make_plan
-from trainkit.plan_data import data_facts, data_rows
-from trainkit.plan_page import show
-from trainkit.terminal import Terminal
+from trainkit.system.terminal import Terminal
+from trainkit.training.build import compose
 
 Write = Callable[..., Path]
 

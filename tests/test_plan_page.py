@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from trainkit import Terminal
+from trainkit.commands.plan import make_plan
+from trainkit.commands.plan_data import augmentation_words, loss_words, schedule_words
+from trainkit.commands.plan_page import lines, show
+from trainkit.config.recipe import LossSpec, SchedulerSpec
 from trainkit.data.spec import AugmentSpec
-from trainkit.plan import make_plan
-from trainkit.plan_data import augmentation_words, loss_words, schedule_words
-from trainkit.plan_page import lines, show
-from trainkit.recipe import LossSpec, SchedulerSpec
 
 Write = Callable[..., Path]
 SMALL = "model: {name: test_resnet, in_chans: 1}\ndata: {name: digits, image_size: 32}\n"

@@ -15,15 +15,15 @@ from typer.testing import CliRunner
 
 from tests.reference.tiny import train, with_plugins
 from trainkit import Plugin, UserError, hookimpl
-from trainkit.build import build
-from trainkit.checkpoint import Keeper
-from trainkit.cli import app
+from trainkit.commands.app import app
+from trainkit.commands.plan import make_plan
 from trainkit.errors import Interrupted, PluginError, TrainingError
-from trainkit.log import Log
-from trainkit.loop import fit
-from trainkit.manager import read_entries
-from trainkit.plan import make_plan
-from trainkit.report import write_report
+from trainkit.hooks.manager import read_entries
+from trainkit.log.records import Log
+from trainkit.report.page import write_report
+from trainkit.training.build import build
+from trainkit.training.checkpoint import Keeper
+from trainkit.training.loop import fit
 
 HEAD = """\
 import torch

@@ -14,10 +14,10 @@ from PIL import Image
 from scipy.io import savemat
 
 from trainkit import ClassPool, UserError, class_pool, target_pool
-from trainkit.build import compose
+from trainkit.config.recipe import Recipe, read_recipe
 from trainkit.data.glyphs import load_glyphs
 from trainkit.errors import RecipeError
-from trainkit.recipe import Recipe, read_recipe
+from trainkit.training.build import compose
 
 Write = Callable[..., Path]
 SPLITS = ("train", "validation", "test")
@@ -311,7 +311,7 @@ def test_other_timm_data_cannot_be_split(write: Write, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["omniglot", "cifar_fs", "svhn"])
 def test_few_shot_data_are_not_for_classification(write: Write, tmp_path: Path, name: str) -> None:
     from trainkit.data import sources
-    from trainkit.device import Device
+    from trainkit.training.device import Device
 
     made = recipe(write, f"{{name: {name}, root: {tmp_path}}}")
     with pytest.raises(UserError, match=f"2: data: {name} has no class with both training and validation images"):

@@ -14,9 +14,9 @@ import pluggy
 import pytest
 from rich.console import Console
 
-from trainkit.hooks import PROJECT, Hooks
-from trainkit.log import Record
-from trainkit.progress import Progress, summary_table
+from trainkit.hooks.specs import PROJECT, Hooks
+from trainkit.log.records import Record
+from trainkit.report.progress import Progress, summary_table
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 

@@ -8,7 +8,7 @@ from pydantic import PrivateAttr
 
 from tests.reference.entries import Quiet, entries_of, refusals
 from trainkit import Plugin, hookimpl, moment, value
-from trainkit.manager import arrange, make_manager
+from trainkit.hooks.manager import arrange, make_manager
 
 
 class Spoken:

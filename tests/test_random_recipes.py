@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.random_recipes import KINDS, Outcome, base_of, check, in_a_child, mutated, options, put
-from trainkit.build import compose
-from trainkit.schema import recipe_schema
+from trainkit.commands.schema import recipe_schema
+from trainkit.training.build import compose
 
 Write = Callable[..., Path]
 

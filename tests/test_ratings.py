@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainkit.build import compose
 from trainkit.data import sources
 from trainkit.data.ratings import Ratings, SparseRows, held_out, made_up, read_ratings
 from trainkit.data.spec import RatingsSpec
 from trainkit.data.types import Data
-from trainkit.device import Device
 from trainkit.errors import UserError
-from trainkit.run import Batch
+from trainkit.hooks.run import Batch
+from trainkit.training.build import compose
+from trainkit.training.device import Device
 
 Write = Callable[..., Path]
 

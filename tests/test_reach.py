@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.reference.tiny import train, with_plugins
 from trainkit import Plugin, hookimpl
+from trainkit.checks.reach import explained, unreached
 from trainkit.errors import TrainingError
-from trainkit.reach import explained, unreached
 
 
 class Spare(nn.Module):

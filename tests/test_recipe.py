@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from trainkit.build import compose
+from trainkit.config.recipe import Recipe, read_recipe
 from trainkit.data.spec import DigitsSpec, TimmSpec
 from trainkit.errors import Mark, Problem, RecipeError, suggest
-from trainkit.recipe import Recipe, read_recipe
+from trainkit.training.build import compose
 
 Write = Callable[..., Path]
 

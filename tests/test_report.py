@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 
 from trainkit import History, Plugin, Record, Section, figure
 from trainkit.errors import UserError
-from trainkit.figures import PALETTE
-from trainkit.plots import core_plots, loss_plot
-from trainkit.report import write_report
+from trainkit.report.figures import PALETTE
+from trainkit.report.page import write_report
+from trainkit.report.plots import core_plots, loss_plot
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -406,7 +406,7 @@ def test_a_falling_metric_over_decades_gets_a_log_axis_and_a_rising_one_does_not
 
 
 def test_a_long_run_makes_a_small_page() -> None:
-    from trainkit.figures import to_svg
+    from trainkit.report.figures import to_svg
 
     logged = [Record(s, 0, {"loss": 2 + math.sin(s * s), "lr": 1 / s}) for s in range(1, 100_001)]
     size = sum(len(to_svg(plot.figure, "a")) for plot in core_plots(History(logged)))
@@ -415,7 +415,7 @@ def test_a_long_run_makes_a_small_page() -> None:
 
 def test_importing_the_report_loads_nothing_heavy() -> None:
     code = (
-        "import sys, trainkit, trainkit.report, trainkit.plots, trainkit.figures\n"
+        "import sys, trainkit, trainkit.report.page, trainkit.report.plots, trainkit.report.figures\n"
         "print([m for m in ('matplotlib', 'numpy', 'torch', 'timm', 'jinja2') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

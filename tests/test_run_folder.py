@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from trainkit import session
+from trainkit.commands import session
 from trainkit.errors import UserError, WriteError
-from trainkit.run_folder import LOCK, begun, held
+from trainkit.system.run_folder import LOCK, begun, held
 
 HOLDS = """
 import os, sys, time
 from pathlib import Path
 from trainkit.errors import UserError
-from trainkit.run_folder import begun, held
+from trainkit.system.run_folder import begun, held
 folder, fork = Path(sys.argv[1]), sys.argv[2] == "fork"
 try:
     with begun(folder, "x") if sys.argv[2] == "begin" else held(folder):
@@ -108,7 +108,7 @@ def test_a_block_inside_another_changes_nothing(tmp_path: Path) -> None:
 REFUSED = """
 import sys
 from typer.testing import CliRunner
-from trainkit.cli import app
+from trainkit.commands.app import app
 for words in (
     ["train", "missing.yaml"], ["train", "--resume", "nothing"], ["train", "--resume", "used"],
     ["train", "r.yaml", "--run-dir", "used"], ["train", "r.yaml", "--run-dir", "full"], ["report", "used"],

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from trainkit.build import build, compose
 from trainkit.errors import UserError
-from trainkit.run import Run
+from trainkit.hooks.run import Run
+from trainkit.training.build import build, compose
 
 STEPS = 6  # of the tiny recipe in an epoch
 PEAK = 2e-3

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.reference.derivatives import FLAT, by_part, derivatives, fill
 from trainkit import Run
-from trainkit.build import build, compose
+from trainkit.training.build import build, compose
 
 RECIPE = """\
 seed: 1

@@ -15,13 +15,14 @@ import timm
 import torch
 
 from tests.reference.tiny import with_plugins
-from trainkit import Plugin, Run, hookimpl, session
-from trainkit.build import Setup
-from trainkit.checkpoint import Keeper, read_state
+from trainkit import Plugin, Run, hookimpl
+from trainkit.commands import session
+from trainkit.commands.verify import differences
 from trainkit.errors import Interrupted, TrainingError, UserError
-from trainkit.loop import evaluate
-from trainkit.run_folder import new_folder
-from trainkit.verify import differences
+from trainkit.system.run_folder import new_folder
+from trainkit.training.build import Setup
+from trainkit.training.checkpoint import Keeper, read_state
+from trainkit.training.loop import evaluate
 
 FILES = [
     "checkpoints/best-0001.safetensors",

@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from tests.reference.tiny import with_plugins
-from trainkit import Plugin, Run, hookimpl, session
+from trainkit import Plugin, Run, hookimpl
+from trainkit.commands import session
 from trainkit.data.loader import OrderedStream, Rows, ShuffledStream
 from trainkit.errors import Interrupted, TrainingError
-from trainkit.signals import ending_at_once, interruptible
+from trainkit.system.signals import ending_at_once, interruptible
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from trainkit.config.raw import Source, read_source, validate
 from trainkit.errors import Mark, RecipeError
-from trainkit.source import Source, read_source, validate
 
 Write = Callable[..., Path]
 

@@ -13,11 +13,11 @@ import timm.data
 import torch
 from PIL import Image
 
-from trainkit.build import compose
 from trainkit.data import sources
 from trainkit.data.types import Data
-from trainkit.device import Device
 from trainkit.errors import RecipeError, UserError
+from trainkit.training.build import compose
+from trainkit.training.device import Device
 
 Write = Callable[..., Path]
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainkit.states import first_bad, magnitudes, not_a_number, unreadable
+from trainkit.checks.states import first_bad, magnitudes, not_a_number, unreadable
 
 NAN, INF = math.nan, math.inf
 

@@ -12,11 +12,11 @@ import torch
 
 from tests.reference.tiny import train, with_plugins
 from trainkit import Plugin, Record, Run, hookimpl
-from trainkit.build import Setup, build, compose
-from trainkit.checkpoint import Keeper, read_state
+from trainkit.commands.verify import differences
 from trainkit.errors import Interrupted, TrainingError
-from trainkit.loop import fit
-from trainkit.verify import differences
+from trainkit.training.build import Setup, build, compose
+from trainkit.training.checkpoint import Keeper, read_state
+from trainkit.training.loop import fit
 
 CONSTANT = ["scheduler.name=constant", "scheduler.warmup_epochs=0"]
 

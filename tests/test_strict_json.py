@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from trainkit import session
-from trainkit.cli import app
-from trainkit.strict_json import to_json
+from trainkit.commands import session
+from trainkit.commands.app import app
+from trainkit.system.strict_json import to_json
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

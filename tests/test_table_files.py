@@ -268,9 +268,9 @@ def test_columns_of_other_kinds_in_parquet_are_named_where_they_are_used(write: 
 
 
 def refusal_of(write: Write, path: Path, options: str) -> str:
-    from trainkit.build import compose
     from trainkit.data import sources
-    from trainkit.device import Device
+    from trainkit.training.build import compose
+    from trainkit.training.device import Device
 
     recipe = compose(write(f"model: {{name: mlp}}\ndata: {{name: table, path: '{path}', {options}}}\n")).recipe
     with pytest.raises(UserError) as caught:

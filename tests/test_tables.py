@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from tests.reference.tiny import train
-from trainkit.build import build, compose
 from trainkit.data import sources
 from trainkit.data.columns import read_table
 from trainkit.data.tables import Target, split
 from trainkit.data.types import Data
-from trainkit.device import Device
 from trainkit.errors import RecipeError, UserError
+from trainkit.training.build import build, compose
+from trainkit.training.device import Device
 
 Write = Callable[..., Path]
 

@@ -12,11 +12,11 @@ from torch import nn
 
 from tests.reference.tiny import train, with_plugins
 from trainkit import Plugin, Run, hookimpl
-from trainkit.build import build
-from trainkit.checkpoint import Keeper, read_state, run_state
+from trainkit.commands.verify import differences
 from trainkit.errors import PluginError
-from trainkit.loop import fit
-from trainkit.verify import differences
+from trainkit.training.build import build
+from trainkit.training.checkpoint import Keeper, read_state, run_state
+from trainkit.training.loop import fit
 
 OPTIMIZERS = [
     "optimizer={name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 0.1}",

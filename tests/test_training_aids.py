@@ -19,16 +19,16 @@ from trainkit_plugins.loggers.plugin import TensorBoard, Wandb
 from trainkit_plugins.mixup.plugin import Mixup
 
 from trainkit import Plugin, Run, hookimpl
-from trainkit.build import Setup, build
-from trainkit.checkpoint import Keeper, read_state
+from trainkit.config.recipe import Recipe
 from trainkit.data.loader import Images, OrderedStream, ShuffledStream
 from trainkit.data.types import Data
 from trainkit.errors import Interrupted, Mark, UserError
-from trainkit.history import History
-from trainkit.loop import fit
-from trainkit.manager import Entry
-from trainkit.recipe import Recipe
+from trainkit.hooks.manager import Entry
+from trainkit.log.history import History
 from trainkit.testing import Case, parametrize
+from trainkit.training.build import Setup, build
+from trainkit.training.checkpoint import Keeper, read_state
+from trainkit.training.loop import fit
 
 Plugins = dict[str, Plugin]
 
@@ -194,7 +194,7 @@ import torch
 import torch.distributed as dist
 from test_training_aids import Ema, Mixup, make
 from trainkit import Plugin, hookimpl
-from trainkit.loop import fit
+from trainkit.training.loop import fit
 
 class Compare(Plugin):
     @hookimpl

@@ -12,8 +12,8 @@ import torch
 
 from tests.reference.tiny import train, with_plugins
 from trainkit import Hooks, Plugin, Run, hookimpl
-from trainkit.build import build
 from trainkit.errors import PluginError
+from trainkit.training.build import build
 
 VALUES = [
     "build_data",
@@ -102,7 +102,7 @@ def asked(hook: str, within: Sequence[str] = ()) -> list[str]:
 
 
 def _plugins(recipe: Path) -> dict[str, Any]:
-    from trainkit.source import read_source
+    from trainkit.config.raw import read_source
 
     plugins: dict[str, Any] = read_source(recipe).data["plugins"]
     return plugins
@@ -211,7 +211,7 @@ def test_core_that_answers_nothing_is_named_too(tiny: Path) -> None:
         def build_model(self):
             return None
 
-    from trainkit.manager import make_manager
+    from trainkit.hooks.manager import make_manager
 
     manager, _ = make_manager([], Empty())
     with pytest.raises(PluginError, match="plugin core: build_model returned None"):

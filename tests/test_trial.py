@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tests.reference.tiny import with_plugins
 from trainkit import Plugin, Predictions, Run, UserError, hookimpl
-from trainkit.build import build, compose
-from trainkit.trial import trial_problems
+from trainkit.checks.trial import trial_problems
+from trainkit.training.build import build, compose
 
 
 def refusal(tiny: Path, *overrides: str, plugins: tuple[Plugin, ...] = ()) -> str:

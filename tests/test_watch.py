@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,10 @@ from torch import Tensor, nn
 
 from tests.reference.tiny import train, with_plugins
 from trainkit import Batch, Plugin, Run, hookimpl
-from trainkit.build import build
-from trainkit.checkpoint import Keeper, read_state
-from trainkit.errors import Interrupted, PluginError, TrainingError
-from trainkit.loop import fit
-from trainkit.states import not_a_number
-from trainkit.verify import differences
-from trainkit.watch import IN_A_ROW
+from trainkit.checks.states import not_a_number
+from trainkit.errors import PluginError, TrainingError
+from trainkit.training.build import build
+from trainkit.training.checkpoint import Keeper, read_state
 
 SGD = ["optimizer={name: sgd, lr: 0.05}", "scheduler.name=constant", "scheduler.warmup_epochs=0"]
 OFTEN = ["checkpoint.every_steps=1", "train.log_every=100"]
@@ -67,7 +63,7 @@ def saved(folder: Path) -> dict[str, Any]:
 def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, overrides: list[str], at_once: bool
 ) -> None:
-    monkeypatch.setattr("trainkit.watch.at_hand", lambda device: at_once)
+    monkeypatch.setattr("trainkit.checks.watch.at_hand", lambda device: at_once)
     said = failed(tiny, tmp_path, overrides, SpoilGradient(value=value))
     last = tmp_path / "checkpoints" / "last.pt"
     assert said.startswith(f"the gradient of blocks.1.attn.proj.weight is {abs(value)} at step 5 (epoch 1, batch 4: ")
@@ -95,7 +91,7 @@ def test_nor_at_the_last_step_of_an_epoch_or_a_run(tiny: Path, tmp_path: Path, s
 def test_the_first_bad_step_is_named_though_later_losses_are_bad_too(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool, what: str
 ) -> None:
-    monkeypatch.setattr("trainkit.watch.at_hand", lambda device: at_once)
+    monkeypatch.setattr("trainkit.checks.watch.at_hand", lambda device: at_once)
     said = failed(tiny, tmp_path, ["train.log_every=6"], SpoilGradient(at=2))
     assert said.startswith(f"{what} at step 2 (epoch 1, batch 1: ")
     assert " while the loss is finite; " in said
@@ -410,101 +406,6 @@ def test_weights_that_are_not_finite_are_not_trained_from(tiny: Path, tmp_path: 
             return model
 
     assert failed(tiny, tmp_path, [], Broken()).startswith("parameter head.bias holds nan after step 0 ")
-
-
-# fp16.
-
-
-class Overflows(Plugin):
-    """Makes the gradients of some steps overflow in fp16, and spoils one behind the scaler's back."""
-
-    steps: tuple[int, ...] = Field((), description="steps whose gradients overflow")
-    behind: int = Field(0, description="step whose gradient is spoilt after unscaling")
-
-    @hookimpl(wrapper=True)
-    def compute_loss(self, run: Run) -> Any:
-        loss = yield
-        return loss * 1e38 if run.step + 1 in self.steps else loss
-
-    @hookimpl
-    def before_optimizer_step(self, model: nn.Module, run: Run) -> None:
-        if run.step + 1 == self.behind:
-            model.get_parameter("head.bias").grad[0] = NAN  # type: ignore[index]
-
-
-FP16 = [*SGD, "train.precision=fp16"]
-
-
-def skipped(folder: Path) -> list[float]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line["fp16/skipped"] for line in lines if "fp16/skipped" in line]
-
-
-def test_skipped_steps_are_logged_counted_and_said(tiny: Path, tmp_path: Path) -> None:
-    run, keeper = train(with_plugins(tiny, FP16, Overflows(steps=(1, 2, 9))), tmp_path)
-    assert [i + 1 for i, flag in enumerate(skipped(tmp_path)) if flag] == [1, 2, 9]
-    assert keeper.watch.skipped == 3
-    assert run.log.notes == [
-        "fp16: 3 of 12 steps were skipped because gradients overflowed; the learning-rate schedule counts them"
-    ]
-    saved(tmp_path)
-
-
-def test_where_none_is_skipped_nothing_is_said(tiny: Path, tmp_path: Path) -> None:
-    class Small(Plugin):
-        @hookimpl(wrapper=True)
-        def compute_loss(self) -> Any:
-            return (yield) * 1e-3
-
-    run, _ = train(with_plugins(tiny, FP16, Small()), tmp_path)
-    assert skipped(tmp_path) == [0] * 12
-    assert run.log.notes == []
-
-
-def test_a_run_that_never_steps_says_so(tiny: Path, tmp_path: Path) -> None:
-    never = Overflows(steps=tuple(range(1, 100)))
-    run, _ = train(with_plugins(tiny, [*FP16, "train.epochs=4"], never), tmp_path)
-    assert [note.partition(":")[2] for note in run.log.notes] == [
-        f" the {IN_A_ROW} steps up to step 20 were all skipped, because gradients overflowed; bf16 has the range of "
-        "fp32 (train.precision=bf16)",
-        " 24 of 24 steps were skipped because gradients overflowed; the learning-rate schedule counts them: no weight "
-        "has moved",
-    ]
-
-
-def test_a_resumed_run_counts_on(tiny: Path, tmp_path: Path) -> None:
-    def go(folder: Path, until: int | None) -> Run:
-        folder.mkdir(exist_ok=True)
-        setup = with_plugins(tiny, [*FP16, "train.epochs=4"], Overflows(steps=(1, *range(3, 24))))
-        run = build(setup, folder)
-        keeper = Keeper(folder, run)
-        if (folder / "checkpoints" / "last.pt").exists():
-            keeper.restore(run, read_state(folder / "checkpoints" / "last.pt"))
-        try:
-            fit(run, keeper, until=until)
-        except Interrupted:
-            assert run.step == until
-        return run
-
-    whole = go(tmp_path / "whole", None)
-    for until in (2, 13, None):
-        parts = go(tmp_path / "parts", until)
-    assert whole.log.notes == parts.log.notes
-    assert len(whole.log.notes) == 2
-    states = [read_state(tmp_path / name / "checkpoints" / "last.pt") for name in ("whole", "parts")]
-    assert next(differences(*states), None) is None
-    assert states[0]["watch"] == {"skipped": 22, "in_a_row": 0}
-
-
-@pytest.mark.parametrize("at_once", [True, False])
-def test_a_gradient_spoilt_after_unscaling_is_not_taken_for_a_skipped_step(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
-) -> None:
-    monkeypatch.setattr("trainkit.watch.at_hand", lambda device: at_once)
-    spoils = Overflows(steps=(2,), behind=4)
-    said = failed(tiny, tmp_path, ["train.precision=fp16", *OFTEN], spoils)
-    assert said.startswith("the gradient of head.bias is nan at step 4 ")
-    assert saved(tmp_path)["step"] == 3
 
 
 # The best weights.

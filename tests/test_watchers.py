@@ -10,11 +10,11 @@ import torch
 
 from benchmarks.pairs import recipe_of
 from benchmarks.pairs_page import Job
-from trainkit.build import compose
-from trainkit.discovery import installed
+from trainkit.config.locations import dump
 from trainkit.errors import UserError
-from trainkit.marks import dump
+from trainkit.hooks.discovery import installed
 from trainkit.testing.training import Trace, train
+from trainkit.training.build import compose
 
 WATCHERS = ("smoothness", "radam_monitor", "sparsity_bias", "spectral_rank", "tensorboard", "wandb")
 ONLY_MEASURING = {"spectral_rank": {"mode": "minimize", "threshold": 0.0, "every": 2}}

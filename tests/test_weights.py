@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trainkit import UserError, open_run
-from trainkit.build import build, compose
-from trainkit.weights import load_weights, read_weights, start_from
+from trainkit.training.build import build, compose
+from trainkit.training.weights import load_weights, read_weights, start_from
 
 Write = Callable[..., Path]
 State = dict[str, Tensor]
@@ -145,7 +145,7 @@ def test_a_file_without_weights_says_what_it_holds(tmp_path: Path, value: Any, m
 
 def test_nothing_in_a_file_runs(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    for value, name in (({"head.bias": Opens(trace)}, r"\w+.open"), (model(), "trainkit.models.Mlp")):
+    for value, name in (({"head.bias": Opens(trace)}, r"\w+.open"), (model(), "trainkit.training.models.Mlp")):
         message = (
             f"cannot be read as weights: beside tensors it holds {name}, and reading that could run code; where it "
         )

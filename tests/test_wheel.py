@@ -32,7 +32,7 @@ def test_a_wheel_has_exactly_two_top_level_packages(wheel):
 def test_a_wheel_carries_every_recipe_and_the_files_that_are_not_code(wheel):
     recipes = {path.name for path in (ROOT / "recipes").glob("*.yaml")}
     assert {name.split("/")[-1] for name in wheel if name.startswith("trainkit/recipes/")} == recipes
-    assert {"trainkit/py.typed", "trainkit_plugins/py.typed", "trainkit/templates/report.html.j2"} <= set(wheel)
+    assert {"trainkit/py.typed", "trainkit_plugins/py.typed", "trainkit/report/templates/report.html.j2"} <= set(wheel)
 
 
 def test_an_editable_install_holds_no_copy_of_anything(tmp_path):

@@ -13,9 +13,9 @@ from torch import nn
 
 from tests.reference.tiny import train, with_plugins
 from trainkit import Batch, Plugin, Run, hookimpl
-from trainkit.checkpoint import run_state
-from trainkit.verify import differences
-from trainkit.window import Window
+from trainkit.commands.verify import differences
+from trainkit.training.checkpoint import run_state
+from trainkit.training.window import Window
 
 SHORT = ["train.epochs=1", "scheduler.warmup_epochs=0"]
 DROPOUT = "model={name: test_resnet, args: {drop_rate: 0.3, drop_path_rate: 0.1}}"

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from trainkit import Plugin, Run, hookimpl, session
-from trainkit.checkpoint import read_state, save_weights
-from trainkit.cli import app
+from trainkit import Plugin, Run, hookimpl
+from trainkit.commands import session
+from trainkit.commands.app import app
+from trainkit.commands.verify import differences
 from trainkit.errors import UserError, WriteError
-from trainkit.verify import differences
-from trainkit.writes import append, atomically, write_text
+from trainkit.system.writes import append, atomically, write_text
+from trainkit.training.checkpoint import read_state, save_weights
 
 
 @contextmanager

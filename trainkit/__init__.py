@@ -4,24 +4,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainkit.commands.session import open_run
     from trainkit.data.drawn import DrawnEval, DrawnStream
     from trainkit.data.pools import ClassPool, class_pool, target_pool
     from trainkit.data.types import Data
     from trainkit.errors import UserError
-    from trainkit.figures import figure, style
-    from trainkit.folders import FolderName, own_folder
-    from trainkit.groups import exempt_names
-    from trainkit.history import History
-    from trainkit.hooks import Hooks, hookimpl, moment, value
-    from trainkit.log import Record
-    from trainkit.plugin import Plugin
-    from trainkit.report import Section
-    from trainkit.run import Batch, Predictions, Run
-    from trainkit.session import open_run
-    from trainkit.strict_json import to_json
-    from trainkit.terminal import Terminal
-    from trainkit.window import Window
-    from trainkit.writes import atomically, write_text, writing
+    from trainkit.hooks.folders import FolderName, own_folder
+    from trainkit.hooks.plugin import Plugin
+    from trainkit.hooks.run import Batch, Predictions, Run
+    from trainkit.hooks.section import Section
+    from trainkit.hooks.specs import Hooks, hookimpl, moment, value
+    from trainkit.log.history import History
+    from trainkit.log.records import Record
+    from trainkit.report.figures import figure, style
+    from trainkit.system.strict_json import to_json
+    from trainkit.system.terminal import Terminal
+    from trainkit.system.writes import atomically, write_text, writing
+    from trainkit.training.param_groups import exempt_names
+    from trainkit.training.window import Window
 
 __version__ = "0.1.0"
 
@@ -63,20 +63,20 @@ _HOMES = {
     "data.pools": ("ClassPool", "class_pool", "target_pool"),
     "data.types": ("Data",),
     "errors": ("UserError",),
-    "figures": ("figure", "style"),
-    "folders": ("FolderName", "own_folder"),
-    "groups": ("exempt_names",),
-    "hooks": ("Hooks", "hookimpl", "moment", "value"),
-    "history": ("History",),
-    "log": ("Record",),
-    "plugin": ("Plugin",),
-    "report": ("Section",),
-    "run": ("Batch", "Predictions", "Run"),
-    "session": ("open_run",),
-    "strict_json": ("to_json",),
-    "writes": ("atomically", "write_text", "writing"),
-    "terminal": ("Terminal",),
-    "window": ("Window",),
+    "report.figures": ("figure", "style"),
+    "hooks.folders": ("FolderName", "own_folder"),
+    "training.param_groups": ("exempt_names",),
+    "hooks.specs": ("Hooks", "hookimpl", "moment", "value"),
+    "log.history": ("History",),
+    "log.records": ("Record",),
+    "hooks.plugin": ("Plugin",),
+    "hooks.section": ("Section",),
+    "hooks.run": ("Batch", "Predictions", "Run"),
+    "commands.session": ("open_run",),
+    "system.strict_json": ("to_json",),
+    "system.writes": ("atomically", "write_text", "writing"),
+    "system.terminal": ("Terminal",),
+    "training.window": ("Window",),
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m trainkit`, as torchrun starts it: `torchrun --nproc-per-node 2 -m trainkit train …`."""
 
-from trainkit.cli import main
+from trainkit.commands.app import main
 
 main()

@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import TINY_DATA
-from trainkit import cli
-from trainkit.session import start
+from trainkit.commands import app as cli
+from trainkit.commands.session import start
 
 RECIPE = f"""\
 model: {{name: test_resnet}}
@@ -128,7 +128,8 @@ def test_a_model_without_batch_norm_is_refused(tmp_path: Path, tune: Any) -> Non
 
 
 def test_help_names_it_without_importing_torch() -> None:
-    code = "import sys, trainkit.cli as c; sys.argv = ['trainkit', '--help']\ntry: c.main()\nexcept SystemExit: pass\n"
+    code = "import sys, trainkit.commands.app as c; sys.argv = ['trainkit', '--help']\n"
+    code += "try: c.main()\nexcept SystemExit: pass\n"
     done = subprocess.run(
         [sys.executable, "-c", code + "assert 'torch' not in sys.modules"], capture_output=True, text=True, check=False
     )

@@ -19,9 +19,9 @@ from tests.conftest import TINY_DATA
 from tests.reference.tiny import train
 from tests.test_distributed import on_two_ranks
 from trainkit import Run, UserError
-from trainkit.build import build, compose
-from trainkit.plan import make_plan
-from trainkit.session import start
+from trainkit.commands.plan import make_plan
+from trainkit.commands.session import start
+from trainkit.training.build import build, compose
 
 ALL = [
     "plugins.ghost_batch_norm.size=4",

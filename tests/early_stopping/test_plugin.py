@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from trainkit_plugins.early_stopping.plugin import EarlyStopping
 
 from trainkit import Hooks, Run, UserError
-from trainkit.device import Device
-from trainkit.log import Log
-from trainkit.recipe import Recipe
+from trainkit.config.recipe import Recipe
+from trainkit.log.records import Log
+from trainkit.training.device import Device
 
 
 def make_run(metric: str = "accuracy", mode: str = "max") -> Run:

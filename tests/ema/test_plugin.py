@@ -12,10 +12,10 @@ from trainkit_plugins.ema import recompute_statistics
 from trainkit_plugins.ema.plugin import Ema
 
 from trainkit import Batch, Hooks, Run, UserError
+from trainkit.config.recipe import Recipe
 from trainkit.data.types import Data
-from trainkit.device import Device
-from trainkit.log import Log
-from trainkit.recipe import Recipe
+from trainkit.log.records import Log
+from trainkit.training.device import Device
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.reference.tiny import train
-from trainkit.build import compose
+from trainkit.training.build import compose
 
 RECIPE = """\
 seed: 3

@@ -15,9 +15,9 @@ from trainkit_plugins.maml.outer import predict_task
 
 from tests.reference.tiny import train
 from trainkit import UserError
-from trainkit.build import build, compose
 from trainkit.errors import RecipeError
-from trainkit.history import History
+from trainkit.log.history import History
+from trainkit.training.build import build, compose
 
 RECIPE = """\
 seed: 3

@@ -11,7 +11,7 @@ import torch
 
 from tests.reference.tiny import train
 from tests.test_distributed import COMMON, on_two_ranks
-from trainkit.build import compose
+from trainkit.training.build import compose
 
 RECIPE = """\
 seed: 3

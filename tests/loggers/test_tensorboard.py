@@ -11,9 +11,9 @@ from trainkit_plugins.loggers import plugin as loggers
 from trainkit_plugins.loggers.plugin import TensorBoard
 
 from trainkit import Hooks, Record, Run
-from trainkit.device import Device
-from trainkit.log import Log
-from trainkit.recipe import Recipe
+from trainkit.config.recipe import Recipe
+from trainkit.log.records import Log
+from trainkit.training.device import Device
 
 
 def make_run(folder: Path | None, step: int = 0) -> Run:

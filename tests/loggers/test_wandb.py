@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from trainkit_plugins.loggers.plugin import Wandb
 
 from trainkit import Hooks, Record, Run
-from trainkit.device import Device
-from trainkit.log import Log
-from trainkit.recipe import Recipe
+from trainkit.config.recipe import Recipe
+from trainkit.log.records import Log
+from trainkit.training.device import Device
 
 # As the real package: init returns a run with an id, and draws that id from Python's global random stream.
 STAND_IN = """

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from trainkit_plugins.maml import InnerLoop, adapt, isolate, plan_for, predict, task_loss, trajectory
 from trainkit_plugins.maml.head import class_means, initial_head, linear_head
 
-from trainkit.build import build, compose
+from trainkit.commands.session import start
 from trainkit.errors import UserError
-from trainkit.session import start
+from trainkit.training.build import build, compose
 
 from .test_meta_gradient import Examples, conv4, directional, draw, meta_gradient
 from .test_plugin import RECIPE, metrics

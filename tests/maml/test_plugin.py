@@ -14,9 +14,9 @@ import torch
 from trainkit_plugins.maml import step_weights
 from trainkit_plugins.maml.accuracy import mean_and_interval
 
-from trainkit.build import build, compose
+from trainkit.commands.session import start
 from trainkit.errors import UserError
-from trainkit.session import start
+from trainkit.training.build import build, compose
 
 RECIPE = """\
 seed: 0

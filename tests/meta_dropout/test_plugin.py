@@ -17,9 +17,9 @@ from trainkit_plugins.meta_dropout import attach
 
 from tests.reference.tiny import train
 from trainkit import Plugin, Run, UserError, hookimpl
-from trainkit.build import Setup, build, compose
 from trainkit.errors import Mark, RecipeError
-from trainkit.manager import Entry
+from trainkit.hooks.manager import Entry
+from trainkit.training.build import Setup, build, compose
 
 RECIPE = """\
 seed: 3

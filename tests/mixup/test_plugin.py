@@ -12,10 +12,10 @@ from torch import Tensor
 from trainkit_plugins.mixup.plugin import Mixup
 
 from trainkit import Batch, Hooks, Run, UserError
+from trainkit.config.recipe import Recipe
 from trainkit.data.types import Data
-from trainkit.device import Device
-from trainkit.log import Log
-from trainkit.recipe import Recipe
+from trainkit.log.records import Log
+from trainkit.training.device import Device
 
 CLASSES = 4
 

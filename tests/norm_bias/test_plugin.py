@@ -14,12 +14,12 @@ from trainkit_plugins.norm_bias.plugin import NormBias, matrices_and_kernels
 
 import trainkit.testing
 from trainkit import Plugin, Run, UserError, hookimpl
-from trainkit.build import build, compose
-from trainkit.history import History
-from trainkit.log import Record
+from trainkit.commands.verify import differences
+from trainkit.log.history import History
+from trainkit.log.records import Record
 from trainkit.testing import Case
 from trainkit.testing.training import Trace, undisturbed
-from trainkit.verify import differences
+from trainkit.training.build import build, compose
 
 SGD: dict[str, Any] = {
     "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0},

@@ -12,13 +12,13 @@ from trainkit_plugins.norm_bias.spectral_rank.plugin import SpectralRank
 
 import trainkit.testing
 from trainkit import Run, UserError, hookimpl
-from trainkit.build import build
+from trainkit.commands.verify import differences
 from trainkit.errors import TrainingError
-from trainkit.history import History
-from trainkit.log import Record
+from trainkit.log.history import History
+from trainkit.log.records import Record
 from trainkit.testing import Case
 from trainkit.testing.training import Trace, make, undisturbed
-from trainkit.verify import differences
+from trainkit.training.build import build
 
 LAYER = "layer2.0.conv2"
 

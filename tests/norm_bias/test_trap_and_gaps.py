@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from trainkit.build import Setup
 from trainkit.errors import Mark
-from trainkit.manager import Entry, arrange
-from trainkit.run import Run
+from trainkit.hooks.manager import Entry, arrange
+from trainkit.hooks.run import Run
 from trainkit.testing import Case
 from trainkit.testing.training import make
+from trainkit.training.build import Setup
 
 MLP = {"name": "mlp", "args": {"hidden": [40]}}
 RECIPE = {"model": MLP, "data": {"image_size": 8}, "train": {"loss": {"smoothing": 0.1}}}

@@ -11,11 +11,11 @@ from trainkit_plugins.norm_bias.trap_init import hidden_units
 from trainkit_plugins.norm_bias.trap_init.plugin import TrapInit
 
 from trainkit import Run, UserError
-from trainkit.build import build, compose
-from trainkit.history import History
-from trainkit.log import Record
+from trainkit.log.history import History
+from trainkit.log.records import Record
 from trainkit.testing import Case
 from trainkit.testing.training import Trace, make, undisturbed
+from trainkit.training.build import build, compose
 
 MLP: dict[str, Any] = {
     "model": {"name": "mlp", "args": {"drop_rate": 0.0, "hidden": [16, 12]}},

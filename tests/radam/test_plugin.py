@@ -8,9 +8,9 @@ from trainkit_plugins.radam.plugin import Adam2k, AdamEps, AdamWarmup, RAdam, RA
 
 from tests.reference.tiny import train, with_plugins
 from trainkit import History, Record, Run
-from trainkit.build import build
-from trainkit.log import Log
-from trainkit.recipe import Recipe
+from trainkit.config.recipe import Recipe
+from trainkit.log.records import Log
+from trainkit.training.build import build
 
 STEPS = range(1, 13)
 """Those of the tiny recipe."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trainkit import Plugin
 from trainkit.errors import Mark
-from trainkit.manager import Entry, make_manager
+from trainkit.hooks.manager import Entry, make_manager
 
 
 class Quiet:

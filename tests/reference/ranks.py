@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from trainkit.build import build, compose
-from trainkit.checkpoint import Keeper, read_state
 from trainkit.errors import Interrupted, TrainingError
-from trainkit.loop import fit
+from trainkit.training.build import build, compose
+from trainkit.training.checkpoint import Keeper, read_state
+from trainkit.training.loop import fit
 
 
 def main(recipe: Path, folder: Path, until: int, overrides: list[str]) -> None:

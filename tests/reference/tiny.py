@@ -13,14 +13,14 @@ from pydantic import Field
 from torch import Tensor
 
 from trainkit import Plugin, Run, hookimpl
-from trainkit.build import Setup, build, compose
-from trainkit.checkpoint import Keeper
 from trainkit.data.loader import Images, OrderedStream, ShuffledStream
 from trainkit.data.types import Data
 from trainkit.errors import Interrupted, Mark
-from trainkit.loop import fit
-from trainkit.manager import Entry
+from trainkit.hooks.manager import Entry
 from trainkit.seeds import derive_seed
+from trainkit.training.build import Setup, build, compose
+from trainkit.training.checkpoint import Keeper
+from trainkit.training.loop import fit
 
 
 class Made:

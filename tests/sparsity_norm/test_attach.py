@@ -14,7 +14,7 @@ from timm.models import load_checkpoint
 from torch import Tensor, nn
 from trainkit_plugins.sparsity_norm import MaskAsInput, SparsityNorm, ZeroImputation, attach
 
-import trainkit.models  # noqa: F401 - registers mlp
+import trainkit.training.models  # noqa: F401 - registers mlp
 
 MODELS = [
     ("test_resnet", 3), ("test_resnet", 1), ("test_vit", 2), ("test_efficientnet", 5), ("test_convnext", 3),

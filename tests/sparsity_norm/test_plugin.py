@@ -22,14 +22,14 @@ from trainkit_plugins.sparsity_norm.plugin import SparsityBiasMonitor, _inputs
 from tests.reference.sparsity_norm import mean_count
 from tests.reference.tiny import train
 from trainkit import History, Run
-from trainkit.build import build, compose
-from trainkit.checkpoint import Keeper, read_state
+from trainkit.commands.plan import make_plan
+from trainkit.commands.session import open_run, resume, start
+from trainkit.commands.verify import differences
 from trainkit.errors import Interrupted, RecipeError, UserError
-from trainkit.log import Record
-from trainkit.loop import evaluate, fit
-from trainkit.plan import make_plan
-from trainkit.session import open_run, resume, start
-from trainkit.verify import differences
+from trainkit.log.records import Record
+from trainkit.training.build import build, compose
+from trainkit.training.checkpoint import Keeper, read_state
+from trainkit.training.loop import evaluate, fit
 
 Write = Callable[..., Path]
 

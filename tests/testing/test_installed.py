@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import trainkit.testing
-from trainkit.discovery import installed
+from trainkit.hooks.discovery import installed
 from trainkit.testing import Case
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from pydantic import Field
 
 import trainkit.testing
 from trainkit import Plugin, Run, hookimpl
-from trainkit.discovery import load_class
+from trainkit.hooks.discovery import load_class
 from trainkit.testing import Case, CheckError, check_plugin, checks, run_checks, sentence
 
 pytest_plugins = ["pytester"]

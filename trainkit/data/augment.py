@@ -10,11 +10,11 @@ import timm.data
 import torch
 from PIL import Image
 
+from trainkit.config.recipe import Recipe
 from trainkit.data.policies import policy_notes
 from trainkit.data.preparation import AsMode
 from trainkit.data.spec import AugmentSpec
 from trainkit.errors import UserError, first_line
-from trainkit.recipe import Recipe
 from trainkit.seeds import isolated
 
 _DRAWS = 20  # a policy picks other operations every time

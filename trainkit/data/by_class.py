@@ -29,8 +29,8 @@ from trainkit.data.spec import (
     TimmSpec,
 )
 from trainkit.errors import UserError
-from trainkit.foreign import foreign
-from trainkit.paths import is_folder
+from trainkit.system.foreign import foreign
+from trainkit.system.paths import is_folder
 
 Split = Literal["train", "validation", "test"]
 Where = Literal["train", "validation", "test", "target"]

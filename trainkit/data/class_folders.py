@@ -20,8 +20,8 @@ from timm.utils import natural_key
 from trainkit.data.file_search import Found, search, search_archive, some
 from trainkit.data.image_files import ImageFiles, Members, Mode, Paths
 from trainkit.errors import UserError
-from trainkit.foreign import foreign
-from trainkit.paths import is_folder
+from trainkit.system.foreign import foreign
+from trainkit.system.paths import is_folder
 
 Naming = Callable[[PurePosixPath], str]
 """From the folder of an image, relative to its split's, to the name of its class."""

@@ -13,7 +13,7 @@ import numpy as np
 from trainkit.data.numerals import Unclear, are_codes, marked, reading
 from trainkit.data.text_files import read_rows
 from trainkit.errors import UserError, one_line
-from trainkit.foreign import foreign, no_file
+from trainkit.system.foreign import foreign, no_file
 
 Cell = str | float | None
 """What stands in a table: a word, a number, or nothing."""

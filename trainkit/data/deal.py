@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from trainkit.config.recipe import Recipe
 from trainkit.data.loader import Keyed, OrderedStream, ShuffledStream
 from trainkit.data.types import Data
 from trainkit.data.workers import number
-from trainkit.device import Device
 from trainkit.errors import UserError
-from trainkit.recipe import Recipe
 from trainkit.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from trainkit.training.device import Device
 
 
 def deal(

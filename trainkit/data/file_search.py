@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from trainkit.data.image_files import endings
 from trainkit.errors import UserError, one_line
-from trainkit.foreign import foreign
+from trainkit.system.foreign import foreign
 
 _LEFT_BEHIND = frozenset(
     ("thumbs.db", "desktop.ini", ".ds_store", ".directory", "__macosx", "@eadir", "lost+found", "$recycle.bin")

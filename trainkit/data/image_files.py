@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from trainkit.errors import UserError
-from trainkit.foreign import foreign, no_file
+from trainkit.system.foreign import foreign, no_file
 
 Mode = Literal["L", "RGB"]
 

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainkit.data.types import Window
 from trainkit.data.workers import Carrier, end, handed_over, read
-from trainkit.run import Batch
+from trainkit.hooks.run import Batch
 from trainkit.seeds import derive_seed, isolated
-from trainkit.signals import obey_parent_only
+from trainkit.system.signals import obey_parent_only
 
 Key = tuple[int, int]
 """Epoch and index: what one example, augmented, is a function of."""

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
+from trainkit.config.raw import Source, validate
+from trainkit.config.recipe import Recipe
 from trainkit.data.by_class import ByClass, Split, Where, open_split
 from trainkit.data.preparation import check_channels, size_of
 from trainkit.data.spec import STRICT, AnyDataSpec, DataSpec
 from trainkit.errors import RecipeError, UserError
-from trainkit.recipe import Recipe
-from trainkit.run import Batch
-from trainkit.source import Source, validate
+from trainkit.hooks.run import Batch
 
 
 class _Section(BaseModel):

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import timm.data
 from PIL import Image
 
+from trainkit.config.recipe import Recipe
 from trainkit.data.spec import DataSpec
 from trainkit.errors import UserError
-from trainkit.recipe import Recipe
 
 
 @dataclass(frozen=True)

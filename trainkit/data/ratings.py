@@ -11,12 +11,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trainkit.config.recipe import Recipe
 from trainkit.data.deal import deal
 from trainkit.data.loader import Key
 from trainkit.data.missing import described, hide
@@ -24,13 +25,14 @@ from trainkit.data.numerals import plain
 from trainkit.data.spec import RatingsSpec
 from trainkit.data.text_files import read_text
 from trainkit.data.types import Data
-from trainkit.device import Device
 from trainkit.errors import UserError
-from trainkit.foreign import no_file
-from trainkit.paths import is_file, is_folder
-from trainkit.recipe import Recipe
-from trainkit.run import Batch
+from trainkit.hooks.run import Batch
 from trainkit.seeds import derive_seed
+from trainkit.system.foreign import no_file
+from trainkit.system.paths import is_file, is_folder
+
+if TYPE_CHECKING:
+    from trainkit.training.device import Device
 
 Array = np.ndarray[Any, Any]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from trainkit.config.recipe import Recipe
 from trainkit.data import ratings, tables
 from trainkit.data.augment import augment_notes, random_transform
 from trainkit.data.deal import deal
@@ -18,10 +19,11 @@ from trainkit.data.preparation import AsMode, check_channels, explain, for_measu
 from trainkit.data.spec import FACES, DataSpec, DigitsSpec, GlyphsSpec, RatingsSpec, TableSpec, TimmSpec
 from trainkit.data.timm_sources import open_splits
 from trainkit.data.types import Data
-from trainkit.device import Device
 from trainkit.errors import UserError
-from trainkit.recipe import Recipe
 from trainkit.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from trainkit.training.device import Device
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
+from trainkit.config.recipe import Recipe
 from trainkit.data.columns import Cell, Floats, Table, numbers, read_table
 from trainkit.data.deal import deal
 from trainkit.data.loader import Rows
 from trainkit.data.missing import described, hide
 from trainkit.data.spec import TableSpec
 from trainkit.data.types import Data
-from trainkit.device import Device
 from trainkit.errors import UserError, suggest
-from trainkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from trainkit.training.device import Device
 
 MOST_WORDS = 50
 """More different words than this in a column are taken for names or remarks, not for categories."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainkit.errors import UserError
-from trainkit.foreign import foreign
+from trainkit.system.foreign import foreign
 
 _DELIMITERS = ",;\t|"
 _MARKS = (  # what a file begins with that says how its characters are written; the longer ones first

@@ -12,15 +12,15 @@ import numpy as np
 import timm.data
 from PIL import Image
 
+from trainkit.config.recipe import Recipe
 from trainkit.data.class_folders import ClassImages, innermost, open_classes, outermost, read_class_map
 from trainkit.data.image_files import Mode, decode, read_image
 from trainkit.data.loader import Examples
 from trainkit.data.preparation import mode_of
 from trainkit.data.spec import TimmSpec
 from trainkit.errors import UserError
-from trainkit.foreign import foreign, no_file
-from trainkit.paths import is_folder, is_there
-from trainkit.recipe import Recipe
+from trainkit.system.foreign import foreign, no_file
+from trainkit.system.paths import is_folder, is_there
 
 _LAYOUTS = {
     "folder": "images in {root}/{train}/<class>/ and {root}/{val}/<class>/",

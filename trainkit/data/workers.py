@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from trainkit.errors import TrainingError, UserError
-from trainkit.signals import held_back
+from trainkit.system.signals import held_back
 
 _MOST = 8
 """Workers of a rank that nobody asked for: each holds batches, and more of them seldom read faster."""

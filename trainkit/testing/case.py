@@ -12,15 +12,15 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainkit.build import Setup
-from trainkit.defaults import check_names
-from trainkit.discovery import installed, load_class
+from trainkit.config.raw import Source, merge, read_source, validate
+from trainkit.config.recipe import Recipe
 from trainkit.errors import Mark, Problem, UserError
-from trainkit.manager import Entry, arrange, instantiate
-from trainkit.plugin import Plugin
-from trainkit.recipe import Recipe
-from trainkit.source import Source, merge, read_source, validate
+from trainkit.hooks.discovery import installed, load_class
+from trainkit.hooks.manager import Entry, arrange, instantiate
+from trainkit.hooks.plugin import Plugin
 from trainkit.testing.training import TINY, Trace, train
+from trainkit.training.build import Setup
+from trainkit.training.defaults import check_names
 
 Options = Mapping[str, Any]
 _KEPT = 24  # traces, of a few MB each: what the checks of one plugin look at again, and what all are compared with

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainkit.defaults import Defaults
-from trainkit.discovery import describe, installed
-from trainkit.manager import make_manager
-from trainkit.recipe import Recipe, read_recipe
-from trainkit.schema import plugin_schema
-from trainkit.source import Source, validate
+from trainkit.commands.schema import plugin_schema
+from trainkit.commands.verify import differences
+from trainkit.config.raw import Source, validate
+from trainkit.config.recipe import Recipe, read_recipe
+from trainkit.hooks.discovery import describe, installed
+from trainkit.hooks.manager import make_manager
 from trainkit.testing.case import Case, CheckError
 from trainkit.testing.ranges import violations
 from trainkit.testing.training import TINY
-from trainkit.verify import differences
+from trainkit.training.defaults import Defaults
 
 
 def check_found(case: Case) -> None:

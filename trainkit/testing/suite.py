@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainkit.errors import suggest
-from trainkit.plugin import Plugin
+from trainkit.hooks.plugin import Plugin
 from trainkit.testing.case import Case, CheckError, NotApplicableError, Options
 from trainkit.testing.declared import (
     check_citation,

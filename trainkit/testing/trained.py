@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainkit.checkpoint import run_state
-from trainkit.history import History
-from trainkit.hooks import hookimpl
-from trainkit.log import Record
-from trainkit.loop import evaluate
-from trainkit.report import Section
-from trainkit.run import Run
+from trainkit.checks.states import not_a_number, unreadable
+from trainkit.commands.verify import differences
+from trainkit.hooks.run import Run
+from trainkit.hooks.section import Section
+from trainkit.hooks.specs import hookimpl
+from trainkit.log.history import History
+from trainkit.log.records import Record
 from trainkit.seeds import rng_state, set_rng_state
-from trainkit.states import not_a_number, unreadable
 from trainkit.testing.case import Case, CheckError, NotApplicableError
 from trainkit.testing.training import State, Trace, logged, make
-from trainkit.verify import differences
+from trainkit.training.checkpoint import run_state
+from trainkit.training.loop import evaluate
 
 BF16: Mapping[str, Any] = {"train": {"precision": "bf16"}}
 ACCUMULATED: Mapping[str, Any] = {"train": {"accumulate": 2}}

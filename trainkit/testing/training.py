@@ -15,19 +15,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from trainkit.build import Setup, build
-from trainkit.checkpoint import Keeper, read_state, run_state
+from trainkit.config.recipe import Recipe
 from trainkit.data import sources
 from trainkit.data.spec import DigitsSpec
 from trainkit.data.types import Data
 from trainkit.errors import Interrupted
-from trainkit.history import History
-from trainkit.hooks import hookimpl
-from trainkit.log import Record
-from trainkit.loop import fit
-from trainkit.recipe import Recipe
-from trainkit.run import Run
+from trainkit.hooks.run import Run
+from trainkit.hooks.specs import hookimpl
+from trainkit.log.history import History
+from trainkit.log.records import Record
 from trainkit.seeds import rng_state, set_rng_state
+from trainkit.training.build import Setup, build
+from trainkit.training.checkpoint import Keeper, read_state, run_state
+from trainkit.training.loop import fit
 
 TINY: dict[str, Any] = {
     "seed": 0,

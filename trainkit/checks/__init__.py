@@ -1,0 +1,1 @@
+"""What is looked at before and during a run, so that nothing goes wrong unseen."""

@@ -1,0 +1,300 @@
+"""Watches that no number which is not finite is trained on unseen, and that none reaches a file.
+
+Nothing waits for the device: the sizes of a step's gradients stay there until the log is flushed, which waits anyway.
+On a CPU, where they would cost one or two hundredths of a step, the next loss tells: it is read at once, and weights
+that a step has spoilt are found before another step moves them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainkit.checks.states import first_bad, magnitudes, not_a_number, unreadable
+from trainkit.errors import PluginError, TrainingError
+from trainkit.hooks.run import Run
+from trainkit.log.records import Record
+
+IN_A_ROW = 20
+"""So many skipped steps one after the other are said at once, and not only at the end."""
+
+
+def at_hand(device: torch.device) -> bool:
+    """Return whether a number can be read without waiting for what else the device does."""
+    return device.type == "cpu"
+
+
+@dataclass
+class _Step:
+    """What is known of a step before its values are on the host."""
+
+    step: int
+    loss: Tensor
+    before: str | None = None
+    """What was wrong with the weights before the step, where its loss is not finite and they were looked at."""
+    parameters: Sequence[Tensor] = ()
+    sizes: Tensor | None = None
+    """Of the gradient of each parameter."""
+    skipped: Tensor | None = None
+
+
+class Watch:
+    """Follows one run from its first step on; the same on every rank.
+
+    Args:
+        run: the run, complete.
+
+    Attributes:
+        last_good: where the newest checkpoint is, in words.
+        skipped: how many steps the scaler of fp16 has left out.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.last_good = "none yet"
+        self.skipped = 0
+        self._in_a_row = 0
+        self._run = run
+        self._steps: list[_Step] = []
+        self._scale: Tensor | None = None
+        self._said: str | None = None
+        self._is_at_hand = at_hand(run.device.torch)
+        # A constant may well be infinite, as an attention mask is; what is trained may not.
+        buffers = dict(run.model.named_buffers())
+        some = first_bad(list(buffers.values())) is not None
+        self._constants = [name for name, buffer in buffers.items() if some and first_bad([buffer])]
+
+    def note_loss(self, loss: Tensor) -> None:
+        """Note the loss of the step that is under way."""
+        step = _Step(self._run.step + 1, loss.detach())
+        if self._is_at_hand and all(earlier.before is None for earlier in self._steps[-1:]):
+            step.before = None if math.isfinite(step.loss) else self._spoilt_weights()
+        self._steps.append(step)
+
+    def note_gradients(self) -> None:
+        """Note the gradients that the optimizer is about to use."""
+        scaler, step = self._run.device.scaler, self._steps[-1]
+        if not self._is_at_hand:
+            self._measure(step)
+        self._scale = scaler.scale(step.loss.new_ones(())) if scaler.is_enabled() else None
+
+    def _measure(self, step: _Step) -> None:
+        """Take the sizes of the gradients that the parameters have now."""
+        owned = [p for group in self._run.optimizer.param_groups for p in group["params"]]
+        step.parameters = [p for p in owned if p.grad is not None and p.grad.numel()]
+        if step.parameters:
+            step.sizes = magnitudes([_values(p.grad) for p in step.parameters])
+            if step.skipped is not None:
+                step.sizes = torch.where(step.skipped, 0.0, step.sizes)
+
+    def note_step(self) -> None:
+        """Note whether the step was taken, or left out because its gradients overflowed in fp16."""
+        if self._scale is None:
+            return
+        scale, step = self._run.device.scaler.scale(torch.ones_like(self._scale)), self._steps[-1]
+        step.skipped = (scale < self._scale) | (scale == 0)
+        step.sizes = None if step.sizes is None else torch.where(step.skipped, 0.0, step.sizes)
+        self._run.log.record("fp16/skipped", step.skipped)
+
+    def look(self, records: Sequence[Record]) -> tuple[int, str] | None:
+        """Return the first step that cannot have been right and what is wrong with it, now that the log is flushed."""
+        if self._steps and self._steps[-1].sizes is None:
+            self._measure(self._steps[-1])  # of the last step the gradients are still there
+        steps, self._steps = self._steps, []
+        self._count(steps)
+        losses = {record.step: record.values.get("loss") for record in records}
+        fault = self._first(steps, losses)
+        if not self._run.device.any(fault is not None):
+            return None
+        faults: list[tuple[int, str] | None] = self._run.device.gather(fault)
+        step, self._said = min(found for found in faults if found is not None)
+        return step, self._said
+
+    def cause(self) -> str | None:
+        """Return what was not finite before something else failed; looks at this rank alone."""
+        if self._said is not None:
+            return self._said
+        if self._steps and self._steps[-1].sizes is None:
+            self._measure(self._steps[-1])
+        losses = {step.step: float(step.loss) for step in self._steps}
+        if fault := self._first(self._steps, losses):
+            return fault[1]
+        named = self._tensors()
+        return self._spoiled(said) if (said := self._bad_one(named)) else None
+
+    def admit(self, state: Mapping[str, Any], *, written: bool = True) -> None:
+        """Refuse a state that must not be saved.
+
+        Args:
+            state: of `run_state`.
+            written: whether it will be written, and must be readable then.
+
+        Raises:
+            PluginError: a part could be saved and not read back.
+            TrainingError: a number in it is not finite.
+        """
+        unread = self._unreadable(state) if written else None
+        if said := self._agreed(unread):
+            raise PluginError(said)
+        if said := self._agreed(self._not_finite(state)):
+            raise TrainingError(said)
+
+    def admit_weights(self) -> None:
+        """Refuse weights that must not be kept as best.
+
+        Raises:
+            TrainingError: a number in them is not finite.
+        """
+        if said := self._agreed(self._not_finite({"model": self._run.model.state_dict()})):
+            raise TrainingError(said)
+
+    def sum_up(self) -> None:
+        """Say at the end of a run how many steps the scaler left out."""
+        if self.skipped:
+            end = ": no weight has moved" if self.skipped == self._run.step else ""
+            self._run.log.note(
+                f"fp16: {self.skipped} of {self._run.step} steps were skipped because gradients overflowed; the "
+                f"learning-rate schedule counts them{end}"
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        """Return what has been counted."""
+        return {"skipped": self.skipped, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Put it back."""
+        self.skipped, self._in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
+
+    def _count(self, steps: Sequence[_Step]) -> None:
+        flags = [step.skipped for step in steps if step.skipped is not None]
+        for step, skipped in zip(steps, torch.stack(flags).tolist() if flags else (), strict=False):
+            self.skipped += skipped
+            self._in_a_row = self._in_a_row + 1 if skipped else 0
+            if self._in_a_row == IN_A_ROW:
+                self._run.log.note(
+                    f"fp16: the {IN_A_ROW} steps up to step {step.step} were all skipped, because gradients "
+                    "overflowed; bf16 has the range of fp32 (train.precision=bf16)"
+                )
+
+    def _first(self, steps: Sequence[_Step], losses: Mapping[int, Any]) -> tuple[int, str] | None:
+        """Return the first step whose loss or gradient is not finite, and what to say of it."""
+        bad = _spoilt(steps)
+        for i, step in enumerate(steps):
+            loss = losses.get(step.step)
+            if isinstance(loss, float) and not math.isfinite(loss):
+                if step.before:
+                    return step.step - 1, step.before
+                return step.step, self._message(step.step, f"the loss is {loss} at", "")
+            if i == bad and step.sizes is not None:
+                worst = int((~step.sizes.isfinite()).nonzero()[0])
+                name, size = self._name(step.parameters[worst]), float(step.sizes[worst])
+                what = f"the gradient of {name} is {size} at"
+                return step.step, self._message(step.step, what, " while the loss is finite")
+        return None
+
+    def _spoilt_weights(self) -> str | None:
+        """Return what is not finite in the weights that the step before this one left, and what to say of it."""
+        said = self._bad_one(dict(self._run.model.named_parameters()), "became")
+        if said is None or self._run.step == 0:
+            return None
+        return self._message(self._run.step, f"{said} at", " while the loss is finite")
+
+    def _bad_one(self, named: Mapping[str, Tensor], verb: str = "holds") -> str | None:
+        """Return the first of the model's tensors that is not finite and is no constant, and what it holds."""
+        trained = {name: t for name, t in named.items() if name not in self._constants}
+        found = first_bad(list(trained.values()))
+        return f"{self._kind(list(trained)[found[0]])} {verb} {found[1]}" if found else None
+
+    def _message(self, step: int, what: str, but: str) -> str:
+        data = self._run.data.train
+        epoch, position = divmod(step - 1, data.steps_per_epoch)
+        return (
+            f"{what} step {step} (epoch {epoch + 1}, batch {position}: "
+            f"{data.describe(epoch, position)}){but}; last good checkpoint: {self.last_good}. "
+            "Lower the learning rate, lengthen the warm-up, or clip gradients"
+        )
+
+    def _spoiled(self, what: str) -> str:
+        return (
+            f"{what} after step {self._run.step} (epoch {self._run.epoch + 1}); "
+            f"last good checkpoint: {self.last_good}. "
+            "Lower the learning rate, or look for what writes it: a division by zero, a root or logarithm of zero"
+        )
+
+    def _unreadable(self, state: Mapping[str, Any]) -> str | None:
+        for owner, part in self._owners(state):
+            if found := unreadable(part):
+                return (
+                    f"{owner}: its state_dict(){found}, which can be saved but not read back; give plain containers, "
+                    "numbers, strings and tensors, as float(x), list(x) or torch.as_tensor(x) makes them"
+                )
+        return None
+
+    def _not_finite(self, state: Mapping[str, Any]) -> str | None:
+        tensors = {name: value for name, value in state["model"].items() if isinstance(value, Tensor)}
+        rest = {name: value for name, value in state["model"].items() if name not in tensors}
+        if said := self._bad_one(tensors):
+            return self._spoiled(said)
+        # A schedule keeps the metric that it was told, which may be NaN; what it makes of it is in the optimizer.
+        others = {key: state[key] for key in ("plugins", "optimizer") if key in state}
+        for owner, part in self._owners({**others, "model": rest}):
+            if fault := not_a_number(part):
+                return self._spoiled(f"{owner}: its state_dict(){fault}{self._whose(fault)}")
+        return None
+
+    def _owners(self, state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Yield the parts of a state that come from elsewhere, each with what to call its owner."""
+        run = self._run
+        for name, part in state.get("plugins", {}).items():
+            yield f"{run.recipe.source.nearest('plugins', name)}: plugins.{name}", part
+        owners = {"model": run.model, "optimizer": run.optimizer, "scheduler": run.scheduler}
+        for key, owner in owners.items():
+            if key in state:
+                yield f"the {key} {type(owner).__name__}", state[key]
+        yield "the run", {key: part for key, part in state.items() if key not in owners and key != "plugins"}
+
+    def _whose(self, place: str) -> str:
+        """Return to which parameter a place in the optimizer's state belongs."""
+        found = re.match(r"\['state'\]\[(\d+)\]", place)
+        owned = [p for group in self._run.optimizer.param_groups for p in group["params"]]
+        number = int(found[1]) if found else len(owned)
+        return f" for {self._name(owned[number])}" if number < len(owned) else ""
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return dict([*self._run.model.named_parameters(), *self._run.model.named_buffers()])
+
+    def _name(self, parameter: Tensor) -> str:
+        """Return the name of a parameter that the optimizer moves."""
+        for name, own in self._run.model.named_parameters():
+            if own is parameter:
+                return name
+        return f"a parameter {tuple(parameter.shape)} that is not the model's"
+
+    def _kind(self, name: str) -> str:
+        return f"parameter {name}" if name in dict(self._run.model.named_parameters()) else f"buffer {name}"
+
+    def _agreed(self, said: str | None) -> str | None:
+        """Return what the first rank with something to say says: all must stop together."""
+        if not self._run.device.any(said is not None):
+            return None
+        texts: list[str | None] = self._run.device.gather(said)
+        self._said = next(text for text in texts if text is not None)
+        return self._said
+
+
+def _values(gradient: Tensor | None) -> Tensor:
+    assert gradient is not None  # nobody asks of a parameter without one
+    return gradient if gradient.layout == torch.strided else gradient.coalesce().values()
+
+
+def _spoilt(steps: Sequence[_Step]) -> int:
+    """Return the place of the first step with a gradient that is not finite, or the number of steps."""
+    sizes = [(i, step.sizes) for i, step in enumerate(steps) if step.sizes is not None]
+    if sizes and not bool(torch.cat([size for _, size in sizes]).isfinite().all()):  # the one wait
+        return next(i for i, size in sizes if not bool(size.isfinite().all()))
+    return len(steps)

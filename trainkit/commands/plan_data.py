@@ -1,0 +1,86 @@
+"""What a plan says in words: the data's classes and preparation, augmentation, loss and schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainkit.config.recipe import LossSpec, SchedulerSpec
+from trainkit.data.spec import AugmentSpec
+from trainkit.data.types import Data
+
+_ALL = 10  # classes that are listed one by one; of more, the first and the last
+_FEW = 4
+
+
+def data_facts(data: Data) -> dict[str, Any]:
+    """Return the classes, and how validation images are prepared, as plain data."""
+    counts = data.train_counts
+    largest = max(range(len(counts)), key=counts.__getitem__) if sum(counts) else None
+    return {
+        "classes": list(data.class_names),
+        "train_counts": list(counts),
+        "val_counts": list(data.val_counts),
+        "largest": None
+        if largest is None
+        else {"class": data.class_names[largest], "share": counts[largest] / sum(counts)},
+        "preparation": list(data.preparation),
+    }
+
+
+def data_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows that `data_facts` make on a page: what they are of, and what they say."""
+    rows = []
+    if facts["classes"]:
+        rows.append(("classes", _classes(facts)))
+    if facts["preparation"]:
+        rows.append(("validation images", "\n".join(facts["preparation"])))
+    return rows
+
+
+def _classes(facts: dict[str, Any]) -> str:
+    names, counts = facts["classes"], facts["train_counts"]
+    listed = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)] if counts else names
+    if len(listed) <= _ALL:
+        text = ", ".join(listed)
+    else:
+        text = f"{', '.join(listed[:_FEW])} … {listed[-1]}; {len(names):,} in all"
+    largest = facts["largest"]
+    if largest is None:
+        return text
+    spread = f", of {min(counts):,} to {max(counts):,} training examples" if len(listed) > _ALL else ""
+    return f"{text}{spread}; the largest, {largest['class']}, is {largest['share']:.1%} of the training examples"
+
+
+def augmentation_words(spec: AugmentSpec | None) -> str:
+    """Say how training images are changed at random."""
+    if spec is None:
+        return "none: training images are prepared as those of validation"
+    low, high = spec.scale
+    parts = [f"crop of {low:.0%} to {high:.0%} of the area, sides {spec.ratio[0]:.3g} to {spec.ratio[1]:.3g}"]
+    chances = {"left-right flip": spec.hflip, "up-down flip": spec.vflip, "erasing of a rectangle": spec.re_prob}
+    parts += [f"{what} with probability {chance:g}" for what, chance in chances.items() if chance]
+    if spec.auto_augment:
+        parts.append(f"policy {spec.auto_augment}")
+    elif spec.color_jitter:
+        parts.append(f"colour jitter of strength {spec.color_jitter:g}")
+    return f"{'; '.join(parts)}; {spec.interpolation} interpolation"
+
+
+def loss_words(spec: LossSpec) -> str:
+    """Say what is minimised."""
+    parts = [spec.name.replace("_", " ")]
+    if spec.smoothing:
+        parts.append(f"label smoothing {spec.smoothing:g}")
+    if spec.target_threshold is not None:
+        parts.append(f"targets above {spec.target_threshold:g} count as 1")
+    return ", ".join(parts)
+
+
+def schedule_words(spec: SchedulerSpec) -> str:
+    """Say how the learning rate goes."""
+    parts: list[str] = [spec.name]
+    if spec.warmup_epochs:
+        parts.append(f"{spec.warmup_epochs:g} epochs of warm-up from {spec.warmup_lr:g}")
+    if spec.name != "constant":
+        parts.append(f"down to {spec.min_lr:g}")
+    return ", ".join([*parts, *(f"{name} {value}" for name, value in spec.args.items())])

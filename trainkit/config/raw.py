@@ -1,0 +1,207 @@
+"""The text of a recipe before it is typed: files that extend one another, overrides, and where each value stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from trainkit.config.hints import fix, meant, options_at
+from trainkit.config.locations import KeyPath, Marks, load_marked, parse_value
+from trainkit.errors import Mark, Problem, RecipeError, UserError, printable, suggest
+from trainkit.system.paths import is_file, whole
+
+M = TypeVar("M", bound=BaseModel)
+_SHOWN = 60  # characters of a wrong value that a message repeats
+_LONGEST_CHAIN = 20  # recipes that extend one another
+_MOST_OVERRIDES = 1000
+_DEEPEST_KEY = 50  # dots in the name of an override
+
+
+@dataclass(frozen=True)
+class Source:
+    """Plain data of a recipe, the mark of every value in it, and what was wrong with the text as such."""
+
+    file: str = "recipe"
+    data: dict[str, Any] = field(default_factory=dict)
+    marks: Marks = field(default_factory=dict)
+    problems: Sequence[Problem] = ()
+
+    def nearest(self, *keys: str | int) -> Mark:
+        """Return where the value under `keys`, or the innermost written section around it, stands."""
+        for end in range(len(keys), 0, -1):
+            if keys[:end] in self.marks:
+                return self.marks[keys[:end]]
+        return self.marks.get((), Mark(self.file, 1))
+
+    def folder(self, *keys: str | int) -> Path:
+        """Return the folder from which a path written under `keys` counts: that of the file which says it."""
+        mark = self.nearest(*keys)
+        return Path(mark.file if mark.line else self.file).parent
+
+
+def read_source(path: Path | None, overrides: Sequence[str] = ()) -> Source:
+    """Read `path`, what it extends, and the overrides (`a.b=value` sets a key, `~a.b` removes one).
+
+    Without a path the overrides are all there is.
+
+    Raises:
+        UserError: a file cannot be read, or is not YAML.
+    """
+    data, marks, problems = _load_extended(path, ()) if path else ({}, {(): Mark("command line")}, [])
+    if len(overrides) > _MOST_OVERRIDES:
+        raise UserError(
+            f"command line: {len(overrides):,} overrides are too many; write a recipe that extends this one"
+        )
+    for text in overrides:
+        mark = Mark(f"command line `{text}`")
+        try:
+            _override(data, marks, text, mark)
+        except _WrongOverride as error:
+            problems.append(Problem(mark, error.key, str(error)))
+    # `ema:` with nothing behind it switches a plugin on with its defaults.
+    plugins = data.get("plugins", {})
+    if plugins is None:
+        del data["plugins"]
+    elif isinstance(plugins, dict):
+        data["plugins"] = {name: {} if options is None else options for name, options in plugins.items()}
+    return Source(str(path or "command line"), data, marks, problems)
+
+
+def _load_extended(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Marks, list[Problem]]:
+    data, marks, problems = load_marked(path)
+    base = data.pop("extends", None)
+    if base is None:
+        return data, marks, problems
+    mark = marks[("extends",)]
+    if not isinstance(base, str):
+        raise RecipeError([*problems, Problem(mark, "extends", "give the path of one recipe, relative to this file")])
+    target, here = whole(path.parent / base), whole(path)
+    wrong = None
+    if target in seen or target == here:
+        wrong = f"{base} extends this file in turn; one of them must not"
+    elif len(seen) >= _LONGEST_CHAIN:
+        wrong = f"more than {_LONGEST_CHAIN} recipes extend one another; write the sections out"
+    elif not is_file(target):
+        wrong = f"there is no file {target}"
+    if wrong:
+        raise RecipeError([*problems, Problem(mark, "extends", wrong)])
+    under, under_marks, found = _load_extended(target, (*seen, here))
+    return merge(under, data), {**under_marks, **marks}, [*found, *problems]
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `under` with the values of `over` put in, section by section; lists are replaced whole."""
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+class _WrongOverride(Exception):
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def _override(data: dict[str, Any], marks: Marks, text: str, mark: Mark) -> None:
+    remove = text.startswith("~")
+    name, separator, value = text.removeprefix("~").partition("=")
+    if name.startswith("-"):
+        raise _WrongOverride("", "there is no such option; a key is set without dashes, as in `optimizer.lr=0.1`")
+    if name.count(".") > _DEEPEST_KEY:
+        raise _WrongOverride("", f"the name of a key has at most {_DEEPEST_KEY} dots")
+    if printable(name) != name or "\n" in name:
+        raise _WrongOverride("", "the name of a key has no control characters")
+    keys = _split(name, data)
+    if remove == bool(separator) or not all(keys):
+        form = "`~a.b` removes a key" if remove else "an override is `a.b=value`; `~a.b` removes a key"
+        raise _WrongOverride("", form)
+    section = data
+    for i, key in enumerate(keys[:-1]):
+        if not remove and section.get(key) is None:
+            section[key] = {}
+            marks[keys[: i + 1]] = mark
+        if not isinstance(section.get(key), dict):
+            raise _WrongOverride(".".join(keys[: i + 1]), "has no keys below it")
+        section = section[key]
+    paths: list[KeyPath] = []
+    if not remove:
+        try:
+            section[keys[-1]], paths = parse_value(value)
+        except ValueError as error:
+            raise _WrongOverride(name, f"{value!r} is not a value: {error}") from None
+    elif keys[-1] in section:
+        del section[keys[-1]]
+    else:
+        known = suggest(keys[-1], list(section))
+        raise _WrongOverride(name, f"there is nothing of that name to remove{known}")
+    for path in [path for path in marks if path[: len(keys)] == keys]:
+        del marks[path]  # what stood there in a file is gone
+    marks.update({(*keys, *path): mark for path in paths})
+
+
+def _split(name: str, data: Any) -> tuple[str, ...]:
+    """Split a name at its dots, but not inside a key that is there, such as `./trick.py:Trick`."""
+    keys, parts = [], name.split(".")
+    while parts:
+        present = (e for e in range(len(parts), 0, -1) if isinstance(data, dict) and ".".join(parts[:e]) in data)
+        end = next(present, 1)
+        keys.append(".".join(parts[:end]))
+        data = data.get(keys[-1]) if isinstance(data, dict) else None
+        parts = parts[end:]
+    return tuple(keys)
+
+
+def validate(model: type[M], data: Any, source: Source, prefix: KeyPath) -> tuple[M | None, list[Problem]]:
+    """Make a `model` of `data`, the part of `source` under `prefix`, or say with file and line why not."""
+    try:
+        # JSON mode is strict about types (no "1" for 1) and still reads a list as a tuple, which YAML needs.
+        return model.model_validate_json(json.dumps(data), strict=True), []
+    except ValidationError as error:
+        return None, [_problem(item, model, data, source, prefix) for item in error.errors()]
+    except ValueError as error:  # raised by a model's own `model_post_init`, which pydantic does not catch
+        return None, [Problem(source.nearest(*prefix), ".".join(map(str, prefix)), _sentence(str(error)))]
+
+
+def _problem(item: Any, model: type[BaseModel], data: Any, source: Source, prefix: KeyPath) -> Problem:
+    path = (*prefix, *_real_path(data, item["loc"], item["type"]))
+    if item["type"] == "extra_forbidden":
+        known = options_at(model, item["loc"])
+        near = meant(model, path[len(prefix) :], known, at_top=not prefix)
+        message = f"there is no such option{near} (known: {', '.join(known) or 'none'})"
+    elif item["type"] == "missing":
+        message = "is required and not given"
+    else:
+        shown = json.dumps(item["input"], ensure_ascii=False)
+        shown = f"; got {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}"
+        message = _sentence(item["msg"]) + ("" if isinstance(item["input"], dict) else shown)
+        message += fix(model, item, path)
+    return Problem(source.nearest(*path), ".".join(map(str, path)), message)
+
+
+def _sentence(message: str) -> str:
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    message = message.replace("a valid dictionary", "a mapping").replace("an object", "a mapping")  # YAML's word
+    return message[:1].lower() + message[1:] if not message[:2].isupper() else message
+
+
+def _real_path(data: Any, loc: KeyPath, kind: str) -> KeyPath:
+    """Leave out of pydantic's location the tags that it adds for unions: they are no keys of the recipe.
+
+    A key that is not in the data is one only where it is what is missing.
+    """
+    path: list[str | int] = []
+    for i, key in enumerate(loc):
+        listed = isinstance(data, list) and isinstance(key, int) and key < len(data)
+        if listed or (isinstance(data, dict) and key in data):
+            data = data[key]
+            path.append(key)
+        elif i == len(loc) - 1 and kind == "missing":
+            path.append(key)
+    return tuple(path)

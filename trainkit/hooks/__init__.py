@@ -1,0 +1,1 @@
+"""The hooks of the loop, and the plugins that implement them."""

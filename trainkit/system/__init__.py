@@ -1,0 +1,1 @@
+"""Processes, files and the terminal: what a run needs of the machine."""

@@ -1,0 +1,61 @@
+"""Which parameters decay, and by how much each layer's learning rate is scaled: the optimizer's groups."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from typing import Any, cast
+
+import timm.optim
+from torch import nn
+
+from trainkit.hooks.run import ParamGroups
+
+
+def exempt_names(model: nn.Module) -> set[str]:
+    """Return the names of the parameters that a model itself exempts from weight decay.
+
+    Its `no_weight_decay` gives names, or patterns with * and ? (XCiT's `pos_embed.*`), which timm reads as in file
+    names (`timm.optim.param_groups_weight_decay`).
+    """
+    if not hasattr(model, "no_weight_decay"):
+        return set()
+    patterns = list(cast(Any, model).no_weight_decay())
+    return {name for name, _ in model.named_parameters() if any(fnmatch(name, pattern) for pattern in patterns)}
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> ParamGroups:
+    """Split trainable parameters into those that decay and those that do not.
+
+    As in timm, vectors, scalars, biases and what the model exempts do not.
+    """
+    exempt = exempt_names(model)
+    decay: list[nn.Parameter] = []
+    keep: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            free = parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
+            (keep if free else decay).append(parameter)
+    groups: ParamGroups = [
+        {"params": decay, "weight_decay": weight_decay, "name": "decay", "rule": "matrices and kernels"},
+        {
+            "params": keep,
+            "weight_decay": 0.0,
+            "name": "no_decay",
+            "rule": "vectors, biases, the model's own exceptions",
+        },
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> ParamGroups:
+    """Split trainable parameters by layer too: timm's groups, each with an `lr_scale` for the schedule to multiply."""
+    groups: ParamGroups = []
+    for group in timm.optim.param_groups_layer_decay(
+        model, weight_decay=weight_decay, no_weight_decay_list=exempt_names(model), layer_decay=layer_decay
+    ):
+        kind = "decay" if group["weight_decay"] else "no_decay"
+        scale = group["lr_scale"]
+        rule = f"layer decay: lr times {scale:.4g}, weight decay {group['weight_decay']:g}"
+        keep = {"params": list(group["params"]), "weight_decay": group["weight_decay"], "lr_scale": scale}
+        groups.append(keep | {"name": f"{kind}_{len(groups)}", "rule": rule})
+    return groups

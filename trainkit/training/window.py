@@ -1,0 +1,115 @@
+"""The micro-batches of one optimizer step, and the gradient of their mean loss wherever the parameters are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from trainkit.checks.reach import explained, look
+from trainkit.hooks.run import Run
+from trainkit.seeds import rng_state, set_rng_state
+
+
+class StepLoss(nn.Module):
+    """The loss of one micro-batch as a module, so that gradients are averaged over ranks however a plugin gets it."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.model = run.model
+        self._run = [run]  # in a list: a run is no submodule
+        self._looked = False
+
+    def forward(self, batch: Any) -> Tensor:
+        """Return the loss of a prepared micro-batch.
+
+        Raises:
+            TrainingError: on several ranks, the first loss does not reach all parameters.
+        """
+        (run,) = self._run
+        loss = run.hook.compute_loss(model=self.model, batch=batch, run=run)
+        if not self._looked:
+            look(run, loss)
+            self._looked = True
+        return loss
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A micro-batch as the loss saw it, and the random streams as they were just before."""
+
+    batch: Any
+    streams: dict[str, Any]
+    plugins: Mapping[str, dict[str, Tensor]]
+
+
+class Window:
+    """The micro-batches of one optimizer step.
+
+    Args:
+        run: the run.
+        step_loss: its `StepLoss`, replicated over ranks.
+        weights: the share of each micro-batch in the mean loss.
+        keeps: whether the gradient will be asked for again; only then are the micro-batches kept.
+    """
+
+    def __init__(self, run: Run, step_loss: nn.Module, weights: tuple[float, ...], *, keeps: bool) -> None:
+        self.weights = weights
+        self._run, self._step_loss, self._keeps = run, step_loss, keeps
+        self._parts: list[_Part] = []
+
+    def train(self, batches: Iterator[Any]) -> tuple[Tensor, Any]:
+        """Take the window's micro-batches; return their mean loss, detached, and the last. Gradients stay scaled."""
+        run, total = self._run, None
+        run.optimizer.zero_grad(set_to_none=True)
+        for i in range(len(self.weights)):
+            batch = run.hook.prepare_batch(batch=next(batches), run=run)
+            if self._keeps:
+                plugins = {name: plugin.generator_states() for name, plugin in run.plugins.items()}
+                self._parts.append(_Part(batch, rng_state(run.device.torch), plugins))
+            share = self._backward(batch, i)
+            total = share if total is None else total + share
+        assert total is not None  # a window has at least one micro-batch
+        return total, batch
+
+    def differentiate(self) -> Tensor:
+        """Put into `.grad` the gradient of the window's mean loss at the parameters as they are now.
+
+        It is final as in `before_optimizer_step`: of the whole window, unscaled, averaged over ranks, and under fp16
+        the step is skipped if it, or the one before, is not finite. Batches and everything random (augmentation,
+        dropout, a plugin's draws) are as the step's own pass had them. Nothing else changes: buffers, random streams,
+        logs and plugins are as if the loss had not been evaluated.
+
+        Returns:
+            The mean loss there on this rank, a detached scalar.
+        """
+        run, total = self._run, None
+        with run.untouched():
+            for i, part in enumerate(self._parts):
+                set_rng_state(part.streams, run.device.torch)
+                for name, plugin in run.plugins.items():
+                    plugin.load_generator_states(part.plugins[name])
+                share = self._backward(part.batch, i)
+                total = share if total is None else total + share
+            found = [(p, p.grad) for p in run.model.parameters()]
+        for parameter, gradient in found:
+            parameter.grad = gradient
+        run.device.scaler.unscale_again(run.optimizer)
+        assert total is not None  # whoever can call this has asked for it, and so the micro-batches were kept
+        return total
+
+    def _backward(self, batch: Any, i: int) -> Tensor:
+        """Add the gradient of micro-batch `i`, scaled; return its share of the loss, detached."""
+        if self._run.device.world > 1:
+            # Average over ranks once per window, while its last backward pass runs.
+            replicated = cast(nn.parallel.DistributedDataParallel, self._step_loss)
+            replicated.require_backward_grad_sync = i + 1 == len(self.weights)
+        try:
+            loss = self._step_loss(batch)
+        except RuntimeError as error:
+            raise explained(error, self._step_loss) from error
+        share = loss if self.weights[i] == 1 else loss * self.weights[i]
+        self._run.device.scaler.scale(share).backward()
+        return cast(Tensor, share.detach())
