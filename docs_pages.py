@@ -1,4 +1,6 @@
-"""The pages of all options and of all commands, made from the code at every build: a hook of mkdocs."""
+"""The pages of all options and of all commands, made from the code at every build: a hook of
+mkdocs.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,18 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def options_page() -> str:
-    """Return every section of a recipe and every installed plugin, each with a table of its options."""
+    """Return every section of a recipe and every installed plugin, each with a table of its
+    options.
+    """
     from trainkit.commands.schema import recipe_schema
 
     schema = recipe_schema()
     lines = [
         "# All options",
-        "What a recipe may say, made from the code that checks it. An option that is left out has its default.",
+        (
+            "What a recipe may say, made from the code that checks it. An option that is left out "
+            "has its default."
+        ),
         *_sections(schema),
         "## Plugins",
         "Each stands under `plugins:` by its name.",
@@ -41,7 +48,9 @@ def options_page() -> str:
 
 
 def _sections(schema: Schema) -> Iterator[str]:
-    """Yield the top of a recipe and then each section, once, under the path where it was met first."""
+    """Yield the top of a recipe and then each section, once, under the path where it was met
+    first.
+    """
     waiting: list[tuple[str, Schema]] = [("A recipe", schema)]
     met: set[str] = set()
     while waiting:
@@ -117,7 +126,10 @@ def commands_page() -> str:
     for name in sorted(_names(app)):
         lines += [f"## {name}", f"```text\n{_help(app, name)}\n```"]
     for point in sorted(entry_points(group="trainkit.commands"), key=lambda point: point.name):
-        lines += [f"## {point.name}", f"```text\n{_help(_alone(point), point.name, alone=True)}\n```"]
+        lines += [
+            f"## {point.name}",
+            f"```text\n{_help(_alone(point), point.name, alone=True)}\n```",
+        ]
     return "\n\n".join(lines) + "\n"
 
 

@@ -2,9 +2,10 @@
 
 Run: python benchmarks/batch_norm.py [--device cuda] [--threads 2] [--ghost 8] [--seconds 0.2]
 
-"chunked" is the usual ghost batch norm: split, normalise each part, concatenate. Composer's GhostBatchNorm is timed
-too where it is installed; its newest release brings torch 2.7.0, so not beside torch 2.15. All sides run interleaved
-in one process; the tables give medians, as ratios to the plain layer.
+"chunked" is the usual ghost batch norm: split, normalise each part, concatenate. Composer's
+GhostBatchNorm is timed too where it is installed; its newest release brings torch 2.7.0, so not
+beside torch 2.15. All sides run interleaved in one process; the tables give medians, as ratios to
+the plain layer.
 """
 
 import argparse
@@ -100,13 +101,18 @@ def race(steps: dict[str, Step], seconds: float) -> dict[str, tuple[float, float
             times[name].append(steps[name]())
         # A side's arrays are in the cache or not, depending on the side before it.
         random.shuffle(order)
-    return {k: (statistics.median(a for a, _ in v), statistics.median(b for _, b in v)) for k, v in times.items()}
+    return {
+        k: (statistics.median(a for a, _ in v), statistics.median(b for _, b in v))
+        for k, v in times.items()
+    }
 
 
 def layers(device: torch.device, ghost: int, seconds: float, layout: torch.memory_format) -> None:
     """Print one layer of many shapes."""
     names = list(sides(ghost))[1:]
-    print(f"{'N, C, H, W':<20}{'plain us':>16}" + "".join(f"{n + ' fwd bwd both':>26}" for n in names))
+    print(
+        f"{'N, C, H, W':<20}{'plain us':>16}" + "".join(f"{n + ' fwd bwd both':>26}" for n in names)
+    )
     for shape in SHAPES:
         x, dy = (torch.randn(shape, device=device).to(memory_format=layout) for _ in range(2))
         x.requires_grad_()
@@ -116,12 +122,20 @@ def layers(device: torch.device, ghost: int, seconds: float, layout: torch.memor
             steps[name] = step_of(make(layer), x, dy, list(layer.parameters()))
         found = race(steps, seconds)
         f, b = found["plain"]
-        cells = (f"{found[n][0] / f:14.2f}{found[n][1] / b:6.2f}{sum(found[n]) / (f + b):6.2f}" for n in names)
-        print(f"{', '.join(map(str, shape)):<20}{f * 1e6:8.0f}{b * 1e6:8.0f}" + "".join(cells), flush=True)
+        cells = (
+            f"{found[n][0] / f:14.2f}{found[n][1] / b:6.2f}{sum(found[n]) / (f + b):6.2f}"
+            for n in names
+        )
+        print(
+            f"{', '.join(map(str, shape)):<20}{f * 1e6:8.0f}{b * 1e6:8.0f}" + "".join(cells),
+            flush=True,
+        )
 
 
 def models(device: torch.device, ghost: int, seconds: float, layout: torch.memory_format) -> None:
-    """Print training steps of whole models, plain and converted, and evaluation with example weighing."""
+    """Print training steps of whole models, plain and converted, and evaluation with example
+    weighing.
+    """
     for name, shape in MODELS:
         x = torch.randn(shape, device=device).to(memory_format=layout)
         x.requires_grad_()
@@ -130,9 +144,13 @@ def models(device: torch.device, ghost: int, seconds: float, layout: torch.memor
             model = timm.create_model(name, num_classes=10).to(device, memory_format=layout)
             if side != "plain":
                 convert_batch_norm(model, ghost_size=ghost, blocks=side, example_weight=0.1)
-            steps[side] = step_of(model, x, torch.ones(shape[0], 10, device=device), list(model.parameters()))
+            steps[side] = step_of(
+                model, x, torch.ones(shape[0], 10, device=device), list(model.parameters())
+            )
             if side in ("plain", "any"):
-                twin = timm.create_model(name, num_classes=10).to(device, memory_format=layout).eval()
+                twin = (
+                    timm.create_model(name, num_classes=10).to(device, memory_format=layout).eval()
+                )
                 if side != "plain":
                     convert_batch_norm(twin, example_weight=0.1)
                 evals[side] = evaluation_of(twin, x.detach())
@@ -140,7 +158,10 @@ def models(device: torch.device, ghost: int, seconds: float, layout: torch.memor
         plain = sum(trained["plain"])
         ratios = ", ".join(f"{k} {sum(v) / plain:.2f}" for k, v in trained.items() if k != "plain")
         alpha = evaluated["any"][0] / evaluated["plain"][0]
-        print(f"{name}, {shape}: step {plain * 1e3:.0f} ms, {ratios}; evaluation with example_weight {alpha:.2f}")
+        print(
+            f"{name}, {shape}: step {plain * 1e3:.0f} ms, {ratios}; evaluation with example_weight "
+            f"{alpha:.2f}"
+        )
 
 
 def evaluation_of(model: nn.Module, x: Tensor) -> Step:
@@ -157,7 +178,9 @@ def evaluation_of(model: nn.Module, x: Tensor) -> Step:
 
 def main() -> None:
     """Run all tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--ghost", type=int, default=8)
@@ -166,7 +189,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device = torch.device(options.device)
-    print(f"torch {torch.__version__}, {device}, {options.threads} threads, ghost size {options.ghost}")
+    print(
+        f"torch {torch.__version__}, {device}, {options.threads} threads, ghost size "
+        f"{options.ghost}"
+    )
     for layout in (torch.contiguous_format, torch.channels_last):
         print(f"\n{layout}")
         layers(device, options.ghost, options.seconds, layout)

@@ -1,10 +1,12 @@
-"""Convert, trace, evaluate and revert every BatchNorm model of timm on the meta device; print a table by family.
+"""Convert, trace, evaluate and revert every BatchNorm model of timm on the meta device; print a
+table by family.
 
 Run: python benchmarks/batch_norm_coverage.py [--models 'resnet*'] [--json rows.jsonl]
 
-No weights and no numbers: a model passes if conversion touches all of its BatchNorm layers, training with ghost
-batches, channel groups and evaluation with example weighing give outputs of the plain model's shape, parameters,
-buffers and state-dict keys are the same objects as before, and reverting gives every module its class back.
+No weights and no numbers: a model passes if conversion touches all of its BatchNorm layers,
+training with ghost batches, channel groups and evaluation with example weighing give outputs of the
+plain model's shape, parameters, buffers and state-dict keys are the same objects as before, and
+reverting gives every module its class back.
 """
 
 import argparse
@@ -42,7 +44,11 @@ def examine(name: str) -> dict[str, Any]:
     model = timm.create_model(name, num_classes=10)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     classes = dict(collections.Counter(type(m).__name__ for m in norms))
-    row = {"model": name, "family": model_entrypoint(name).__module__.split(".")[-1], "layers": classes}
+    row = {
+        "model": name,
+        "family": model_entrypoint(name).__module__.split(".")[-1],
+        "layers": classes,
+    }
     if norms:
         odd = sum(m.num_features % 2 for m in norms)
         row |= {"odd_channels": odd, "problem": problem(model, len(norms), grouped=not odd)}
@@ -65,16 +71,22 @@ def problem(model: nn.Module, count: int, *, grouped: bool) -> str | None:
         if identity(model) != before:
             return "other tensors or keys"
         revert_batch_norm(model)
-        return None if [type(m) for m in model.modules()] == kinds else "other classes after reverting"
+        return (
+            None if [type(m) for m in model.modules()] == kinds else "other classes after reverting"
+        )
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
 
 def main() -> None:
     """Examine the models and print counts by family."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", default="*", help="a wildcard for timm.list_models")
-    parser.add_argument("--json", type=Path, help="keep a line for each model in this file, and go on from it")
+    parser.add_argument(
+        "--json", type=Path, help="keep a line for each model in this file, and go on from it"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     kept = options.json.read_text().splitlines() if options.json and options.json.exists() else []
@@ -99,9 +111,18 @@ def report(rows: list[dict[str, Any]]) -> None:
     for row in ours:
         families[row["family"]].append(row)
     print(f"torch {torch.__version__}, timm {timm.__version__}, meta device, batch {BATCH}")
-    print(f"{len(rows)} models, {len(ours)} with BatchNorm in {len(families)} families, {len(ours) - len(bad)} pass\n")
+    print(
+        f"{len(rows)} models, {len(ours)} with BatchNorm in {len(families)} families, "
+        f"{len(ours) - len(bad)} pass\n"
+    )
     kinds = sorted({k for row in ours for k in row["layers"]})
-    print("| family | models | pass | " + " | ".join(kinds) + " |\n|---" + "|---:" * (2 + len(kinds)) + "|")
+    print(
+        "| family | models | pass | "
+        + " | ".join(kinds)
+        + " |\n|---"
+        + "|---:" * (2 + len(kinds))
+        + "|"
+    )
     for family, members in sorted(families.items()):
         counts = [sum(row["layers"].get(k, 0) for row in members) for k in kinds]
         good = sum(not row["problem"] for row in members)

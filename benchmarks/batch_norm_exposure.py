@@ -1,6 +1,8 @@
-"""The exposed batch norms of every timm model that has a batch norm, at its default input size, without weights.
+"""The exposed batch norms of every timm model that has a batch norm, at its default input size,
+without weights.
 
-Run: python benchmarks/batch_norm_exposure.py [FILE] [--models 'resnet*']     about 8 minutes for all
+Run: python benchmarks/batch_norm_exposure.py [FILE] [--models 'resnet*']     about 8 minutes for
+    all
 
 One JSON line per model goes to FILE.
 """
@@ -42,7 +44,13 @@ def main() -> None:
         behind = len(exposed_norms(model, blocking=is_norm))
         family = type(model).__module__.rpartition(".")[2]
         rows.append(
-            {"model": name, "family": family, "norms": norms, "exposed": len(exposed), "any_norm_blocks": behind}
+            {
+                "model": name,
+                "family": family,
+                "norms": norms,
+                "exposed": len(exposed),
+                "any_norm_blocks": behind,
+            }
         )
         if file is not None:
             lines += json.dumps(rows[-1] | {"names": exposed}) + "\n"
@@ -58,7 +66,9 @@ def main() -> None:
     print(f"{'all':28}{len(rows):7}{counts[0]:8}{counts[1]:9}{counts[2]:23}")
     one, none = (sum(row["exposed"] == count for row in rows) for count in (1, 0))
     print(f"exactly one exposed: {one} models; none: {none}")
-    print(f"{seconds / max(1, len(rows)):.2f} s a model; failed: {len(failed)}", *failed, sep="\n  ")
+    print(
+        f"{seconds / max(1, len(rows)):.2f} s a model; failed: {len(failed)}", *failed, sep="\n  "
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """What each of the four changes to batch norm does in its recipe: arms paired over seeds 0 to 4.
 
-Run: python benchmarks/batch_norm_study.py FILE [TABLE …]    trains what FILE has not, and prints the tables
+Run: python benchmarks/batch_norm_study.py FILE [TABLE …]    trains what FILE has not, and prints
+    the tables
 
-Each arm is a recipe with overrides. FILE gets one JSON line per training: its last validation, and for every alpha the
-mean nll and accuracy of the same weights. Tables give means over seeds and mean paired differences to the first arm
-with 95% intervals (Student's t). Alpha is judged by cross-fitting: each half of the validation images is measured with
-the alpha that is best on the other half.
+Each arm is a recipe with overrides. FILE gets one JSON line per training: its last validation, and
+for every alpha the mean nll and accuracy of the same weights. Tables give means over seeds and mean
+paired differences to the first arm with 95% intervals (Student's t). Alpha is judged by
+cross-fitting: each half of the validation images is measured with the alpha that is best on the
+other half.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ Arm = tuple[str, list[str]]
 
 
 def _ghost() -> dict[str, Arm]:
-    arms = {f"blocks of {size}": ("ghost_batch_norm", [f"plugins.ghost_batch_norm.size={size}"]) for size in SIZES}
+    arms = {
+        f"blocks of {size}": ("ghost_batch_norm", [f"plugins.ghost_batch_norm.size={size}"])
+        for size in SIZES
+    }
     return {"plain": ("ghost_batch_norm", ["~plugins.ghost_batch_norm"])} | arms
 
 
@@ -54,13 +59,20 @@ def _group() -> dict[str, Arm]:
     arms: dict[str, Arm] = {"plain": ("batch_group_norm", ["~plugins.batch_group_norm"])}
     for groups, examples in ((32, 2), (8, 2), (8, 4)):
         options = f"{{channel_groups: {groups}, examples: {examples}}}"
-        arms[f"{groups} groups, {examples} examples"] = "batch_group_norm", [f"plugins.batch_group_norm={options}"]
-    own = ["plugins.batch_group_norm={channel_groups: 8, examples: 1}", "plugins.example_weighing.alpha=1"]
+        arms[f"{groups} groups, {examples} examples"] = (
+            "batch_group_norm",
+            [f"plugins.batch_group_norm={options}"],
+        )
+    own = [
+        "plugins.batch_group_norm={channel_groups: 8, examples: 1}",
+        "plugins.example_weighing.alpha=1",
+    ]
     return arms | {"group norm: 8 groups, alpha 1": ("batch_group_norm", own)}
 
 
 def _weighing() -> dict[str, Arm]:
-    # Alpha is chosen after training: these arms differ in training alone, and each is its own baseline.
+    # Alpha is chosen after training: these arms differ in training alone, and each is its own
+    # baseline.
     recipe, out = "example_weighing", "~plugins.example_weighing"
     return {
         "batches of 128": (recipe, [out]),
@@ -74,13 +86,24 @@ def _subsets() -> dict[str, Arm]:
     arms = {}
     for kept in (subset for count in range(4) for subset in combinations(names, count)):
         out = [f"~plugins.{name}" for name in names if name not in kept]
-        label = " + ".join(kept).replace("_batch_norm", "").replace("batch_group_norm", "group").replace("norm_", "")
+        label = (
+            " + ".join(kept)
+            .replace("_batch_norm", "")
+            .replace("batch_group_norm", "group")
+            .replace("norm_", "")
+        )
         arms[label or "plain"] = "batch_norm_all_four", [*out, "~plugins.example_weighing"]
     return arms
 
 
 SIZES = (4, 8, 16, 32)
-TABLES = {"ghost": _ghost, "decay": _decay, "group": _group, "weighing": _weighing, "subsets": _subsets}
+TABLES = {
+    "ghost": _ghost,
+    "decay": _decay,
+    "group": _group,
+    "weighing": _weighing,
+    "subsets": _subsets,
+}
 
 
 def train(setup: Setup) -> dict[str, Any]:
@@ -100,7 +123,11 @@ def train(setup: Setup) -> dict[str, Any]:
         )
     found = tune(scores, ALPHAS, "nll")
     curve = [[point.alpha, point.nll, point.accuracy] for point in found.curve]
-    gains = {"alpha": found.alpha, "alpha_nll": found.nll.mean, "alpha_accuracy": found.accuracy.mean}
+    gains = {
+        "alpha": found.alpha,
+        "alpha_nll": found.nll.mean,
+        "alpha_accuracy": found.accuracy.mean,
+    }
     return {**measured, **gains, "curve": curve, "seconds": round(seconds, 1)}
 
 
@@ -123,21 +150,27 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
         return
     first = next(iter(arms.values()))
     print(
-        f"\n{title}, seeds {sorted(first)}; of {len(first)} seeds the mean, and paired differences with 95% intervals"
+        f"\n{title}, seeds {sorted(first)}; of {len(first)} seeds the mean, and paired differences "
+        "with 95% intervals"
     )
     print(
-        f"{'arm':34}{'accuracy':>9}{'difference':>19}{'nll':>8}{'difference':>19}{'ece':>7} | alphas, nll and accuracy"
+        f"{'arm':34}{'accuracy':>9}{'difference':>19}{'nll':>8}{'difference':>19}{'ece':>7} | "
+        "alphas, nll and accuracy"
     )
     for label, found in arms.items():
         both = sorted(found.keys() & first.keys())
         line = f"{label:34}"
         for name in ("accuracy", "nll"):
-            line += f"{statistics.mean(row[name] for row in found.values()):{9 if name == 'accuracy' else 8}.4f}"
+            width = 9 if name == "accuracy" else 8
+            line += f"{statistics.mean(row[name] for row in found.values()):{width}.4f}"
             gains = [found[seed][name] - first[seed][name] for seed in both]
             line += f"{'' if found is first else interval(gains):>19}"
         line += f"{statistics.mean(row['calibration_error'] for row in found.values()):7.4f}"
         alphas = " ".join(f"{found[seed]['alpha']:g}" for seed in sorted(found))
-        tuned = [interval([row[f"alpha_{name}"] for row in found.values()]) for name in ("nll", "accuracy")]
+        tuned = [
+            interval([row[f"alpha_{name}"] for row in found.values()])
+            for name in ("nll", "accuracy")
+        ]
         print(f"{line} | {alphas}; {tuned[0]}; {tuned[1]}")
 
 
@@ -147,7 +180,9 @@ def main() -> None:
     path = Path(file)
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(row["table"], row["arm"], row["seed"]) for row in rows}
-    same: dict[str, dict[str, Any]] = {row["recipe"]: row for row in rows}  # arms of two tables may be one recipe
+    same: dict[str, dict[str, Any]] = {
+        row["recipe"]: row for row in rows
+    }  # arms of two tables may be one recipe
     for seed in SEEDS:
         for table in asked or TABLES:
             for label, (recipe, overrides) in TABLES[table]().items():

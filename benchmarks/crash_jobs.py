@@ -1,7 +1,8 @@
-"""Jobs that crashes.py sends signals to: the command line in forks of a process that has loaded torch already.
+"""Jobs that crashes.py sends signals to: the command line in forks of a process that has loaded
+torch already.
 
-A fork takes a second where a new process takes ten. The parent must not have computed anything yet: threads of torch
-would be missing in the forks.
+A fork takes a second where a new process takes ten. The parent must not have computed anything yet:
+threads of torch would be missing in the forks.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Job:
     """
 
     def __init__(self, words: list[str], ranks: int = 1, arrange: Arrange = lambda: None) -> None:
-        self._marks = mmap.mmap(-1, 1 + len(PHASES))  # the phase of rank 0, and how often it has been in each
+        self._marks = mmap.mmap(
+            -1, 1 + len(PHASES)
+        )  # the phase of rank 0, and how often it has been in each
         self._read, write = os.pipe()
         self.pids: list[int] = []
         self.codes: dict[int, int] = {}
@@ -54,8 +57,15 @@ class Job:
                 os.setpgid(0, self.pids[0] if self.pids else 0)
                 place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
                 if ranks > 1:
-                    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
-                _run(words, write, self._marks if rank == 0 else None, arrange if rank == 0 else lambda: None)
+                    os.environ.update(
+                        {name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1"
+                    )
+                _run(
+                    words,
+                    write,
+                    self._marks if rank == 0 else None,
+                    arrange if rank == 0 else lambda: None,
+                )
             self.pids.append(pid)
             os.setpgid(pid, self.pids[0])
         os.close(write)
@@ -76,7 +86,9 @@ class Job:
         return len(self.codes) < len(self.pids)
 
     def wait_for(self, phase: str, times: int) -> bool:
-        """Wait until rank 0 is in a phase for at least so many times; return False if it ends before."""
+        """Wait until rank 0 is in a phase for at least so many times; return False if it ends
+        before.
+        """
         number = PHASES.index(phase)
         while self.alive():
             if self._marks[0] == number and self._marks[1 + number] >= times:
@@ -89,7 +101,9 @@ class Job:
         os.killpg(self.pids[0], number)
 
     def end(self, limit: float = 120.0) -> list[int]:
-        """Wait for the end and return the exit code of each rank; kill what does not end, and say so."""
+        """Wait for the end and return the exit code of each rank; kill what does not end, and
+        say so.
+        """
         deadline = time.monotonic() + limit
         while self.alive():
             if time.monotonic() > deadline:
@@ -113,7 +127,9 @@ def _run(words: list[str], output: int, marks: mmap.mmap | None, arrange: Arrang
     try:
         # A parent in the background of a shell ignores Ctrl-C, and its children would.
         for number in ENDING:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.signal(
+                number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            )
         for stream in (1, 2):
             os.dup2(output, stream)
         sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115 - until the end
@@ -161,7 +177,8 @@ def _mark_phases(marks: mmap.mmap) -> None:
 
 
 def full_disk(name: str, occurrence: int, room: int) -> Arrange:
-    """Return what makes the disk full when a file is written for the n-th time; the kernel refuses, as it does then.
+    """Return what makes the disk full when a file is written for the n-th time; the kernel refuses,
+    as it does then.
 
     Args:
         name: how the file's name begins.

@@ -1,13 +1,16 @@
-"""Runs that are stopped, killed and starved of disk again and again must end as if nothing had happened.
+"""Runs that are stopped, killed and starved of disk again and again must end as if nothing had
+happened.
 
 Run: python benchmarks/crashes.py [--signals 50] [--kills 100] [--full 20] [--seed 0]
 
-Signals: SIGTERM to the whole process group at random moments of building, training, validating, saving and finishing,
-with 0 and 2 data workers on 1 and 2 ranks; nothing that was done may be lost. Kills: kill -9 instead. Full: the disk
-has no room for a file of the run; one line must say which. Every run then goes on, or starts anew where it had saved
-nothing, and must equal one that never stopped: last.pt with every plugin's state, metrics.jsonl and weights bit for
-bit, and the summary but for its seconds. The report has no plots here; they take longer than all the rest. Ends with 1
-if anything differs.
+Signals: SIGTERM to the whole process group at random moments of building, training, validating,
+    saving and finishing,
+with 0 and 2 data workers on 1 and 2 ranks; nothing that was done may be lost. Kills: kill -9
+instead. Full: the disk has no room for a file of the run; one line must say which. Every run then
+goes on, or starts anew where it had saved nothing, and must equal one that never stopped: last.pt
+with every plugin's state, metrics.jsonl and weights bit for bit, and the summary but for its
+seconds. The report has no plots here; they take longer than all the rest. Ends with 1 if anything
+differs.
 """
 
 from __future__ import annotations
@@ -56,7 +59,14 @@ SPREAD = {"building": 0.4, "training": 0.05, "validating": 0.05, "saving": 0.01,
 """Seconds within which a phase is struck."""
 
 FILES = (
-    *("recipe.yaml", "environment.json", "metrics.jsonl", "last.pt", "best-", "weights.safetensors"),
+    *(
+        "recipe.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "last.pt",
+        "best-",
+        "weights.safetensors",
+    ),
     *("metrics.csv", "report.html", "summary.json"),
 )
 
@@ -105,7 +115,10 @@ class Trial:
         for name in ("metrics.jsonl", "weights.safetensors"):
             if (self.whole / name).read_bytes() != (folder / name).read_bytes():
                 yield f"{name} differs"
-        told = [json.loads((f / "summary.json").read_text()) | {"seconds": 0} for f in (self.whole, folder)]
+        told = [
+            json.loads((f / "summary.json").read_text()) | {"seconds": 0}
+            for f in (self.whole, folder)
+        ]
         if told[0] != told[1]:
             yield "summary.json differs"
         for name in ("report.html", "metrics.csv"):
@@ -114,8 +127,12 @@ class Trial:
         yield from (f"{path.name} is left" for path in folder.rglob(".*"))
 
 
-def strike(trial: Trial, folder: Path, phase: str, number: int, dice: random.Random) -> tuple[str, list[str]]:
-    """Send a signal at a random moment of a phase; return the phase that it met, and what is wrong then."""
+def strike(
+    trial: Trial, folder: Path, phase: str, number: int, dice: random.Random
+) -> tuple[str, list[str]]:
+    """Send a signal at a random moment of a phase; return the phase that it met, and what is
+    wrong then.
+    """
     job = Job(trial.words(folder), trial.ranks)
     times = dice.randint(1, {"training": 18, "validating": 2, "saving": 10}.get(phase, 1))
     if job.wait_for(phase, times):
@@ -128,7 +145,11 @@ def strike(trial: Trial, folder: Path, phase: str, number: int, dice: random.Ran
         # A rank that has not begun yet has nothing to put away.
         if not set(codes) <= ({0, 130, -signal.SIGTERM} if met == "building" else {0, 130}):
             wrong.append(f"exit codes {codes}: {job.output.strip()[-300:]}")
-        wrong += list(_lost(folder)) if met in ("training", "validating", "saving") and 130 in codes else []
+        wrong += (
+            list(_lost(folder))
+            if met in ("training", "validating", "saving") and 130 in codes
+            else []
+        )
     if "Traceback" in job.output or "HANGS" in job.output:
         wrong.append(job.output.strip()[-600:])
     return met, wrong
@@ -151,9 +172,16 @@ def starve(trial: Trial, folder: Path, name: str, dice: random.Random) -> list[s
     times = dice.randint(1, {"metrics.jsonl": 18, "last.pt": 10, "best-": 2}.get(name, 1))
     job = Job(trial.words(folder), trial.ranks, full_disk(name, times, dice.choice((0, 4))))
     codes, wrong = job.end(), []
-    if codes[0] != 1 or not set(codes) <= {0, 1}:  # the second rank may have ended well: it writes nothing
+    if codes[0] != 1 or not set(codes) <= {
+        0,
+        1,
+    }:  # the second rank may have ended well: it writes nothing
         wrong.append(f"exit codes {codes}")
-    said = [line for line in job.output.splitlines() if line.startswith("error: ") and "rank 1" not in line]
+    said = [
+        line
+        for line in job.output.splitlines()
+        if line.startswith("error: ") and "rank 1" not in line
+    ]
     if len(said) != 1 or f"/{name}" not in said[0] or "Traceback" in job.output:
         wrong.append(f"said {job.output.strip()[-400:]}")
     wrong += [f"{path.name} is left" for path in folder.rglob(".*")]
@@ -194,7 +222,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
-        tally = campaign(Path(home), asked.signals, asked.kills, asked.full, random.Random(asked.seed))
+        tally = campaign(
+            Path(home), asked.signals, asked.kills, asked.full, random.Random(asked.seed)
+        )
     print(f"\n{'what':10} {'met while':20} {'trials':>6}")
     for (what, met), count in sorted(tally.tried.items()):
         print(f"{what:10} {met:20} {count:6}")

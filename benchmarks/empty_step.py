@@ -1,9 +1,11 @@
-"""What trainkit's loop costs over a hand-written one: an empty recipe on test_resnet at 32 px, side by side.
+"""What trainkit's loop costs over a hand-written one: an empty recipe on test_resnet at 32 px, side
+by side.
 
 Run: python benchmarks/empty_step.py [--epochs 23]
 
-Steps of the two loops alternate in one process, on the same images, with equal models, optimizers and schedules; the
-table gives the median over epochs of the time per step, and the median of the epochs' ratios.
+Steps of the two loops alternate in one process, on the same images, with equal models, optimizers
+and schedules; the table gives the median over epochs of the time per step, and the median of the
+epochs' ratios.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Alternating:
     """Takes a step by hand after each of trainkit's, and keeps the two's times apart.
 
     Attributes:
-        ours: the seconds of each epoch of trainkit's loop, from its first step to the end of its last.
+        ours: the seconds of each epoch of trainkit's loop, from its first step to the end of its
+            last.
         theirs: those of the loop by hand.
     """
 
@@ -73,7 +76,9 @@ class Alternating:
 def by_hand(images: torch.Tensor, targets: torch.Tensor) -> Callable[[], None]:
     """Return a function that takes the next step as anybody would write it."""
     model = timm.create_model("test_resnet", in_chans=1, num_classes=10).train()
-    loader = DataLoader(TensorDataset(images, targets), batch_size=BATCH, shuffle=True, drop_last=True)
+    loader = DataLoader(
+        TensorDataset(images, targets), batch_size=BATCH, shuffle=True, drop_last=True
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     criterion = nn.CrossEntropyLoss()
@@ -101,7 +106,9 @@ def main() -> None:
         path = Path(folder) / "empty.yaml"
         path.write_text(RECIPE)
         data = build(compose(path), Path(folder)).data
-        images, targets = (torch.cat(parts) for parts in zip(*data.train.batches(0, 0), strict=True))
+        images, targets = (
+            torch.cat(parts) for parts in zip(*data.train.batches(0, 0), strict=True)
+        )
         times = Alternating(by_hand(images, targets))
         run = build(compose(path), Path(folder), [times])
         keeper = Keeper(run.folder, run)
@@ -111,7 +118,10 @@ def main() -> None:
     steps = run.data.train.steps_per_epoch
     ours, theirs = ([t / steps * 1e3 for t in own[WARM_UP:]] for own in (times.ours, times.theirs))
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {len(ratios)} epochs of {steps} steps each")
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {len(ratios)} epochs of "
+        f"{steps} steps each"
+    )
     print(f"hand-written loop  {statistics.median(theirs):7.3f} ms a step")
     print(f"trainkit, empty    {statistics.median(ours):7.3f} ms a step")
     low, middle, high = quartiles(ratios)

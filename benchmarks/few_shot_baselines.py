@@ -1,16 +1,19 @@
 """What the network of a few-shot recipe does without meta-learning, on the recipe's own test tasks.
 
-Run: python benchmarks/few_shot_baselines.py recipes/maml_glyphs.yaml [override …] --task 1 1.jsonl --task 5 5.jsonl
+Run: python benchmarks/few_shot_baselines.py recipes/maml_glyphs.yaml [override …] --task 1 1.jsonl
+    --task 5 5.jsonl
 
-Arms: nearest class centroid on pixels; the recipe's network pre-trained to tell all training classes apart (plain
-classification, every image of them), then nearest centroid on its features, or fine-tuning on each task's support
-images with a new classifier that starts at zero, of the classifier alone or of all parameters but the norms; and the
-same fine-tuning of a network that was never trained. Step size and number of steps of each kind of fine-tuning are
-those that do best on tasks of the validation classes. Batch norms use the batch's own statistics throughout, as in the
-meta-learned arms.
+Arms: nearest class centroid on pixels; the recipe's network pre-trained to tell all training
+    classes apart (plain
+classification, every image of them), then nearest centroid on its features, or fine-tuning on each
+task's support images with a new classifier that starts at zero, of the classifier alone or of all
+parameters but the norms; and the same fine-tuning of a network that was never trained. Step size
+and number of steps of each kind of fine-tuning are those that do best on tasks of the validation
+classes. Batch norms use the batch's own statistics throughout, as in the meta-learned arms.
 
-`--task` names a number of shots and the file to which every arm is appended, with its accuracy on each test task, for
-`few_shot_study.py` to put beside others. Pre-training is the same for all of them.
+`--task` names a number of shots and the file to which every arm is appended, with its accuracy on
+each test task, for `few_shot_study.py` to put beside others. Pre-training is the same for all of
+them.
 """
 
 from __future__ import annotations
@@ -58,11 +61,16 @@ def pretrain(model: nn.Module, data: Batch, epochs: int, seed: int) -> None:
             optimizer.step()
             scheduler.step()
             right += int((logits.argmax(1) == data.targets[index]).sum())
-        print(f"  epoch {epoch + 1}/{epochs}: training accuracy {right / (steps * BATCH):.3f}", flush=True)
+        print(
+            f"  epoch {epoch + 1}/{epochs}: training accuracy {right / (steps * BATCH):.3f}",
+            flush=True,
+        )
 
 
 def centroid(episode: Episode[Batch], embed: Callable[[Tensor], Tensor]) -> float:
-    """Return the accuracy of giving each query image the class whose mean support embedding is nearest."""
+    """Return the accuracy of giving each query image the class whose mean support embedding is
+    nearest.
+    """
     support, query = (embed(batch.inputs).flatten(1) for batch in episode)
     ways = int(episode.support.targets.max()) + 1
     centres = torch.stack([support[episode.support.targets == way].mean(0) for way in range(ways)])
@@ -77,11 +85,15 @@ def accuracy(logits: Tensor, targets: Tensor) -> float:
 def fine_tuned(
     model: nn.Module, which: str, lr: float, steps: tuple[int, ...], episode: Episode[Batch]
 ) -> Iterator[float]:
-    """Yield the accuracy on the query images after each of some numbers of steps of gradient descent, in order."""
+    """Yield the accuracy on the query images after each of some numbers of steps of gradient
+    descent, in order.
+    """
     support, query = episode
     if which == "head":  # the features stay as they are: work them out once
         with torch.no_grad():
-            support, query = (Batch(features(model, images), targets) for images, targets in episode)
+            support, query = (
+                Batch(features(model, images), targets) for images, targets in episode
+            )
         model = model.get_classifier()  # type: ignore[operator]
     loop = InnerLoop(steps[-1], second_order=False)
     plan = plan_for(model, lr)
@@ -95,10 +107,15 @@ def best_setting(model: nn.Module, which: str, episodes: list[Episode[Batch]]) -
     """Return the step size and the number of steps that do best on validation tasks."""
     found = {}
     for lr in LEARNING_RATES[which]:
-        means = torch.tensor([list(fine_tuned(model, which, lr, STEPS[which], e)) for e in episodes]).mean(0)
+        means = torch.tensor(
+            [list(fine_tuned(model, which, lr, STEPS[which], e)) for e in episodes]
+        ).mean(0)
         found |= {(lr, steps): float(mean) for steps, mean in zip(STEPS[which], means, strict=True)}
     best = max(found, key=lambda setting: found[setting])
-    print(f"  {which}: step size {best[0]:g}, {best[1]} steps: {found[best]:.4f} in validation", flush=True)
+    print(
+        f"  {which}: step size {best[0]:g}, {best[1]} steps: {found[best]:.4f} in validation",
+        flush=True,
+    )
     return best
 
 
@@ -122,7 +139,9 @@ class Bench:
         self.tasks = [sampler.episode(test, "test", number) for number in range(maml.test_episodes)]
         self.tuning = [sampler.episode(val, "val", number) for number in range(val_episodes)]
 
-    def write(self, arm: str, seed: int, measure: Callable[[Episode[Batch]], float], **more: Any) -> None:
+    def write(
+        self, arm: str, seed: int, measure: Callable[[Episode[Batch]], float], **more: Any
+    ) -> None:
         """Measure an arm on every test task, and keep what was found."""
         start = time.perf_counter()
         found = [measure(task) for task in self.tasks]
@@ -130,7 +149,9 @@ class Bench:
         row["seconds"] = round(time.perf_counter() - start + more.get("pretraining", 0.0), 1)
         with self.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(f"{self.shots} shot(s): {arm}, seed {seed}: {sum(found) / len(found):.4f}", flush=True)
+        print(
+            f"{self.shots} shot(s): {arm}, seed {seed}: {sum(found) / len(found):.4f}", flush=True
+        )
 
     def fine_tune(self, kind: str, model: nn.Module, seed: int, **more: Any) -> None:
         """Measure both kinds of fine-tuning, each with its best setting."""
@@ -141,7 +162,9 @@ class Bench:
         for which, name in (("head", "classifier fine-tuned"), ("all", "fine-tuned")):
             lr, steps = best_setting(twin, which, self.tuning)
 
-            def measure(task: Episode[Batch], which: str = which, lr: float = lr, steps: int = steps) -> float:
+            def measure(
+                task: Episode[Batch], which: str = which, lr: float = lr, steps: int = steps
+            ) -> float:
                 return next(fine_tuned(twin, which, lr, (steps,), task))
 
             self.write(f"{kind}, {name}", seed, measure, lr=lr, steps=steps, **more)
@@ -182,17 +205,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Few-shot accuracy without meta-learning.")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--task", nargs=2, action="append", required=True, metavar=("SHOTS", "FILE"))
+    parser.add_argument(
+        "--task", nargs=2, action="append", required=True, metavar=("SHOTS", "FILE")
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10, help="of pre-training")
-    parser.add_argument("--val-episodes", type=int, default=40, help="tasks on which fine-tuning is tuned")
+    parser.add_argument(
+        "--val-episodes", type=int, default=40, help="tasks on which fine-tuning is tuned"
+    )
     options = parser.parse_intermixed_args()
     setup = compose(options.recipe, options.overrides)
     train = class_pool(setup.recipe, "train")
     data, size = images_of(train), train.shape[-1]
-    benches = [Bench(setup, int(shots), Path(out), options.val_episodes) for shots, out in options.task]
+    benches = [
+        Bench(setup, int(shots), Path(out), options.val_episodes) for shots, out in options.task
+    ]
     print(
-        f"{len(train)} training classes, {len(data.targets):,} images; {len(benches[0].tasks)} test tasks", flush=True
+        f"{len(train)} training classes, {len(data.targets):,} images; {len(benches[0].tasks)} test"
+        " tasks",
+        flush=True,
     )
     for bench in benches:
         bench.centroids("pixels", None, 0)

@@ -1,19 +1,25 @@
-"""Few-shot arms against each other: the same test tasks, several seeds, paired differences with intervals.
+"""Few-shot arms against each other: the same test tasks, several seeds, paired differences with
+intervals.
 
 Run: python benchmarks/few_shot_study.py study.jsonl \\
-        "maml=recipes/maml_glyphs.yaml" "first order=recipes/maml_glyphs.yaml plugins.maml.order=first"
-     python benchmarks/few_shot_study.py study.jsonl baselines.jsonl        (only print what the files hold)
+        "maml=recipes/maml_glyphs.yaml" "first order=recipes/maml_glyphs.yaml
+        plugins.maml.order=first"
+     python benchmarks/few_shot_study.py study.jsonl baselines.jsonl        (only print what the
+     files hold)
 
-An arm is `name=recipe`, then overrides, in one argument; `--set` gives an override to every arm. What an arm found with
-a seed is appended to the first file as one line as soon as it is known, the accuracy of every test task included, and
-an arm that is there already, with that seed and those overrides, is not trained again. `maml` draws its test tasks from
-no seed, so that all arms and seeds are tested on the same ones.
+An arm is `name=recipe`, then overrides, in one argument; `--set` gives an override to every arm.
+What an arm found with a seed is appended to the first file as one line as soon as it is known, the
+accuracy of every test task included, and an arm that is there already, with that seed and those
+overrides, is not trained again. `maml` draws its test tasks from no seed, so that all arms and
+seeds are tested on the same ones.
 
-Tables give each arm's mean over seeds and tasks, and its mean difference to the first arm. Intervals are of 95%, for
-new seeds and new tasks both: seeds and tasks are crossed random effects, whose mean has the variance
-(MS_seeds + MS_tasks - MS_rest) / (seeds * tasks) with Satterthwaite's degrees of freedom. With one seed they are for
-new tasks alone, and the table says so. In simulations with three seeds they held the truth 92 to 95 times of 100, least
-often where seeds differed as much as tasks. Time is that of the whole run, on whatever else the machine did meanwhile.
+Tables give each arm's mean over seeds and tasks, and its mean difference to the first arm.
+Intervals are of 95%, for new seeds and new tasks both: seeds and tasks are crossed random effects,
+whose mean has the variance (MS_seeds + MS_tasks - MS_rest) / (seeds * tasks) with Satterthwaite's
+degrees of freedom. With one seed they are for new tasks alone, and the table says so. In
+simulations with three seeds they held the truth 92 to 95 times of 100, least often where seeds
+differed as much as tasks. Time is that of the whole run, on whatever else the machine did
+meanwhile.
 """
 
 from __future__ import annotations
@@ -37,7 +43,9 @@ Row = dict[str, Any]
 
 
 def mean_interval(values: np.ndarray[Any, Any]) -> tuple[float, float]:
-    """Return the mean of values [seeds, tasks] and half the width of its 95% interval; see the top of this file."""
+    """Return the mean of values [seeds, tasks] and half the width of its 95% interval; see the
+    top of this file.
+    """
     seeds, tasks = values.shape
     mean = float(values.mean())
     by_seed, by_task = values.mean(1), values.mean(0)
@@ -69,9 +77,15 @@ def run_arm(arm: str, recipe: str, overrides: Sequence[str], seed: int) -> Row:
             elif kind == "accuracy_by_step":
                 found["by_step"][test] = value
     if not found["accuracies"]:
-        raise SystemExit(f"{arm}: the run logged no test accuracies; set plugins.maml.test_episodes above 0")
+        raise SystemExit(
+            f"{arm}: the run logged no test accuracies; set plugins.maml.test_episodes above 0"
+        )
     about = {"arm": arm, "seed": seed, "recipe": recipe, "overrides": list(overrides)}
-    return about | {"seconds": summary["seconds"], "steps": summary["steps"], "val": summary["final"]} | found
+    return (
+        about
+        | {"seconds": summary["seconds"], "steps": summary["steps"], "val": summary["final"]}
+        | found
+    )
 
 
 def table(rows: Sequence[Row]) -> None:
@@ -96,7 +110,11 @@ def table(rows: Sequence[Row]) -> None:
                 mean, half = mean_interval(100 * np.array(gains))
                 line += f"{mean:+14.2f} ± {half:<5.2f}"
             seconds = [row["seconds"] for row in rows if row["arm"] == arm and "seconds" in row]
-            seeds = f"seeds {', '.join(map(str, sorted(by_seed)))}" if len(by_seed) > 1 else "one seed: tasks alone"
+            seeds = (
+                f"seeds {', '.join(map(str, sorted(by_seed)))}"
+                if len(by_seed) > 1
+                else "one seed: tasks alone"
+            )
             print(f"{line:{width + 40}}  {seeds}; {sum(seconds) / max(len(seconds), 1):.0f} s each")
 
 
@@ -109,9 +127,13 @@ def main() -> None:
     """Train what is missing, then print the table."""
     parser = argparse.ArgumentParser(description="Compare few-shot arms on the same test tasks.")
     parser.add_argument("out", type=Path, help="JSON lines; read, and appended to")
-    parser.add_argument("arms", nargs="*", help="'name=recipe override …', or further files to print")
+    parser.add_argument(
+        "arms", nargs="*", help="'name=recipe override …', or further files to print"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every arm")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override for every arm"
+    )
     options = parser.parse_intermixed_args()
     rows = read(options.out)
     arms = [argument for argument in options.arms if "=" in argument]

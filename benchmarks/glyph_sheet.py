@@ -26,7 +26,9 @@ def main() -> None:
             framed = np.pad(images, ((0, 0), (1, 1), (1, 1)), constant_values=70)
             rows.append(np.concatenate(list(framed), 1))
     sheet = Image.fromarray(np.concatenate(rows))
-    sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(sys.argv[1], optimize=True)
+    sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(
+        sys.argv[1], optimize=True
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Run: python benchmarks/grad_clip.py [--device cuda] [--threads 2] [--rounds 30]
 
-Both sides run in one process, alternating; the tables give medians and the median of the paired ratios.
+Both sides run in one process, alternating; the tables give medians and the median of the paired
+ratios.
 """
 
 import argparse
@@ -68,9 +69,11 @@ def race(
 
 def clipping(device: torch.device, rounds: int) -> None:
     """Print clipping against :func:`torch.nn.utils.clip_grad_norm_` on ResNet-50's shapes."""
-    print(f"{'clip_by_global_norm, 161 tensors, 25.6 M':<44}{'ours ms':>9}{'torch ms':>10}{'ratio':>7}")
+    what = "clip_by_global_norm, 161 tensors, 25.6 M"
+    print(f"{what:<44}{'ours ms':>9}{'torch ms':>10}{'ratio':>7}")
     limits: dict[str, Callable[[float], Iterator[float]]] = {
-        # Lower each time, because the gradients of a round are those that the round before has shortened.
+        # Lower each time, because the gradients of a round are those that the round before has
+        # shortened.
         "shortened": lambda norm: (norm * 0.95**k for k in count(1)),
         "below the threshold": lambda norm: repeat(2 * norm),
         "max_norm=inf": lambda norm: repeat(math.inf),
@@ -101,7 +104,8 @@ def convnet() -> nn.Module:
 
 def measuring(device: torch.device, rounds: int) -> None:
     """Print a smoothness measurement against a training step of the same batch."""
-    print(f"\n{'local_smoothness, convnet, 64 x 3 x 32 x 32':<44}{'ours ms':>9}{'step ms':>10}{'ratio':>7}")
+    what = "local_smoothness, convnet, 64 x 3 x 32 x 32"
+    print(f"\n{what:<44}{'ours ms':>9}{'step ms':>10}{'ratio':>7}")
     model = convnet().to(device)
     params = list(model.parameters())
     optimizer = torch.optim.SGD(params, lr=1e-3)
@@ -120,7 +124,8 @@ def measuring(device: torch.device, rounds: int) -> None:
     for points in (1, 3):
         measure = partial(local_smoothness, gradient, params, start, grid=interior_grid(points))
         ours, theirs, ratio = race(device, rounds, measure, step)
-        print(f"{f'points={points}: {points + 1} gradients':<44}{ours:>9.2f}{theirs:>10.2f}{ratio:>7.2f}")
+        what = f"points={points}: {points + 1} gradients"
+        print(f"{what:<44}{ours:>9.2f}{theirs:>10.2f}{ratio:>7.2f}")
 
 
 def _wait(device: torch.device) -> None:
@@ -130,7 +135,9 @@ def _wait(device: torch.device) -> None:
 
 def main() -> None:
     """Run both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=30)
@@ -138,7 +145,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device = torch.device(options.device)
-    print(f"torch {torch.__version__}, {device}, {options.threads} threads, {options.rounds} rounds")
+    print(
+        f"torch {torch.__version__}, {device}, {options.threads} threads, {options.rounds} rounds"
+    )
     clipping(device, options.rounds)
     measuring(device, options.rounds)
 

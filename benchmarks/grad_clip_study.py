@@ -1,9 +1,13 @@
-"""Ask two claims of Zhang et al. 2020 of small models: does smoothness follow the gradient norm, does clipping help?
+"""Ask two claims of Zhang et al. 2020 of small models: does smoothness follow the gradient norm,
+does clipping help?
 
-Run: python benchmarks/grad_clip_study.py lstm      the paper's kind of model, 4 settings x 5 seeds, half a minute
-     python benchmarks/grad_clip_study.py resnet    timm's test_resnet with SGD, 6 settings x 3 seeds, some minutes
+Run: python benchmarks/grad_clip_study.py lstm      the paper's kind of model, 4 settings x 5 seeds,
+    half a minute
+     python benchmarks/grad_clip_study.py resnet    timm's test_resnet with SGD, 6 settings x 3
+     seeds, some minutes
 
-Both read scikit-learn's digits. Numbers are means over seeds, with the standard deviation in brackets.
+Both read scikit-learn's digits. Numbers are means over seeds, with the standard deviation in
+brackets.
 """
 
 import argparse
@@ -16,7 +20,13 @@ from pathlib import Path
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from trainkit_plugins.grad_clip import clip_by_global_norm, fit_l0_l1, gradient_of, local_smoothness, snapshot
+from trainkit_plugins.grad_clip import (
+    clip_by_global_norm,
+    fit_l0_l1,
+    gradient_of,
+    local_smoothness,
+    snapshot,
+)
 
 from trainkit import History
 from trainkit.errors import TrainingError
@@ -48,11 +58,16 @@ class Rows(nn.Module):
 
 
 def lstm(seed: int, lr: float, max_norm: float) -> list[float]:
-    """Train 250 steps of SGD; return slope, correlation, mean loss of the last 30 steps, test accuracy."""
+    """Train 250 steps of SGD; return slope, correlation, mean loss of the last 30 steps, test
+    accuracy.
+    """
     torch.manual_seed(seed)
     bunch = load_digits()
     order = torch.randperm(len(bunch.target))
-    x, y = torch.tensor(bunch.images / 16, dtype=torch.float32)[order], torch.tensor(bunch.target)[order]
+    x, y = (
+        torch.tensor(bunch.images / 16, dtype=torch.float32)[order],
+        torch.tensor(bunch.target)[order],
+    )
     model = Rows()
     params = list(model.parameters())
     optimizer = torch.optim.SGD(params, lr=lr)
@@ -69,20 +84,27 @@ def lstm(seed: int, lr: float, max_norm: float) -> list[float]:
         optimizer.step()
         if step % 5 == 4:
             measured.append(local_smoothness(fixed, params, start))
-    found = fit_l0_l1([m.gradient_norm.item() for m in measured], [m.smoothness.item() for m in measured])
+    found = fit_l0_l1(
+        [m.gradient_norm.item() for m in measured], [m.smoothness.item() for m in measured]
+    )
     with torch.no_grad():
         accuracy = (model(x[1400:]).argmax(1) == y[1400:]).float().mean().item()
     return [found.slope.value, found.pearson.value, statistics.fmean(losses[-30:]), accuracy]
 
 
 def resnet(seed: int, lr: float, max_norm: float) -> list[float]:
-    """Train 5 epochs; return slope, correlation, mean loss of the last epoch, validation accuracy, share clipped."""
+    """Train 5 epochs; return slope, correlation, mean loss of the last epoch, validation
+    accuracy, share clipped.
+    """
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "recipe.yaml"
         path.write_text(RECIPE)
         limit = ".inf" if math.isinf(max_norm) else max_norm
         run = build(
-            compose(path, [f"seed={seed}", f"optimizer.lr={lr}", f"plugins.grad_clip.max_norm={limit}"]), Path(name)
+            compose(
+                path, [f"seed={seed}", f"optimizer.lr={lr}", f"plugins.grad_clip.max_norm={limit}"]
+            ),
+            Path(name),
         )
         try:
             fit(run, Keeper(None, run))
@@ -94,7 +116,13 @@ def resnet(seed: int, lr: float, max_norm: float) -> list[float]:
     clipped, losses = history.series("grad_clip/clipped")[1], history.series("loss")[1]
     last = losses[-run.data.train.steps_per_epoch :]
     accuracy = history.series("val/accuracy")[1][-1]
-    return [found.slope.value, found.pearson.value, statistics.fmean(last), accuracy, statistics.fmean(clipped)]
+    return [
+        found.slope.value,
+        found.pearson.value,
+        statistics.fmean(last),
+        accuracy,
+        statistics.fmean(clipped),
+    ]
 
 
 def spread(values: Sequence[float]) -> str:
@@ -103,12 +131,17 @@ def spread(values: Sequence[float]) -> str:
     if not finite:
         return "diverged"
     lost = f" {len(values) - len(finite)} diverged" if len(finite) < len(values) else ""
-    return f"{statistics.fmean(finite):.3f} ({statistics.stdev(finite) if len(finite) > 1 else math.nan:.3f}){lost}"
+    return (
+        f"{statistics.fmean(finite):.3f} "
+        f"({statistics.stdev(finite) if len(finite) > 1 else math.nan:.3f}){lost}"
+    )
 
 
 def main() -> None:
     """Run the chosen study and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("study", choices=["lstm", "resnet"])
     parser.add_argument("--seeds", type=int, help="default: 5 and 3")
     options = parser.parse_args()
@@ -122,7 +155,9 @@ def main() -> None:
         work, columns = resnet, ["slope", "correlation", "loss", "accuracy", "clipped"]
     print(f"{'':<20}" + "".join(f"{c:>24}" for c in columns))
     for lr, max_norm in runs:
-        rows = zip(*(work(seed, lr, max_norm) for seed in range(options.seeds or seeds)), strict=True)
+        rows = zip(
+            *(work(seed, lr, max_norm) for seed in range(options.seeds or seeds)), strict=True
+        )
         name = f"lr {lr:g}, " + ("no clipping" if math.isinf(max_norm) else f"clip {max_norm:g}")
         print(f"{name:<20}" + "".join(f"{spread(r):>24}" for r in rows), flush=True)
 

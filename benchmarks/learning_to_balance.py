@@ -2,10 +2,10 @@
 
 Run: python benchmarks/learning_to_balance.py [--rounds 15]
 
-Any-shot 5-way tasks of up to 10 shots of glyphs, 10 queries a class, conv4, 3 inner steps, second order, 4 tasks.
-Each round times one training step (loss and meta-gradient) of every arm on the same tasks, and one test of 4 tasks; the
-order of the arms alternates. Ratios are medians over rounds of the time divided by Meta-SGD's in that round, with
-quartiles.
+Any-shot 5-way tasks of up to 10 shots of glyphs, 10 queries a class, conv4, 3 inner steps, second
+order, 4 tasks. Each round times one training step (loss and meta-gradient) of every arm on the same
+tasks, and one test of 4 tasks; the order of the arms alternates. Ratios are medians over rounds of
+the time divided by Meta-SGD's in that round, with quartiles.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ RECIPE = """
 model: {{name: conv4, in_chans: 1, args: {{channels: {channels}}}}}
 data: {{name: glyphs, image_size: {size}}}
 plugins:
-  maml: {{max_shot: 10, queries: 10, steps: 3, head: zero, steps_per_epoch: 100, val_episodes: 4, test_episodes: 0}}
+  maml: {{max_shot: 10, queries: 10, steps: 3, head: zero, steps_per_epoch: 100, val_episodes: 4,
+      test_episodes: 0}}
   meta_sgd: {{}}
   learning_to_balance: {{draws: 10}}
 """
 ARMS = {
     "Meta-SGD": ["~plugins.learning_to_balance"],
-    "1/shots": [f"plugins.learning_to_balance.{o}" for o in ("omega=inverse", "gamma=false", "z=false")],
+    "1/shots": [
+        f"plugins.learning_to_balance.{o}" for o in ("omega=inverse", "gamma=false", "z=false")
+    ],
     "Learning to Balance": [],
 }
 
@@ -69,7 +72,10 @@ def compare(channels: int, size: int, rounds: int) -> None:
             if number >= 0:  # the first round warms up
                 trained[name].append(seconds[0])
                 tested[name].append(seconds[1])
-    print(f"\nconv4, {channels} filters, {size} px: milliseconds of Meta-SGD, and ratios to it (quartiles)")
+    print(
+        f"\nconv4, {channels} filters, {size} px: milliseconds of Meta-SGD, and ratios to it "
+        "(quartiles)"
+    )
     for what, times in (("training step", trained), ("test of 4 tasks", tested)):
         base = times["Meta-SGD"]
         print(f"  {what:18}{1000 * statistics.median(base):8.1f} ms")

@@ -1,10 +1,12 @@
-"""The log and the report of a long run: what logging costs as the file grows, and what the report needs.
+"""The log and the report of a long run: what logging costs as the file grows, and what the report
+needs.
 
 Run: python benchmarks/long_run.py [--steps 1500000] [--json FILE]
 
-A run folder with so many logged steps is made up: loss and learning rate at every step, a plugin's numbers at every
-tenth, a vector at every thousandth, a validation in each of 100 epochs. Then `trainkit report` and the table are made
-from it, each in a process of its own; time is processor time, memory the most that was resident (needs Linux).
+A run folder with so many logged steps is made up: loss and learning rate at every step, a plugin's
+numbers at every tenth, a vector at every thousandth, a validation in each of 100 epochs. Then
+`trainkit report` and the table are made from it, each in a process of its own; time is processor
+time, memory the most that was resident (needs Linux).
 """
 
 from __future__ import annotations
@@ -22,20 +24,25 @@ import torch
 
 from trainkit.log.records import Log
 
-RECIPE = "model: {name: mlp, in_chans: 1}\ndata: {name: digits, image_size: 8}\nplugins: {grad_clip: {}}\n"
+RECIPE = (
+    "model: {name: mlp, in_chans: 1}\ndata: {name: digits, image_size: 8}\nplugins: {grad_clip: "
+    "{}}\n"
+)
 REPORT = (
     "import sys; from pathlib import Path; from trainkit.report.page import write_report\n"
     "from trainkit_plugins.grad_clip.plugin import GradClip\n"
     "write_report(Path(sys.argv[1]), [GradClip()])"
 )
 TABLE = (
-    "import sys; from pathlib import Path; from trainkit.log.history import History; folder = Path(sys.argv[1])\n"
-    "History.read(folder / 'metrics.jsonl').write_csv(folder / 'metrics.csv')"
+    "import sys; from pathlib import Path; from trainkit.log.history import History; folder = "
+    "Path(sys.argv[1])\nHistory.read(folder / 'metrics.jsonl').write_csv(folder / 'metrics.csv')"
 )
 
 
 def log_steps(path: Path, steps: int) -> tuple[float, float]:
-    """Log as a run does; return the seconds of 1,000 steps with a checkpoint, of the first and of the last tenth."""
+    """Log as a run does; return the seconds of 1,000 steps with a checkpoint, of the first and
+    of the last tenth.
+    """
     log, seconds = Log(path), []
     for start in range(0, steps, 1000):
         began = time.process_time()
@@ -70,7 +77,9 @@ def measured(code: str, *arguments: str) -> tuple[float, float]:
         "peak = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())\n"
         "print(used.ru_utime + used.ru_stime, int(peak[1]) / 1024, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", wrapped, *arguments], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", wrapped, *arguments], capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     seconds, megabytes = map(float, done.stderr.split()[-2:])
@@ -79,7 +88,9 @@ def measured(code: str, *arguments: str) -> tuple[float, float]:
 
 def main() -> None:
     """Make the folder, measure, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=1_500_000)
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     given = parser.parse_args()
@@ -100,7 +111,10 @@ def main() -> None:
         memory = "" if math.isnan(megabytes) else f"{megabytes:8.0f} MB"
         print(f"{what:45} {seconds:8.2f} s {memory}")
     if target is not None:
-        facts = {what: {"seconds": s, "megabytes": None if math.isnan(m) else m} for what, (s, m) in rows.items()}
+        facts = {
+            what: {"seconds": s, "megabytes": None if math.isnan(m) else m}
+            for what, (s, m) in rows.items()
+        }
         target.write_text(json.dumps({"steps": steps, "bytes": size, **facts}, indent=2) + "\n")
 
 

@@ -1,14 +1,16 @@
-"""Time one meta-step of second-order MAML on the few-shot papers' network against other libraries and the plain loop.
+"""Time one meta-step of second-order MAML on the few-shot papers' network against other libraries
+and the plain loop.
 
     pip install higher torchopt                # optional; for learn2learn see maml_contenders.py
     python benchmarks/maml.py                  # CPU, two threads
     python benchmarks/maml.py --memory         # how much each contender needs, one process each
 
-5-way tasks of 28x28 images, 15 queries a class, 4 tasks, 5 inner steps, once with 64 filters and 1 shot, once with 32
-filters and 5 shots. Every contender computes the same gradient, which is checked first. The others get the network as
-one writes it (convolution, batch norm, ReLU, max pooling of torch.nn); `conv4` is this project's version of the same
-function, and is given to the plain loop too, so that one sees which part of the gain comes from where. Contenders take
-turns, one meta-step each per round; the table has medians and the median ratio to the plain loop of the same round.
+5-way tasks of 28x28 images, 15 queries a class, 4 tasks, 5 inner steps, once with 64 filters and 1
+shot, once with 32 filters and 5 shots. Every contender computes the same gradient, which is checked
+first. The others get the network as one writes it (convolution, batch norm, ReLU, max pooling of
+torch.nn); `conv4` is this project's version of the same function, and is given to the plain loop
+too, so that one sees which part of the gain comes from where. Contenders take turns, one meta-step
+each per round; the table has medians and the median ratio to the plain loop of the same round.
 Memory is by how much the resident memory of a process that runs nothing else grew at its peak.
 """
 
@@ -30,11 +32,17 @@ SETTINGS = {"64 filters, 1 shot": (64, 1), "32 filters, 5 shots": (32, 5)}
 def memory(setting: str, name: str, threads: int) -> float:
     """Return by how many MiB a process grew that runs one contender only."""
     code = [sys.executable, __file__, "--threads", str(threads), "--only", setting, name]
-    return float(json.loads(subprocess.run(code, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
+    return float(
+        json.loads(
+            subprocess.run(code, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+        )
+    )
 
 
 def grown(step: Step) -> float:
-    """Run a few meta-steps; return by how many MiB the peak of resident memory exceeds what was resident before."""
+    """Run a few meta-steps; return by how many MiB the peak of resident memory exceeds what was
+    resident before.
+    """
     before = resident("VmRSS")
     for _ in range(3):
         step()
@@ -42,7 +50,9 @@ def grown(step: Step) -> float:
 
 
 def resident(what: str) -> int:
-    """Return a line of Linux's account of this process, in KiB; getrusage would count the parent's peak as well."""
+    """Return a line of Linux's account of this process, in KiB; getrusage would count the
+    parent's peak as well.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(what)).split()[1])
 
@@ -53,13 +63,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
-    parser.add_argument("--only", nargs=2, metavar=("SETTING", "CONTENDER"), help="measure memory, in this process")
+    parser.add_argument(
+        "--only", nargs=2, metavar=("SETTING", "CONTENDER"), help="measure memory, in this process"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.only:
-        print(json.dumps(grown(contenders(*SETTINGS[options.only[0]], options.threads)[options.only[1]][1])))
+        print(
+            json.dumps(
+                grown(contenders(*SETTINGS[options.only[0]], options.threads)[options.only[1]][1])
+            )
+        )
         return
-    print(f"torch {torch.__version__}, {platform.machine()}, {options.threads} threads, {options.rounds} rounds")
+    print(
+        f"torch {torch.__version__}, {platform.machine()}, {options.threads} threads, "
+        f"{options.rounds} rounds"
+    )
     for setting, (channels, shots) in SETTINGS.items():
         print(f"\n{setting}")
         table = contenders(channels, shots, options.threads)

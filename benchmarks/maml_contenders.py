@@ -1,14 +1,15 @@
-"""The contenders of `benchmarks/maml.py`: one meta-step of second-order MAML, as each library writes it.
+"""The contenders of `benchmarks/maml.py`: one meta-step of second-order MAML, as each library
+writes it.
 
 learn2learn 0.2.0 does not install on Python 3.11, for which its C files must be generated anew:
 
     pip install "cython<3" "setuptools<60" wheel requests gym tqdm
-    pip download --no-deps --no-binary :all: --no-build-isolation learn2learn && tar xf learn2learn-0.2.0.tar.gz
-    (cd learn2learn-0.2.0 && cython -3 learn2learn/data/*.pyx)
-    pip install --no-deps --no-build-isolation ./learn2learn-0.2.0
+    pip download --no-deps --no-binary :all: --no-build-isolation learn2learn && tar xf
+    learn2learn-0.2.0.tar.gz (cd learn2learn-0.2.0 && cython -3 learn2learn/data/*.pyx) pip install
+    --no-deps --no-build-isolation ./learn2learn-0.2.0
 
-Its `MAML` adapts either all parameters or those alone that are not meta-learned, so the loop here, which leaves norms
-as they are in the inner loop, is made of the functions that `MAML` is made of.
+Its `MAML` adapts either all parameters or those alone that are not meta-learned, so the loop here,
+which leaves norms as they are in the inner loop, is made of the functions that `MAML` is made of.
 """
 
 from __future__ import annotations
@@ -90,10 +91,16 @@ def plain_loop(model: nn.Module, tasks: list[Episode]) -> Step:
             params = dict(model.named_parameters())
             moved = [name for name in params if "norm" not in name]
             for _ in range(STEPS):
-                loss = F.cross_entropy(functional_call(model, params, (support.inputs,)), support.targets)
-                grads = torch.autograd.grad(loss, [params[name] for name in moved], create_graph=True)
+                loss = F.cross_entropy(
+                    functional_call(model, params, (support.inputs,)), support.targets
+                )
+                grads = torch.autograd.grad(
+                    loss, [params[name] for name in moved], create_graph=True
+                )
                 params = params | {n: params[n] - LR * g for n, g in zip(moved, grads, strict=True)}
-            total = total + F.cross_entropy(functional_call(model, params, (query.inputs,)), query.targets)
+            total = total + F.cross_entropy(
+                functional_call(model, params, (query.inputs,)), query.targets
+            )
         (total / TASKS).backward()
         return total.detach() / TASKS
 
@@ -102,13 +109,23 @@ def plain_loop(model: nn.Module, tasks: list[Episode]) -> Step:
 
 def vmapped(model: nn.Module, tasks: list[Episode]) -> Step:
     """Return torch.func.vmap over tasks, the gradient of each taken inside."""
-    stacked = [torch.stack([getattr(part, what) for part in parts]) for parts in zip(*tasks, strict=True)
-               for what in ("inputs", "targets")]  # fmt: skip
+    stacked = [
+        torch.stack([getattr(part, what) for part in parts])
+        for parts in zip(*tasks, strict=True)
+        for what in ("inputs", "targets")
+    ]
 
     def inner(moved: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(functional_call(model, moved | fixed, (x,)), y)
 
-    def outer(moved: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor, qx: Tensor, qy: Tensor):
+    def outer(
+        moved: dict[str, Tensor],
+        fixed: dict[str, Tensor],
+        x: Tensor,
+        y: Tensor,
+        qx: Tensor,
+        qy: Tensor,
+    ):
         for _ in range(STEPS):
             grads = torch.func.grad(inner)(moved, fixed, x, y)
             moved = {name: p - LR * grads[name] for name, p in moved.items()}
@@ -138,7 +155,10 @@ def higher_loop(model: nn.Module, tasks: list[Episode]) -> Step:
         total = torch.zeros(())
         for support, query in tasks:
             optimizer = torch.optim.SGD(moved, lr=LR)
-            with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False) as (fast, differentiable):
+            with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False) as (
+                fast,
+                differentiable,
+            ):
                 for _ in range(STEPS):
                     differentiable.step(F.cross_entropy(fast(support.inputs), support.targets))
                 loss = F.cross_entropy(fast(query.inputs), query.targets) / TASKS
@@ -162,9 +182,16 @@ def torchopt_loop(model: nn.Module, tasks: list[Episode]) -> Step:
             moved = {n: p for n, p in named.items() if "norm" not in n}
             optimizer = torchopt.FuncOptimizer(torchopt.sgd(lr=LR))
             for _ in range(STEPS):
-                loss = F.cross_entropy(functional_call(model, moved | fixed, (support.inputs,)), support.targets)
+                loss = F.cross_entropy(
+                    functional_call(model, moved | fixed, (support.inputs,)), support.targets
+                )
                 moved = optimizer.step(loss, moved)
-            loss = F.cross_entropy(functional_call(model, moved | fixed, (query.inputs,)), query.targets) / TASKS
+            loss = (
+                F.cross_entropy(
+                    functional_call(model, moved | fixed, (query.inputs,)), query.targets
+                )
+                / TASKS
+            )
             loss.backward()
             total += loss.detach()
         return total
@@ -185,9 +212,13 @@ def learn2learn_loop(model: nn.Module, tasks: list[Episode]) -> Step:
                 named = dict(learner.named_parameters())
                 moved = [name for name in named if "norm" not in name]
                 loss = F.cross_entropy(learner(support.inputs), support.targets)
-                found = torch.autograd.grad(loss, [named[name] for name in moved], create_graph=True)
+                found = torch.autograd.grad(
+                    loss, [named[name] for name in moved], create_graph=True
+                )
                 grads = dict(zip(moved, found, strict=True))
-                learn2learn.algorithms.maml.maml_update(learner, LR, [grads.get(name) for name in named])
+                learn2learn.algorithms.maml.maml_update(
+                    learner, LR, [grads.get(name) for name in named]
+                )
             loss = F.cross_entropy(learner(query.inputs), query.targets) / TASKS
             loss.backward()
             total += loss.detach()
@@ -225,12 +256,18 @@ def contenders(
         PLAIN: (lambda: Plain(channels), plain_loop),
         "torch.func.vmap": (lambda: Plain(channels), vmapped),
         "plain loop, conv4": (lambda: Conv4(WAYS, 1, 28, channels), plain_loop),
-        "trainkit, one task at a time, network as written": (lambda: Plain(channels), lambda m, t: ours(m, t, 1)),
+        "trainkit, one task at a time, network as written": (
+            lambda: Plain(channels),
+            lambda m, t: ours(m, t, 1),
+        ),
         f"trainkit, {threads} at a time, network as written": (
             lambda: Plain(channels),
             lambda m, t: ours(m, t, threads),
         ),
-        "trainkit, one task at a time, conv4": (lambda: Conv4(WAYS, 1, 28, channels), lambda m, t: ours(m, t, 1)),
+        "trainkit, one task at a time, conv4": (
+            lambda: Conv4(WAYS, 1, 28, channels),
+            lambda m, t: ours(m, t, 1),
+        ),
         f"trainkit, {threads} at a time, conv4": (
             lambda: Conv4(WAYS, 1, 28, channels),
             lambda m, t: ours(m, t, threads),
@@ -251,7 +288,9 @@ def contenders(
 
 
 def check(shots: int, threads: int) -> None:
-    """Refuse contenders that compute something else than the plain loop does; in float64, where one can tell."""
+    """Refuse contenders that compute something else than the plain loop does; in float64, where
+    one can tell.
+    """
     wanted = None
     for name, (model, step) in contenders(8, shots, threads, torch.float64).items():
         loss = step()

@@ -1,9 +1,10 @@
-"""What Meta Dropout costs: time of one meta-gradient and of one test task, as ratios to plain MAML's.
+"""What Meta Dropout costs: time of one meta-gradient and of one test task, as ratios to plain
+MAML's.
 
 Run: python benchmarks/meta_dropout.py [--rounds 15]
 
-conv4, one task at a time on one thread, 5 ways, second order. The arms take turns within each round, and a ratio is of
-the same round; shown are the median and the quartiles over rounds.
+conv4, one task at a time on one thread, 5 ways, second order. The arms take turns within each
+round, and a ratio is of the same round; shown are the median and the quartiles over rounds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from typing import Any
 import torch
 from spread import quartiles
 from torch import Tensor, nn
-from trainkit_plugins.maml import Conv4, InnerLoop, TaskPlan, adapt, isolate, plan_for, support_loss, task_loss
+from trainkit_plugins.maml import (
+    Conv4,
+    InnerLoop,
+    TaskPlan,
+    adapt,
+    isolate,
+    plan_for,
+    support_loss,
+    task_loss,
+)
 from trainkit_plugins.meta_dropout import attach
 
 from trainkit import Batch
@@ -37,7 +47,9 @@ def images(count: int, size: int) -> Batch:
     return Batch(torch.randn(WAYS * count, 1, size, size), torch.arange(WAYS).repeat(count))
 
 
-def noisy_loss(model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Any) -> Tensor:
+def noisy_loss(
+    model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Any
+) -> Tensor:
     """Return the support loss with noise, as the plugin has it."""
     with model.meta["meta_dropout"].sampling(plan.extras["noise"]):
         return support_loss(model, params, plan, support)
@@ -92,7 +104,9 @@ def measure(setting: tuple[int, int, int, int, int], rounds: int) -> None:
                     times[arm].append(taken)
         line = f"  {what}: maml {1000 * statistics.median(times['maml']):.1f} ms"
         for arm in list(arms)[1:]:
-            low, middle, high = quartiles([a / b for a, b in zip(times[arm], times["maml"], strict=True)])
+            low, middle, high = quartiles(
+                [a / b for a, b in zip(times[arm], times["maml"], strict=True)]
+            )
             line += f"; {arm} {middle:.2f} ({low:.2f} to {high:.2f})"
         print(line, flush=True)
 

@@ -1,8 +1,10 @@
-"""Time the push of norm-bias, alone and against plain weight decay and an optimizer step; and spectral projections.
+"""Time the push of norm-bias, alone and against plain weight decay and an optimizer step; and
+spectral projections.
 
 Run: python benchmarks/norm_bias.py [--device cuda] [--threads 2] [--rounds 30]
 
-All sides run in one process, in turn; the tables give medians, and the median of the ratios of one round.
+All sides run in one process, in turn; the tables give medians, and the median of the ratios of one
+round.
 """
 
 from __future__ import annotations
@@ -16,7 +18,13 @@ import timm
 import torch
 from torch import nn
 from trainkit_plugins.norm_bias import push_to_norm, squared_norm
-from trainkit_plugins.norm_bias.spectral_rank import Geometry, geometry, input_sizes, project, spectrum
+from trainkit_plugins.norm_bias.spectral_rank import (
+    Geometry,
+    geometry,
+    input_sizes,
+    project,
+    spectrum,
+)
 
 Work = Callable[[], object]
 
@@ -67,10 +75,16 @@ def pushing(name: str, device: torch.device, rounds: int, dtype: torch.dtype) ->
             device,
             rounds,
             {
-                "gradients += c * parameters (foreach)": lambda: torch._foreach_add_(grads, params, alpha=1e-9),
+                "gradients += c * parameters (foreach)": lambda: torch._foreach_add_(
+                    grads, params, alpha=1e-9
+                ),
                 "push toward a target": lambda: push_to_norm(params, target, coefficient=1e-9),
-                "push, form squared": lambda: push_to_norm(params, target, coefficient=1e-9, form="squared"),
-                "squared norm alone (coefficient 0)": lambda: push_to_norm(params, target, coefficient=0),
+                "push, form squared": lambda: push_to_norm(
+                    params, target, coefficient=1e-9, form="squared"
+                ),
+                "squared norm alone (coefficient 0)": lambda: push_to_norm(
+                    params, target, coefficient=0
+                ),
                 "step of SGD with momentum": optimizer.step,
                 "the same with weight decay": decay.step,
             },
@@ -82,7 +96,11 @@ def projecting(name: str, size: int, device: torch.device) -> None:
     model = timm.create_model(name).to(device)
     images = torch.randn(32, 3, size, size, device=device)
     sizes = input_sizes(model, lambda: model(images[:1]))
-    layers = [(m.weight.detach(), geometry(m, sizes.get(n))) for n, m in model.named_modules() if hasattr(m, "weight")]
+    layers = [
+        (m.weight.detach(), geometry(m, sizes.get(n)))
+        for n, m in model.named_modules()
+        if hasattr(m, "weight")
+    ]
     mine = [(w, g) for w, g in layers if isinstance(g, Geometry) and w.ndim > 1]
     print(f"\n{name} at {size} pixels: {len(mine)} layers")
 
@@ -107,7 +125,9 @@ def _wait(device: torch.device) -> None:
 
 def main() -> None:
     """Run all tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=30)
@@ -115,7 +135,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device = torch.device(options.device)
-    print(f"torch {torch.__version__}, {device}, {options.threads} threads, {options.rounds} rounds")
+    print(
+        f"torch {torch.__version__}, {device}, {options.threads} threads, {options.rounds} rounds"
+    )
     for name, dtype in PUSHED:
         pushing(name, device, options.rounds, dtype)
     for name in PROJECTED:

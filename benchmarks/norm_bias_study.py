@@ -1,10 +1,13 @@
-"""What the recipes norm_bias, spectral_rank and local_minimum show, over seeds and against their controls.
+"""What the recipes norm_bias, spectral_rank and local_minimum show, over seeds and against their
+controls.
 
-Run: python benchmarks/norm_bias_study.py RECIPE [--seeds 5] [--out FILE]      train; one JSON line per training
-     python benchmarks/norm_bias_study.py --tables FILE                        means, and paired differences
+Run: python benchmarks/norm_bias_study.py RECIPE [--seeds 5] [--out FILE]      train; one JSON line
+    per training
+     python benchmarks/norm_bias_study.py --tables FILE                        means, and paired
+     differences
 
-RECIPE is norm_bias, norm_bias_batch_norm, spectral_rank or local_minimum. Differences are paired over seeds, to the
-first row of each table, with 95% intervals (Student's t).
+RECIPE is norm_bias, norm_bias_batch_norm, spectral_rank or local_minimum. Differences are paired
+over seeds, to the first row of each table, with 95% intervals (Student's t).
 """
 
 from __future__ import annotations
@@ -36,12 +39,18 @@ PULLS = {
     "weight decay 5e-3": [NONE, f"{DECAY}=5e-3"],
     "mu_squared 0": ["plugins.norm_bias={mu_squared: 0}"],
     **{f"auto, {x} x": [f"plugins.norm_bias.auto_multiple={x}"] for x in (1, 3, 6, 12)},
-    "auto, 6 x, form squared": ["plugins.norm_bias.auto_multiple=6", "plugins.norm_bias.form=squared"],
+    "auto, 6 x, form squared": [
+        "plugins.norm_bias.auto_multiple=6",
+        "plugins.norm_bias.form=squared",
+    ],
 }
 BATCH_NORM = ["model.args.batch_norm=true"]
 STUDIES: dict[str, tuple[str, dict[str, list[str]]]] = {
     "norm_bias": ("norm_bias.yaml", PULLS),
-    "norm_bias_batch_norm": ("norm_bias.yaml", {arm: BATCH_NORM + pull for arm, pull in PULLS.items()}),
+    "norm_bias_batch_norm": (
+        "norm_bias.yaml",
+        {arm: BATCH_NORM + pull for arm, pull in PULLS.items()},
+    ),
     "spectral_rank": (
         "spectral_rank.yaml",
         {
@@ -83,9 +92,15 @@ def train(recipe: str, overrides: Sequence[str], seed: int) -> Row:
     start = time.process_time()
     fit(run, Keeper(None, run))
     seconds = time.process_time() - start
-    row: Row = {**evaluate(run), "seconds": seconds, "squared_norm": squared_norm(run.model.parameters()).item()}
+    row: Row = {
+        **evaluate(run),
+        "seconds": seconds,
+        "squared_norm": squared_norm(run.model.parameters()).item(),
+    }
     row |= training_data(run) | logged(listener.records)
-    goal = run.plugins["norm_bias"].state_dict()["mu_squared"] if "norm_bias" in run.plugins else 0.0
+    goal = (
+        run.plugins["norm_bias"].state_dict()["mu_squared"] if "norm_bias" in run.plugins else 0.0
+    )
     return row | ({"mu_squared": goal, "off": abs(row["squared_norm"] / goal - 1)} if goal else {})
 
 
@@ -96,20 +111,27 @@ def training_data(run: Run) -> Row:
     loss, right, count = 0.0, 0, 0
     for batch in run.data.train.batches(0, 0):
         batch = run.hook.prepare_batch(batch=batch, run=run)
-        loss += run.hook.compute_loss(model=run.model, batch=batch, run=run).item() * len(batch.targets)
+        loss += run.hook.compute_loss(model=run.model, batch=batch, run=run).item() * len(
+            batch.targets
+        )
         right += int((run.model(batch.inputs).argmax(1) == batch.targets).sum())
         count += len(batch.targets)
     return {"training_loss": loss / count, "training_accuracy": right / count}
 
 
 def logged(records: Sequence[Record]) -> Row:
-    """Return the last value of what the plugins logged; of ranks, the mean over layers, first and last."""
+    """Return the last value of what the plugins logged; of ranks, the mean over layers, first
+    and last.
+    """
     found: Row = {}
     for prefix in ("spectral_rank/effective_rank/", "spectral_rank/changed/"):
         rows = [[v for k, v in r.values.items() if k.startswith(prefix)] for r in records]
         means = [statistics.fmean(row) for row in rows if row]  # type: ignore[arg-type]  # no lists under these names
         if means:
-            found |= {f"{prefix.split('/')[1]}_first": means[0], f"{prefix.split('/')[1]}_last": means[-1]}
+            found |= {
+                f"{prefix.split('/')[1]}_first": means[0],
+                f"{prefix.split('/')[1]}_last": means[-1],
+            }
     for name in ("trap_init/affine_loss", "trap_init/active"):
         values = [r.values[name] for r in records if name in r.values]
         if values and isinstance(values[-1], float):
@@ -121,11 +143,15 @@ def half_width(values: Sequence[float]) -> float:
     """Return half of the 95% interval of a mean."""
     if len(values) < 2:
         return float("nan")
-    return float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return (
+        float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    )
 
 
 def tables(lines: Sequence[dict[str, Any]]) -> None:
-    """Print one table per study: every measure's mean with its interval, and the paired difference to the first row."""
+    """Print one table per study: every measure's mean with its interval, and the paired
+    difference to the first row.
+    """
     for study in dict.fromkeys(line["study"] for line in lines):
         mine = [line for line in lines if line["study"] == study]
         arms = {
@@ -150,7 +176,9 @@ def tables(lines: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Train, or print the tables of what was trained."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", nargs="?", choices=STUDIES)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path)
@@ -163,7 +191,14 @@ def main() -> None:
     lines = []
     for seed in range(options.seeds):
         for arm, overrides in arms.items():
-            lines.append({"study": options.recipe, "arm": arm, "seed": seed, "row": train(recipe, overrides, seed)})
+            lines.append(
+                {
+                    "study": options.recipe,
+                    "arm": arm,
+                    "seed": seed,
+                    "row": train(recipe, overrides, seed),
+                }
+            )
             text = json.dumps(lines[-1])
             print(text, file=sys.stderr)
             if options.out:

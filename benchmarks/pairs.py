@@ -1,11 +1,13 @@
-"""Which plugins go together: every pair in both orders, and each plugin under every switch of `train:`.
+"""Which plugins go together: every pair in both orders, and each plugin under every switch of
+`train:`.
 
-    python -m benchmarks.pairs                    # all of it; exit code 1 if a run fails without a reason
-    python -m benchmarks.pairs maml smoothness    # the pairs and switches of these plugins
+    python -m benchmarks.pairs                    # all of it; exit code 1 if a run fails without a
+    reason python -m benchmarks.pairs maml smoothness    # the pairs and switches of these plugins
     python -m benchmarks.pairs --write            # all of it, into docs/compatibility.md
 
-Each run is a few steps on a tiny recipe, in a process of its own that is forked from one that has imported torch. It is
-`ok`, or `refused` with the recipe's line and a reason, or `failed`. The two orders are compared bit for bit.
+Each run is a few steps on a tiny recipe, in a process of its own that is forked from one that has
+imported torch. It is `ok`, or `refused` with the recipe's line and a reason, or `failed`. The two
+orders are compared bit for bit.
 """
 
 from __future__ import annotations
@@ -45,8 +47,10 @@ FEW_SHOT = ("maml", "meta_sgd", "meta_dropout", "learning_to_balance")
 NORMS = ("batch_group_norm", "example_weighing", "ghost_batch_norm", "norm_decay")
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "maml": {"ways": 3, "shots": 2, "queries": 3, "tasks": 2, "steps": 2, "inner_lr": 0.1, "workers": 1}
-    | {"steps_per_epoch": 3, "val_episodes": 2, "test_episodes": 2},
+    "maml": (
+        {"ways": 3, "shots": 2, "queries": 3, "tasks": 2, "steps": 2, "inner_lr": 0.1, "workers": 1}
+        | {"steps_per_epoch": 3, "val_episodes": 2, "test_episodes": 2}
+    ),
     "learning_to_balance": {"draws": 2},
     "meta_dropout": {"test_samples": 2},
     "ghost_batch_norm": {"size": 4},
@@ -62,14 +66,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def recipe_of(job: Job) -> dict[str, Any]:
     """Return the smallest recipe in which all plugins of a job have something to act on."""
-    names = [*(["maml"] if job.pair & set(FEW_SHOT) and "maml" not in job.plugins else []), *job.plugins]
+    names = [
+        *(["maml"] if job.pair & set(FEW_SHOT) and "maml" not in job.plugins else []),
+        *job.plugins,
+    ]
     data: dict[str, Any] = {"train": dict(SWITCHES.get(job.switch, {}))}
     if "maml" in names:
         # conv4 has norms of its own, which the plugins of batch norms do not change.
         small = not job.pair & set(NORMS) and job.switch != "checkpointing"
         conv4 = {"name": "conv4", "in_chans": 1, "args": {"channels": 4}}
         data["model"] = conv4 if small else {"name": "test_resnet", "in_chans": 1}
-        data["data"] = {"name": "glyphs", "image_size": 16 if small else 32, "letters": 12, "variants": 1}
+        data["data"] = {
+            "name": "glyphs",
+            "image_size": 16 if small else 32,
+            "letters": 12,
+            "variants": 1,
+        }
         data["optimizer"] = {"name": "adam", "weight_decay": 0.0}
         return {**data, "train": {**TINY["train"], **data["train"]}, "plugins": _options(names)}
     if "trap_init" in names:
@@ -105,7 +117,9 @@ def attempt(job: Job) -> Result:
         except Exception as error:  # whatever it is, it is the result
             at = traceback.extract_tb(error.__traceback__)[-1]
             return Result(
-                "failed", f"{type(error).__name__}: {str(error)[:300]} ({Path(at.filename).name}:{at.lineno})"
+                "failed",
+                f"{type(error).__name__}: {str(error)[:300]} "
+                f"({Path(at.filename).name}:{at.lineno})",
             )
     logged = [(record.step, *sorted(record.values.items())) for record in trace.records]
     return Result("ok", state=digest([sorted(trace.state["model"].items()), logged]))
@@ -117,7 +131,9 @@ def digest(value: Any) -> str:
 
     def take(part: Any) -> None:
         if isinstance(part, torch.Tensor):
-            found.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            found.update(
+                part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
         elif isinstance(part, Mapping):
             for key in part:
                 found.update(str(key).encode())
@@ -144,8 +160,12 @@ def _child(job: Job, end: multiprocessing.connection.Connection) -> None:
     end.close()
 
 
-def run_all(jobs: Sequence[Job], side_by_side: int = 1, seconds: float = SECONDS) -> Iterator[tuple[Job, Result]]:
-    """Yield each job with its result, as they end; each runs in a forked process and is ended after `seconds`."""
+def run_all(
+    jobs: Sequence[Job], side_by_side: int = 1, seconds: float = SECONDS
+) -> Iterator[tuple[Job, Result]]:
+    """Yield each job with its result, as they end; each runs in a forked process and is ended
+    after `seconds`.
+    """
     warm_up()
     context = multiprocessing.get_context("fork")
     waiting, running = list(reversed(jobs)), []
@@ -159,7 +179,11 @@ def run_all(jobs: Sequence[Job], side_by_side: int = 1, seconds: float = SECONDS
             running.append((job, process, mine))
         job, process, mine = running.pop(0)
         try:
-            result = mine.recv() if mine.poll(seconds) else Result("failed", f"does not end in {seconds:g} s")
+            result = (
+                mine.recv()
+                if mine.poll(seconds)
+                else Result("failed", f"does not end in {seconds:g} s")
+            )
         except EOFError:
             process.join()
             result = Result("failed", f"the process ended with code {process.exitcode}")
@@ -170,8 +194,12 @@ def run_all(jobs: Sequence[Job], side_by_side: int = 1, seconds: float = SECONDS
 
 
 def jobs_of(names: Sequence[str], among: Sequence[str]) -> list[Job]:
-    """Return the runs of some plugins with all of `among`, in both orders, and under every switch."""
-    pairs = [Job(pair) for pair in itertools.permutations(sorted(among), 2) if set(pair) & set(names)]
+    """Return the runs of some plugins with all of `among`, in both orders, and under every
+    switch.
+    """
+    pairs = [
+        Job(pair) for pair in itertools.permutations(sorted(among), 2) if set(pair) & set(names)
+    ]
     return [*pairs, *(Job((name,), switch) for name in sorted(names) for switch in SWITCHES)]
 
 
@@ -179,10 +207,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run and print; with --write make the page anew. Return 1 if something failed."""
     known = sorted(installed())
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("plugins", nargs="*", metavar="PLUGIN", help="only the runs of these plugins")
+    parser.add_argument(
+        "plugins", nargs="*", metavar="PLUGIN", help="only the runs of these plugins"
+    )
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
-    parser.add_argument("--results", type=Path, help="keep results in this file, and do not run again what it has")
+    parser.add_argument(
+        "--results", type=Path, help="keep results in this file, and do not run again what it has"
+    )
     chosen = parser.parse_args(argv)
     if unknown := sorted(set(chosen.plugins) - set(known)):
         parser.error(f"no such plugin: {', '.join(unknown)}")
@@ -214,7 +246,10 @@ def keep(path: Path | None, job: Job, result: Result) -> None:
     """Add a result to a file."""
     if path is not None:
         with path.open("a") as file:
-            file.write(json.dumps([job.plugins, job.switch, result.status, result.text, result.state]) + "\n")
+            file.write(
+                json.dumps([job.plugins, job.switch, result.status, result.text, result.state])
+                + "\n"
+            )
 
 
 if __name__ == "__main__":

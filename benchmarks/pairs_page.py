@@ -1,4 +1,6 @@
-"""The page of documentation that says which plugins go together: what was run, what came of it, and how it is shown."""
+"""The page of documentation that says which plugins go together: what was run, what came of it,
+and how it is shown.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ class Result:
 
     Attributes:
         status: `failed` also where a refusal does not say where and why.
-        text: the reason of a refusal, without its place; the end of the traceback of a failure; else empty.
+        text: the reason of a refusal, without its place; the end of the traceback of a failure;
+            else empty.
         state: a digest of weights after training and of logged values.
     """
 
@@ -51,12 +54,12 @@ class Result:
 _HEAD = """\
 # Which plugins go together
 
-Every pair of the {count} plugins in both orders, and each plugin under every switch of `train:`, tried by \
-`python -m benchmarks.pairs --write`, which makes this page: a few steps on a tiny recipe, on a CPU. A run either \
-trains, or the recipe is refused with its line and a reason.
+Every pair of the {count} plugins in both orders, and each plugin under every switch of `train:`, \
+tried by `python -m benchmarks.pairs --write`, which makes this page: a few steps on a tiny \
+recipe, on a CPU. A run either trains, or the recipe is refused with its line and a reason.
 
-Order is the recipe's, as far as plugins do not declare another. The two orders of a pair were compared bit for bit, \
-in weights and logged values.
+Order is the recipe's, as far as plugins do not declare another. The two orders of a pair were \
+compared bit for bit, in weights and logged values.
 
 ## Pairs
 
@@ -64,17 +67,29 @@ in weights and logged values.
 
 {matrix}
 """
-_LEGEND = "`+` trains, and the order makes no difference. `o` trains, and the order matters. `-` is refused. `!` fails."
+_LEGEND = (
+    "`+` trains, and the order makes no difference. `o` trains, and the order matters. `-` is "
+    "refused. `!` fails."
+)
 
 
 def page(names: Sequence[str], results: Mapping[Job, Result]) -> str:
     """Return the page of documentation that says what came of all runs."""
     numbers = [str(i + 1) for i in range(len(names))]
     rows = [["", *numbers], ["---"] * (len(names) + 1)]
-    rows += [[f"{i} `{a}`", *(mark(a, b, results) for b in names)] for i, a in zip(numbers, names, strict=True)]
+    rows += [
+        [f"{i} `{a}`", *(mark(a, b, results) for b in names)]
+        for i, a in zip(numbers, names, strict=True)
+    ]
     text = _HEAD.format(count=len(names), legend=_LEGEND, matrix=_table(rows))
-    ordered = [f"- `{a}` and `{b}`" for a, b in itertools.combinations(names, 2) if mark(a, b, results) == "o"]
-    text += "\n## Where the order matters\n\n" + ("\n".join(ordered) if ordered else "Nowhere.") + "\n"
+    ordered = [
+        f"- `{a}` and `{b}`"
+        for a, b in itertools.combinations(names, 2)
+        if mark(a, b, results) == "o"
+    ]
+    text += (
+        "\n## Where the order matters\n\n" + ("\n".join(ordered) if ordered else "Nowhere.") + "\n"
+    )
     text += "\n## Pairs that are refused\n\n" + "\n".join(_refusals(names, results)) + "\n"
     switches = [["", *(f"`{switch}`" for switch in SWITCHES)], ["---"] * (len(SWITCHES) + 1)]
     for name in names:
@@ -82,7 +97,10 @@ def page(names: Sequence[str], results: Mapping[Job, Result]) -> str:
         switches.append([f"`{name}`", *(_SIGNS[result.status] for result in found)])
     text += "\n## Each plugin alone\n\n" + _table(switches) + "\n\n"
     alone = [job for job in results if job.switch and results[job].status == "refused"]
-    lines = [f"- `{job.plugins[0]}` with `{job.switch}`: {results[job].text}" for job in sorted(alone, key=str)]
+    lines = [
+        f"- `{job.plugins[0]}` with `{job.switch}`: {results[job].text}"
+        for job in sorted(alone, key=str)
+    ]
     return text + "\n".join([*lines, ""])
 
 

@@ -1,11 +1,12 @@
-"""Time one optimizer step on 25.6 M parameters: this room's RAdam against torch's, timm's and fused Adam.
+"""Time one optimizer step on 25.6 M parameters: this room's RAdam against torch's, timm's and fused
+Adam.
 
     python benchmarks/radam.py                 # CPU, two threads
     python benchmarks/radam.py --device cuda
 
-The tensors have the shapes of a ResNet-50. All optimizers live in one process and take turns, one step each
-per round, so that a busy machine slows all of them; the table shows medians and the median ratio to fused
-Adam of the same round. All steps timed are rectified ones (t > 6).
+The tensors have the shapes of a ResNet-50. All optimizers live in one process and take turns, one
+step each per round, so that a busy machine slows all of them; the table shows medians and the
+median ratio to fused Adam of the same round. All steps timed are rectified ones (t > 6).
 """
 
 import argparse
@@ -43,10 +44,14 @@ def resnet50_shapes() -> list[tuple[int, ...]]:
 
 
 def contenders() -> dict[str, Callable[[list[Parameter]], torch.optim.Optimizer]]:
-    """Return the optimizers to time; timm's and pytorch_optimizer's only where they are installed."""
+    """Return the optimizers to time; timm's and pytorch_optimizer's only where they are
+    installed.
+    """
     table: dict[str, Callable[[list[Parameter]], torch.optim.Optimizer]] = {
         BASE: lambda p: torch.optim.Adam(p, fused=True),
-        "torch AdamW, fused, wd 0.05": lambda p: torch.optim.AdamW(p, weight_decay=0.05, fused=True),
+        "torch AdamW, fused, wd 0.05": lambda p: torch.optim.AdamW(
+            p, weight_decay=0.05, fused=True
+        ),
         "RAdam (default: fused)": lambda p: RAdam(p),
         "RAdam (default: fused), wd 0.05": lambda p: RAdam(p, weight_decay=0.05),
         "RAdam, foreach": lambda p: RAdam(p, foreach=True),
@@ -94,7 +99,10 @@ def main() -> None:
 
     count = sum(g.numel() for g in gradients)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{options.threads} threads"
-    print(f"{count:,} parameters in {len(gradients)} tensors, {options.dtype}, {platform.machine()} {where}")
+    print(
+        f"{count:,} parameters in {len(gradients)} tensors, {options.dtype}, {platform.machine()} "
+        f"{where}"
+    )
     print(f"torch {torch.__version__}; medians of {options.rounds} rounds\n")
     print(f"{'optimizer':<34}{'ms/step':>9}{'x fused Adam':>14}")
     for name, some in times.items():

@@ -2,9 +2,10 @@
 
     python benchmarks/radam_robustness.py            # 3 seeds, about a minute
 
-A multilayer perceptron with 8 hidden ReLU layers of width 64 on scikit-learn's digits (1200 for training, the other
-597 for testing), batch 64, 600 steps. Such a network diverges easily, which is what the learning rate's robustness
-is about. Each cell shows the mean test accuracy, its standard deviation over seeds, and the mean training loss.
+A multilayer perceptron with 8 hidden ReLU layers of width 64 on scikit-learn's digits (1200 for
+training, the other 597 for testing), batch 64, 600 steps. Such a network diverges easily, which is
+what the learning rate's robustness is about. Each cell shows the mean test accuracy, its standard
+deviation over seeds, and the mean training loss.
 """
 
 import argparse
@@ -71,12 +72,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.perf_counter()
-    print(f"test accuracy (standard deviation) training loss; {options.steps} steps, {options.seeds} seeds\n")
+    print(
+        f"test accuracy (standard deviation) training loss; {options.steps} steps, {options.seeds} "
+        "seeds\n"
+    )
     print("lr     " + "".join(f"{name:>21}" for name in OPTIMIZERS))
     for lr in LEARNING_RATES:
         cells = []
         for build in OPTIMIZERS.values():
-            runs = torch.tensor([train(build, lr, seed, options.steps) for seed in range(options.seeds)])
+            runs = torch.tensor(
+                [train(build, lr, seed, options.steps) for seed in range(options.seeds)]
+            )
             (accuracy, loss), (spread, _) = (
                 runs.mean(0).tolist(),
                 runs.std(0, correction=min(1, len(runs) - 1)).tolist(),

@@ -1,11 +1,14 @@
-"""Every option with every kind of value, and random recipes: each is accepted, or refused with its place, in time.
+"""Every option with every kind of value, and random recipes: each is accepted, or refused with its
+place, in time.
 
-Run: python benchmarks/random_recipes.py [--count 5000] [--seed 0] [--only TEXT] [--every 1] [--limit 5]
+Run: python benchmarks/random_recipes.py [--count 5000] [--seed 0] [--only TEXT] [--every 1]
+    [--limit 5]
 
-First every option of core and of every installed plugin is given every kind of value, one at a time; then come
-`--count` random recipes, bundled ones with a few keys changed, removed, added or moved. Each is planned in a process
-of its own, with `--limit` seconds of processor time and 4 GB. The exit status is 1 if any ended otherwise than accepted
-or refused with a message that says where; the smallest example of each distinct place is printed.
+First every option of core and of every installed plugin is given every kind of value, one at a
+time; then come `--count` random recipes, bundled ones with a few keys changed, removed, added or
+moved. Each is planned in a process of its own, with `--limit` seconds of processor time and 4 GB.
+The exit status is 1 if any ended otherwise than accepted or refused with a message that says where;
+the smallest example of each distinct place is printed.
 """
 
 from __future__ import annotations
@@ -40,11 +43,68 @@ from trainkit.errors import RecipeError, UserError
 
 GIGABYTES = 4
 KINDS = (
-    *("", "null", "true", "false", "yes", "0", "1", "-1", "2", "7", "100", "1000000000000", "-1000000000000"),
-    *("9223372036854775807", "9223372036854775808", "9" * 30, "9" * 5000, "0.5", "-0.5", "1.5", "1e-300", "1e300"),
-    *("-1e300", "1e12", ".nan", ".inf", "-.inf", "1e999", '""', "word", "'7'", r'"\e[31mred\a"', r'"a\0b"'),
-    *(r'"\ud800"', "漢字", "x" * 5000, "../../up", "/dev/zero", "'%s{}'", "[]", "[1]", "[1, 2]", "[0.1, 0.9]"),
-    *("[-1, 2]", "[.nan, 1]", "[.inf, .inf]", "[1e12, 1e12]", "[a, b]", "[[1]]", "[null]", "{}", "{a: 1}"),
+    *(
+        "",
+        "null",
+        "true",
+        "false",
+        "yes",
+        "0",
+        "1",
+        "-1",
+        "2",
+        "7",
+        "100",
+        "1000000000000",
+        "-1000000000000",
+    ),
+    *(
+        "9223372036854775807",
+        "9223372036854775808",
+        "9" * 30,
+        "9" * 5000,
+        "0.5",
+        "-0.5",
+        "1.5",
+        "1e-300",
+        "1e300",
+    ),
+    *(
+        "-1e300",
+        "1e12",
+        ".nan",
+        ".inf",
+        "-.inf",
+        "1e999",
+        '""',
+        "word",
+        "'7'",
+        r'"\e[31mred\a"',
+        r'"a\0b"',
+    ),
+    *(
+        r'"\ud800"',
+        "漢字",
+        "x" * 5000,
+        "../../up",
+        "/dev/zero",
+        "'%s{}'",
+        "[]",
+        "[1]",
+        "[1, 2]",
+        "[0.1, 0.9]",
+    ),
+    *(
+        "[-1, 2]",
+        "[.nan, 1]",
+        "[.inf, .inf]",
+        "[1e12, 1e12]",
+        "[a, b]",
+        "[[1]]",
+        "[null]",
+        "{}",
+        "{a: 1}",
+    ),
     *("{name: x}", "{1: {2: 3}}"),
 )
 """Values as a recipe writes them."""
@@ -53,12 +113,22 @@ BASES = {
     "digits": "model: {name: mlp, in_chans: 1}\ndata: {name: digits, image_size: 8}\n",
     "images": "model: {name: test_resnet, in_chans: 1}\ndata: {name: digits, image_size: 32}\n",
     "table": "model: {name: mlp}\ndata: {name: table}\n",
-    "ratings": "model: {name: autoencoder}\ndata: {name: ratings, users: 50, items: 20}\n"
-    "train: {loss: {name: mse}}\ncheckpoint: {metric: rmse, mode: min}\nplugins: {sparsity_norm: {}}\n",
-    "glyphs": "model: {name: test_resnet, in_chans: 1}\ndata: {name: glyphs, letters: 5, scripts: [georgian]}\n",
+    "ratings": (
+        "model: {name: autoencoder}\ndata: {name: ratings, users: 50, items: 20}\ntrain: {loss: "
+        "{name: mse}}\ncheckpoint: {metric: rmse, mode: min}\nplugins: {sparsity_norm: {}}\n"
+    ),
+    "glyphs": (
+        "model: {name: test_resnet, in_chans: 1}\ndata: {name: glyphs, letters: 5, scripts: "
+        "[georgian]}\n"
+    ),
     "folder": "model: {name: test_resnet}\ndata: {name: folder, root: nowhere}\n",
-    "omniglot": "model: {name: conv4, in_chans: 1}\ndata: {name: omniglot, root: nowhere}\nplugins: {maml: {}}\n",
-    "cifar_fs": "model: {name: conv4}\ndata: {name: cifar_fs, root: nowhere}\nplugins: {maml: {}}\n",
+    "omniglot": (
+        "model: {name: conv4, in_chans: 1}\ndata: {name: omniglot, root: nowhere}\nplugins: {maml: "
+        "{}}\n"
+    ),
+    "cifar_fs": (
+        "model: {name: conv4}\ndata: {name: cifar_fs, root: nowhere}\nplugins: {maml: {}}\n"
+    ),
     "svhn": "model: {name: conv4}\ndata: {name: svhn, root: nowhere}\nplugins: {maml: {}}\n",
 }
 """A small recipe of each source of data; no other option of it is written."""
@@ -83,20 +153,34 @@ class Outcome:
 
 
 def options(schema: dict[str, Any]) -> Iterator[tuple[str, Keys]]:
-    """Yield a base recipe and the place of an option in it, for every option that the schema has."""
+    """Yield a base recipe and the place of an option in it, for every option that the schema
+    has.
+    """
     definitions = schema["$defs"]
     for section, name in (
-        *(("model", "ModelSpec"), ("train", "TrainSpec"), ("train.loss", "LossSpec"), ("optimizer", "OptimizerSpec")),
+        *(
+            ("model", "ModelSpec"),
+            ("train", "TrainSpec"),
+            ("train.loss", "LossSpec"),
+            ("optimizer", "OptimizerSpec"),
+        ),
         *(("scheduler", "SchedulerSpec"), ("checkpoint", "CheckpointSpec"), ("data", "DigitsSpec")),
         *(("data.augment", "AugmentSpec"), ("data.missing", "MissingSpec")),
     ):
         for option in definitions[name]["properties"]:
             yield ("images" if "augment" in section else "digits"), (*section.split("."), option)
     for base, name in (
-        *(("table", "TableSpec"), ("ratings", "RatingsSpec"), ("glyphs", "GlyphsSpec"), ("folder", "TimmSpec")),
+        *(
+            ("table", "TableSpec"),
+            ("ratings", "RatingsSpec"),
+            ("glyphs", "GlyphsSpec"),
+            ("folder", "TimmSpec"),
+        ),
         *(("omniglot", "OmniglotSpec"), ("cifar_fs", "CifarFsSpec"), ("svhn", "SvhnSpec")),
     ):
-        own = definitions[name]["properties"].keys() - definitions["DigitsSpec"]["properties"].keys()
+        own = (
+            definitions[name]["properties"].keys() - definitions["DigitsSpec"]["properties"].keys()
+        )
         for option in sorted(own):
             yield base, ("data", option)
     for section in (*schema["properties"], "args"):
@@ -108,7 +192,9 @@ def options(schema: dict[str, Any]) -> Iterator[tuple[str, Keys]]:
 
 
 def base_of(name: str) -> dict[str, Any]:
-    """Return a recipe in which an option of `name`, a source of data or a plugin, means something."""
+    """Return a recipe in which an option of `name`, a source of data or a plugin, means
+    something.
+    """
     known = whole_recipes()
     if name in known:
         return copy.deepcopy(known[name])
@@ -146,7 +232,9 @@ def systematic(schema: dict[str, Any]) -> Iterator[Case]:
     """Yield every option with every kind of value."""
     for base, keys in options(schema):
         for kind in KINDS:
-            yield Case(put(base_of(base), keys, kind), f"{'.'.join(keys)}: {kind[:60]}  (on {base})")
+            yield Case(
+                put(base_of(base), keys, kind), f"{'.'.join(keys)}: {kind[:60]}  (on {base})"
+            )
 
 
 def mutated(schema: dict[str, Any], draw: random.Random) -> Case:
@@ -224,10 +312,16 @@ def _refused(lines: list[str], path: Path) -> Outcome:
 
 def _frame(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "trainkit" in f.filename]
-    return f"({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno} {frames[-1].name})" if frames else ""
+    return (
+        f"({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno} {frames[-1].name})"
+        if frames
+        else ""
+    )
 
 
-def in_a_child(path: Path, seconds: float, plan: Callable[[Path, list[str]], object] = make_plan) -> Outcome:
+def in_a_child(
+    path: Path, seconds: float, plan: Callable[[Path, list[str]], object] = make_plan
+) -> Outcome:
     """Plan a recipe in a process of its own, which may neither run on nor take all memory."""
     ours, theirs = os.pipe()
     child = os.fork()
@@ -235,7 +329,9 @@ def in_a_child(path: Path, seconds: float, plan: Callable[[Path, list[str]], obj
         os.close(ours)
         _limit(seconds)
         outcome = check(path, plan)
-        os.write(theirs, f"{outcome.kind}\n{outcome.place}".encode(errors="backslashreplace")[:4000])
+        os.write(
+            theirs, f"{outcome.kind}\n{outcome.place}".encode(errors="backslashreplace")[:4000]
+        )
         os._exit(0)
     os.close(theirs)
     ready, _, _ = select.select([ours], [], [], 12 * seconds)
@@ -247,7 +343,9 @@ def in_a_child(path: Path, seconds: float, plan: Callable[[Path, list[str]], obj
     if answer:
         kind, _, place = answer.partition("\n")
         return Outcome(kind, place)
-    return Outcome("too slow", "stood still or was killed" if not ready else f"ended with status {status}")
+    return Outcome(
+        "too slow", "stood still or was killed" if not ready else f"ended with status {status}"
+    )
 
 
 def _limit(seconds: float) -> None:
@@ -255,7 +353,9 @@ def _limit(seconds: float) -> None:
         raise TimeoutError("out of time")
 
     now = (
-        int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 0
+        int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        if sys.platform == "linux"
+        else 0
     )
     if now:
         most = now + GIGABYTES * 2**30
@@ -272,7 +372,10 @@ def campaign(count: int, seed: int, only: str, seconds: float, every: int = 1) -
     """Try all, and print what came of it; return how many ended wrongly."""
     schema = recipe_schema()
     draw = random.Random(seed)
-    cases = [*islice(systematic(schema), seed % every, None, every), *(mutated(schema, draw) for _ in range(count))]
+    cases = [
+        *islice(systematic(schema), seed % every, None, every),
+        *(mutated(schema, draw) for _ in range(count)),
+    ]
     cases = [case for case in cases if only in case.what]
     counts: Counter[str] = Counter()
     smallest: dict[Outcome, Case] = {}
@@ -286,7 +389,9 @@ def campaign(count: int, seed: int, only: str, seconds: float, every: int = 1) -
             if outcome.kind not in ("accepted", "refused"):
                 if outcome not in smallest:
                     print(f"{outcome.kind}: {outcome.place}\n    {case.what}", flush=True)
-                smallest[outcome] = min(case, smallest.get(outcome, case), key=lambda c: len(c.text))
+                smallest[outcome] = min(
+                    case, smallest.get(outcome, case), key=lambda c: len(c.text)
+                )
             if sys.stderr.isatty() and i % 20 == 0:
                 print(f"\r{i}/{len(cases)}", end="", file=sys.stderr)
     print(f"\n{len(cases)} recipes in {time.monotonic() - began:.0f} s: {dict(counts)}")
@@ -300,11 +405,18 @@ def campaign(count: int, seed: int, only: str, seconds: float, every: int = 1) -
 
 def main() -> int:
     """Read the command line; return how many recipes ended wrongly."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=5000, help="random recipes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="only cases whose description has this text")
-    parser.add_argument("--every", type=int, default=1, help="of the options with every kind of value, each Nth only")
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        help="of the options with every kind of value, each Nth only",
+    )
     parser.add_argument("--limit", type=float, default=5, help="seconds of processor time for each")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,9 +1,11 @@
-"""What sparsity normalization costs: a training step with the layer over one without, and the layer beside a copy.
+"""What sparsity normalization costs: a training step with the layer over one without, and the layer
+beside a copy.
 
 Run: python benchmarks/sparsity_norm.py [--rounds 30]
 
-Both are measured in turn, in one process. The step is of resnet10t on images without gaps, so that both models compute
-the same; the copy reads the input once and writes it once, which is the least that any layer can do.
+Both are measured in turn, in one process. The step is of resnet10t on images without gaps, so that
+both models compute the same; the copy reads the input once and writes it once, which is the least
+that any layer can do.
 """
 
 from __future__ import annotations
@@ -40,12 +42,16 @@ def seconds(run: Callable[[], object], repeat: int) -> float:
     return (time.perf_counter() - start) / repeat
 
 
-def compare(title: str, first: Callable[[], object], second: Callable[[], object], repeat: int, rounds: int) -> None:
+def compare(
+    title: str, first: Callable[[], object], second: Callable[[], object], repeat: int, rounds: int
+) -> None:
     """Print the ratio of two functions' times, measured in turn: median and quartiles."""
     first(), second()
     pairs = [(seconds(first, repeat), seconds(second, repeat)) for _ in range(rounds)]
     low, middle, high = quartiles([a / b for a, b in pairs])
-    times = " against ".join(f"{1e3 * statistics.median(t):.2f} ms" for t in zip(*pairs, strict=True))
+    times = " against ".join(
+        f"{1e3 * statistics.median(t):.2f} ms" for t in zip(*pairs, strict=True)
+    )
     print(f"{title:44}{middle:6.2f} ({low:.2f} to {high:.2f})   {times}")
 
 
@@ -65,7 +71,13 @@ def main() -> None:
     x, y = torch.randn(BATCH, 3, SIZE, SIZE), torch.randint(10, (BATCH,))
     plain, normalized = (timm.create_model("resnet10t", num_classes=10) for _ in range(2))
     attach(normalized, fitted(SparsityNorm(center=True), x), (3, SIZE, SIZE))
-    compare("resnet10t, a step with it over one without", step(normalized, x, y), step(plain, x, y), 1, rounds)
+    compare(
+        "resnet10t, a step with it over one without",
+        step(normalized, x, y),
+        step(plain, x, y),
+        1,
+        rounds,
+    )
     gappy = x.masked_fill(torch.rand(x.shape) < 0.5, float("nan"))
     for name, layer in (
         ("sparsity norm", SparsityNorm()),

@@ -1,12 +1,14 @@
-"""Ways to treat missing inputs, side by side on the three recipes of sparsity_norm, paired over seeds.
+"""Ways to treat missing inputs, side by side on the three recipes of sparsity_norm, paired over
+seeds.
 
 Run: python benchmarks/sparsity_norm_study.py FILE.jsonl [SETTING …]
 Then: python benchmarks/sparsity_norm_study.py FILE.jsonl --table
 
-Each training adds a line to FILE.jsonl; what is there already is not trained again. The settings are the recipes
-ratings, table and images; ratings_relu, the first with another activation; and convnet, the last with timm's
-test_resnet on enlarged digits of which one rectangle is hidden. Tables give means over seeds with 95% intervals
-(Student's t), and differences to zero imputation, paired by seed.
+Each training adds a line to FILE.jsonl; what is there already is not trained again. The settings
+are the recipes ratings, table and images; ratings_relu, the first with another activation; and
+convnet, the last with timm's test_resnet on enlarged digits of which one rectangle is hidden.
+Tables give means over seeds with 95% intervals (Student's t), and differences to zero imputation,
+paired by seed.
 """
 
 from __future__ import annotations
@@ -66,13 +68,19 @@ class Recorder:
     @hookimpl
     def on_log(self, record: Record) -> None:
         """Keep a record of the monitor or of a validation."""
-        named = {name: value for name, value in record.values.items() if "/" in name and not isinstance(value, list)}
+        named = {
+            name: value
+            for name, value in record.values.items()
+            if "/" in name and not isinstance(value, list)
+        }
         if named:
             self.rows.append({"epoch": record.epoch, **named})
 
 
 def train(setting: str, method: str, seed: int) -> Row:
-    """Train once; return metrics and correlations of the best validation (numbers) or of the last (classes)."""
+    """Train once; return metrics and correlations of the best validation (numbers) or of the
+    last (classes).
+    """
     file, over, _ = SETTINGS[setting]
     options = [f"plugins.sparsity_norm.{name}={value}" for name, value in METHODS[method].items()]
     # The data's own seed goes with the recipe's, so that intervals are over data sets too.
@@ -87,9 +95,15 @@ def train(setting: str, method: str, seed: int) -> Row:
     found: Row = {"setting": setting, "method": method, "seed": seed, "epoch": epoch}
     for row in recorder.rows:
         if row["epoch"] == epoch:
-            found |= {name: value for name, value in row.items() if name.startswith(("val/", "sparsity_bias/"))}
+            found |= {
+                name: value
+                for name, value in row.items()
+                if name.startswith(("val/", "sparsity_bias/"))
+            }
     if not numbers:
-        found["logit_correlation"] = sparsity_bias(run.model, run.data.val, mean_logit).correlation.value
+        found["logit_correlation"] = sparsity_bias(
+            run.model, run.data.val, mean_logit
+        ).correlation.value
     found["seconds"] = round(time.monotonic() - start, 1)
     return found
 
@@ -107,13 +121,17 @@ def columns(rows: list[Row]) -> dict[str, str]:
 
 def interval(values: list[float]) -> float:
     """Return half of the 95% interval of a mean."""
-    return float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return (
+        float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    )
 
 
 def table(setting: str, rows: list[Row]) -> Iterator[str]:
     """Yield the lines of a setting's table, in Markdown."""
     shown = columns(rows)
-    by = {method: {row["seed"]: row for row in rows if row["method"] == method} for method in METHODS}
+    by = {
+        method: {row["seed"]: row for row in rows if row["method"] == method} for method in METHODS
+    }
     seeds = sorted(set.intersection(*(set(found) for found in by.values() if found)))
     if len(seeds) < 2:
         return
@@ -127,14 +145,18 @@ def table(setting: str, rows: list[Row]) -> Iterator[str]:
         values = {name: [found[seed][name] for seed in seeds] for name in shown}
         cells = [f"{statistics.mean(v):.3f} ± {interval(v):.3f}" for v in values.values()]
         gains = [found[seed][main] - by["zero"][seed][main] for seed in seeds]
-        difference = f"{statistics.mean(gains):+.3f} ± {interval(gains):.3f}" if method != "zero" else ""
+        difference = (
+            f"{statistics.mean(gains):+.3f} ± {interval(gains):.3f}" if method != "zero" else ""
+        )
         yield f"| {method} | {' | '.join(cells)} | {difference} |"
 
 
 def main() -> None:
     """Train what is missing, or print the tables."""
     path, *wanted = Path(sys.argv[1]), *sys.argv[2:]
-    rows: list[Row] = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows: list[Row] = (
+        [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    )
     if wanted == ["--table"]:
         for setting in SETTINGS:
             chosen = [row for row in rows if row["setting"] == setting]

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the lower quartile, the median and the upper quartile; of one value, that value three times."""
+    """Return the lower quartile, the median and the upper quartile; of one value, that value
+    three times.
+    """
     if len(values) == 1:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4)

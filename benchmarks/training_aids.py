@@ -1,9 +1,11 @@
-"""What the training aids cost: a step with each of them beside a step without, and what EMA adds to a validation.
+"""What the training aids cost: a step with each of them beside a step without, and what EMA adds to
+a validation.
 
 Run: python benchmarks/training_aids.py [MODEL [IMAGE_SIZE]] [--rounds 60]
 
-Runs that differ only in one plugin take their steps in turn, in one process, on the same batches; the table gives the
-median time of a step and the median over rounds of its ratio to the step without plugins in the same round.
+Runs that differ only in one plugin take their steps in turn, in one process, on the same batches;
+the table gives the median time of a step and the median over rounds of its ratio to the step
+without plugins in the same round.
 """
 
 from __future__ import annotations
@@ -78,7 +80,9 @@ class Stepper:
 
 def validation_extra(recipe: Path, buffers: str) -> float:
     """Return the median seconds that EMA spends before and after a validation."""
-    stepper = Stepper(recipe, "ema", Ema.model_validate({"buffers": buffers, "recompute_batches": 10}))
+    stepper = Stepper(
+        recipe, "ema", Ema.model_validate({"buffers": buffers, "recompute_batches": 10})
+    )
     stepper.step()
     times = []
     for _ in range(7):
@@ -94,28 +98,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", nargs="?", default="resnet10t")
     parser.add_argument("size", nargs="?", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=60, help="after the first five, which warm up")
+    parser.add_argument(
+        "--rounds", type=int, default=60, help="after the first five, which warm up"
+    )
     options = parser.parse_args()
     model, size = options.model, options.size
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "aids.yaml"
         recipe.write_text(RECIPE.format(model=model, size=size))
-        steppers = {label: Stepper(recipe, name, make()) for label, (name, make) in VARIANTS.items()}
+        steppers = {
+            label: Stepper(recipe, name, make()) for label, (name, make) in VARIANTS.items()
+        }
         times: dict[str, list[float]] = {label: [] for label in steppers}
         for _ in range(WARM_UP + options.rounds):
             for label, stepper in steppers.items():
                 times[label].append(stepper.step())
-        print(f"{model} at {size} px, batches of 64, {torch.get_num_threads()} threads, torch {torch.__version__}")
+        print(
+            f"{model} at {size} px, batches of 64, {torch.get_num_threads()} threads, torch "
+            f"{torch.__version__}"
+        )
         print(f"{'plugin':24}{'ms a step':>12}{'ratio':>9}   quartiles")
         for label, taken in times.items():
             ratios = [a / b for a, b in zip(taken[WARM_UP:], times["none"][WARM_UP:], strict=True)]
             low, middle, high = quartiles(ratios)
-            print(f"{label:24}{statistics.median(taken[WARM_UP:]) * 1e3:12.2f}{middle:9.3f}   {low:.3f} to {high:.3f}")
+            print(
+                f"{label:24}{statistics.median(taken[WARM_UP:]) * 1e3:12.2f}{middle:9.3f}  "
+                f" {low:.3f} to {high:.3f}"
+            )
         step = statistics.median(times["none"][WARM_UP:])
         print("\nEMA around one validation (recompute: 10 batches)")
         for buffers in ("copy", "average", "recompute"):
             extra = validation_extra(recipe, buffers)
-            print(f"buffers: {buffers:15}{extra * 1e3:12.2f} ms = {extra / step:.2f} training steps")
+            print(
+                f"buffers: {buffers:15}{extra * 1e3:12.2f} ms = {extra / step:.2f} training steps"
+            )
 
 
 if __name__ == "__main__":

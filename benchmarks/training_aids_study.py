@@ -1,9 +1,11 @@
-"""Whether averaging the weights helps on the digits: paired over seeds, half of the images held out.
+"""Whether averaging the weights helps on the digits: paired over seeds, half of the images held
+out.
 
 Run: python benchmarks/training_aids_study.py [--seeds 5] [--epochs 10]
 
-Averaging does not change training, so each training without it is also the training under every averaging. Tables give
-means over seeds, and the mean paired difference to the first row with its 95% interval (Student's t).
+Averaging does not change training, so each training without it is also the training under every
+averaging. Tables give means over seeds, and the mean paired difference to the first row with its
+95% interval (Student's t).
 """
 
 from __future__ import annotations
@@ -86,7 +88,11 @@ def table(title: str, rows: dict[str, list[Row]]) -> None:
             gains = [scale * (a[name] - b[name]) for a, b in zip(found, first, strict=True)]
             half = student.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / len(gains) ** 0.5
             line += f"{scale * statistics.mean(row[name] for row in found):9.3f}"
-            line += f"{statistics.mean(gains):+12.3f} ± {half:<9.3f}" if found is not first else " " * 24
+            line += (
+                f"{statistics.mean(gains):+12.3f} ± {half:<9.3f}"
+                if found is not first
+                else " " * 24
+            )
         print(line.rstrip())
 
 

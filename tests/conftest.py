@@ -55,5 +55,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def tiny(write: Callable[..., Path]) -> Path:
-    """A recipe that trains timm's test_vit on 22 small images: five full steps and a short one in each epoch."""
+    """A recipe that trains timm's test_vit on 22 small images: five full steps and a short one
+    in each epoch.
+    """
     return write(TINY_RECIPE, "tiny.yaml")

@@ -1,4 +1,6 @@
-"""The house rules that a machine can check: who may import whom, how long things are, what must be there."""
+"""The house rules that a machine can check: who may import whom, how long things are, what must
+be there.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,16 @@ import pytest
 import trainkit
 
 ROOT = Path(__file__).parents[1]
-ROOMS = sorted(path.parent for path in (ROOT / "plugins" / "trainkit_plugins").glob("*/__init__.py"))
-CODE = sorted([*(ROOT / "trainkit").rglob("*.py"), *(ROOT / "plugins").rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
+ROOMS = sorted(
+    path.parent for path in (ROOT / "plugins" / "trainkit_plugins").glob("*/__init__.py")
+)
+CODE = sorted(
+    [
+        *(ROOT / "trainkit").rglob("*.py"),
+        *(ROOT / "plugins").rglob("*.py"),
+        *(ROOT / "tests").rglob("*.py"),
+    ]
+)
 ADAPTERS = ("plugin.py", "hookspecs.py", "command.py")
 CARD = (
     "What it does",
@@ -29,7 +39,9 @@ CARD = (
 
 
 def imports(path: Path) -> list[tuple[str, list[str]]]:
-    """Return every import in a file as (module, names), a relative one by the whole name of its module."""
+    """Return every import in a file as (module, names), a relative one by the whole name of its
+    module.
+    """
     found: list[tuple[str, list[str]]] = []
     package = ".".join(path.relative_to(ROOT).parent.parts).removeprefix("plugins.")
     for node in ast.walk(ast.parse(path.read_text())):
@@ -61,7 +73,10 @@ def test_rooms_do_not_import_one_another(room):
     for path in room.rglob("*.py"):
         for module, _ in imports(path):
             parts = module.split(".")
-            assert parts[0] != "trainkit_plugins" or parts[1:2] in ([], [room.name]), f"{path.name} imports {module}"
+            assert parts[0] != "trainkit_plugins" or parts[1:2] in (
+                [],
+                [room.name],
+            ), f"{path.name} imports {module}"
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
@@ -80,7 +95,9 @@ def test_a_room_has_a_card_with_the_headings(room):
     card = (room / "README.md").read_text()
     headings = [line.lstrip("# ") for line in card.splitlines() if line.startswith("## ")]
     for wanted in CARD:
-        assert any(heading.startswith(wanted) for heading in headings), f"{room.name}: no heading {wanted!r}"
+        assert any(heading.startswith(wanted) for heading in headings), (
+            f"{room.name}: no heading {wanted!r}"
+        )
 
 
 @pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
@@ -95,9 +112,14 @@ def test_every_entry_point_names_a_class_in_an_adapter():
         module, _, cls = target.partition(":")
         path = ROOT / "plugins" / Path(*module.split(".")).with_suffix(".py")
         assert path.name == "plugin.py", name
-        assert any(isinstance(n, ast.ClassDef) and n.name == cls for n in ast.parse(path.read_text()).body), name
+        assert any(
+            isinstance(n, ast.ClassDef) and n.name == cls for n in ast.parse(path.read_text()).body
+        ), name
 
 
 def test_the_command_line_starts_without_torch():
-    code = "import sys, trainkit.commands.app; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    code = (
+        "import sys, trainkit.commands.app; sys.exit('torch' in sys.modules or 'matplotlib' in "
+        "sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -35,7 +35,10 @@ train: {device: cpu}
         ("", "timm has no policy ''"),
         ("rand-x9", "rand takes m, n, p, mstd, mmax, inc, tweights, t3a, t3aw, and not 'x9'"),
         ("rand-mstd", "'' is no number that mstd of rand can take"),
-        ("rand-weights", "rand takes m, n, p, mstd, mmax, inc, tweights, t3a, t3aw, and not 'weights'"),
+        (
+            "rand-weights",
+            "rand takes m, n, p, mstd, mmax, inc, tweights, t3a, t3aw, and not 'weights'",
+        ),
         ("rand-m9-n1000000000000", "'1000000000000' is no number that n of rand can take"),
         ("rand-m9\n", "'9\\n' is no number that m of rand can take"),
         ("rand-p1.5x", "'1.5x' is no number that p of rand can take"),
@@ -57,8 +60,10 @@ def test_what_timm_leaves_out_or_clips_is_noted() -> None:
     (jitter,) = policy_notes("rand-m9", 0.9)
     assert jitter.startswith("data.augment.color_jitter: does nothing")
     (clipped,) = policy_notes("rand-m15", 0.4)
-    assert clipped == (
-        "data.augment.auto_augment: timm takes a magnitude of 15 as 10; say mmax15 as well if more is meant"
+    assert (
+        clipped
+        == "data.augment.auto_augment: timm takes a magnitude of 15 as 10; say mmax15 as well if"
+        " more is meant"
     )
 
 
@@ -67,15 +72,23 @@ def test_what_timm_leaves_out_or_clips_is_noted() -> None:
     [
         ("auto_augment=rand-x9", "data.augment.auto_augment: rand takes m, n, p"),
         ("auto_augment=rand-m9-n50-t3aw", "data.augment.auto_augment: timm cannot augment so: "),
-        ("scale=[0.9, 0.1]", "data.augment.scale: is two numbers with 0 < low <= high <= 1; got [0.9, 0.1]"),
+        (
+            "scale=[0.9, 0.1]",
+            "data.augment.scale: is two numbers with 0 < low <= high <= 1; got [0.9, 0.1]",
+        ),
         ("scale=[0, 1]", "data.augment.scale: is two numbers"),
         ("ratio=[-1, 1]", "data.augment.ratio: is two numbers with 0 < low <= high; got [-1, 1]"),
-        ("interpolation=cubic", "data.augment.interpolation: should be 'random', 'nearest', 'bilinear'"),
+        (
+            "interpolation=cubic",
+            "data.augment.interpolation: should be 'random', 'nearest', 'bilinear'",
+        ),
         ("color_jitter=1e300", "data.augment: timm cannot augment so: "),
         ("re_prob=2", "data.augment.re_prob: should be less than or equal to 1; got 2"),
     ],
 )
-def test_what_timm_refuses_is_one_line(write: Callable[..., Path], change: str, message: str) -> None:
+def test_what_timm_refuses_is_one_line(
+    write: Callable[..., Path], change: str, message: str
+) -> None:
     with pytest.raises(UserError) as caught:
         build(compose(write(TEXT), [f"data.augment.{change}"]))
     found = str(caught.value)
@@ -88,7 +101,12 @@ def test_trying_a_transform_changes_no_stream_and_no_image(write: Callable[..., 
     batches = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        run = build(compose(write(TEXT), ["data.augment.auto_augment=rand-m9-mstd0.5", "data.augment.re_prob=0.5"]))
+        run = build(
+            compose(
+                write(TEXT),
+                ["data.augment.auto_augment=rand-m9-mstd0.5", "data.augment.re_prob=0.5"],
+            )
+        )
         batches.append(next(run.data.train.batches(0, 0)).inputs)
     assert torch.equal(*batches)
     noted = build(compose(write(TEXT), ["data.augment.auto_augment=rand-m12"])).log.notes

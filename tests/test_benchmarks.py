@@ -16,8 +16,17 @@ import torch
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
 GLYPHS = ROOT / "recipes" / "maml_glyphs.yaml"
-FEW_TASKS = [f"plugins.maml.{o}" for o in ("steps_per_epoch=1", "val_episodes=2", "test_episodes=2", "queries=2")]
-FEW_TASKS += ["plugins.maml.steps=1", "plugins.maml.tasks=1", "data.letters=40", "data.variants=1", "train.epochs=1"]
+FEW_TASKS = [
+    f"plugins.maml.{o}"
+    for o in ("steps_per_epoch=1", "val_episodes=2", "test_episodes=2", "queries=2")
+]
+FEW_TASKS += [
+    "plugins.maml.steps=1",
+    "plugins.maml.tasks=1",
+    "data.letters=40",
+    "data.variants=1",
+    "train.epochs=1",
+]
 SHORT = ["train.epochs=1", "data.batch_size=512", "scheduler.warmup_epochs=0"]
 STUDY = """
 seed: {seed}
@@ -57,16 +66,38 @@ SCRIPTS = {
         ["rows.jsonl"],
         {
             "SEEDS": range(1),
-            "TABLES": {"weighing": lambda: {"plain": ("example_weighing", ["~plugins.example_weighing", *SHORT])}},
+            "TABLES": {
+                "weighing": lambda: {
+                    "plain": ("example_weighing", ["~plugins.example_weighing", *SHORT])
+                }
+            },
         },
     ),
     "crashes": Smallest(["--signals", "1", "--kills", "1", "--full", "1"], alone=True),
     "empty_step": Smallest(["--epochs", "1"], {"WARM_UP": 0}),
     "few_shot_baselines": Smallest(
-        [str(GLYPHS), *FEW_TASKS, "--task", "1", "1.jsonl", "--seeds", "0", "--epochs", "1", "--val-episodes", "1"]
+        [
+            str(GLYPHS),
+            *FEW_TASKS,
+            "--task",
+            "1",
+            "1.jsonl",
+            "--seeds",
+            "0",
+            "--epochs",
+            "1",
+            "--val-episodes",
+            "1",
+        ]
     ),
     "few_shot_study": Smallest(
-        ["rows.jsonl", f"maml={GLYPHS}", "--seeds", "0", *(word for o in FEW_TASKS for word in ("--set", o))],
+        [
+            "rows.jsonl",
+            f"maml={GLYPHS}",
+            "--seeds",
+            "0",
+            *(word for o in FEW_TASKS for word in ("--set", o)),
+        ],
         further=[["rows.jsonl"]],
     ),
     "glyph_sheet": Smallest(["sheet.png"]),
@@ -74,17 +105,23 @@ SCRIPTS = {
     "grad_clip_study": Smallest(["lstm", "--seeds", "1"]),
     "learning_to_balance": Smallest(["--rounds", "1"]),
     "long_run": Smallest(["--steps", "2000"]),
-    "maml": Smallest(["--rounds", "1", "--threads", "1"], {"SETTINGS": {"4 filters, 1 shot": (4, 1)}}),
+    "maml": Smallest(
+        ["--rounds", "1", "--threads", "1"], {"SETTINGS": {"4 filters, 1 shot": (4, 1)}}
+    ),
     "maml_sine": Smallest(["--iterations", "1"]),
     "meta_dropout": Smallest(["--rounds", "1"], {"SETTINGS": {"16 px": (16, 8, 1, 2, 1)}}),
     "norm_bias": Smallest(
-        ["--rounds", "1"], {"PUSHED": (("test_resnet", torch.bfloat16),), "PROJECTED": ("test_resnet",)}
+        ["--rounds", "1"],
+        {"PUSHED": (("test_resnet", torch.bfloat16),), "PROJECTED": ("test_resnet",)},
     ),
     "norm_bias_study": Smallest(
         ["local_minimum", "--seeds", "1", "--out", "rows.jsonl"],
         {
             "STUDIES": {
-                "local_minimum": ("local_minimum.yaml", {"plain": ["train.epochs=1", "scheduler.warmup_epochs=0"]})
+                "local_minimum": (
+                    "local_minimum.yaml",
+                    {"plain": ["train.epochs=1", "scheduler.warmup_epochs=0"]},
+                )
             }
         },
         [["--tables", "rows.jsonl"]],
@@ -95,7 +132,10 @@ SCRIPTS = {
     "sparsity_norm": Smallest(["--rounds", "1"]),
     "sparsity_norm_study": Smallest(
         ["rows.jsonl"],
-        {"SETTINGS": {"images": ("sparsity_norm_images.yaml", SHORT, 2)}, "METHODS": {"zero": {"method": "zero"}}},
+        {
+            "SETTINGS": {"images": ("sparsity_norm_images.yaml", SHORT, 2)},
+            "METHODS": {"zero": {"method": "zero"}},
+        },
         [["rows.jsonl", "--table"]],
     ),
     "training_aids": Smallest(["test_resnet", "32", "--rounds", "1"], {"WARM_UP": 0}),
@@ -109,7 +149,9 @@ ELSEWHERE = {"pairs"}
 
 @pytest.fixture
 def as_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a process of its own would give a script: its folder to import from, and a place for its files."""
+    """What a process of its own would give a script: its folder to import from, and a place for
+    its files.
+    """
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
@@ -125,7 +167,9 @@ def test_every_script_is_listed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.usefixtures("as_started")
-def test_it_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_runs(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     smallest, path = SCRIPTS[name], FOLDER / f"{name}.py"
     if smallest.alone:
         subprocess.run([sys.executable, path, *smallest.arguments], check=True, timeout=1800)

@@ -1,4 +1,6 @@
-"""Checkpoints: always a whole one, refused when damaged, and a resumed run is one that never stopped."""
+"""Checkpoints: always a whole one, refused when damaged, and a resumed run is one that never
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,14 @@ from trainkit.commands.verify import differences
 from trainkit.errors import Interrupted, UserError, WriteError
 from trainkit.system.writes import atomically
 from trainkit.training.build import Setup, build, compose
-from trainkit.training.checkpoint import FORMAT, Keeper, read_state, restore_run, run_state, save_weights
+from trainkit.training.checkpoint import (
+    FORMAT,
+    Keeper,
+    read_state,
+    restore_run,
+    run_state,
+    save_weights,
+)
 from trainkit.training.loop import fit
 
 CONSTANT = ["scheduler.name=constant", "scheduler.warmup_epochs=0"]
@@ -52,13 +61,19 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_file_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_on_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import os
 
     events = []
     sync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), sync(fd))[1])
-    monkeypatch.setattr(Path, "replace", lambda self, to: (events.append("replace"), replace(self, to))[1])
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), sync(fd))[1]
+    )
+    monkeypatch.setattr(
+        Path, "replace", lambda self, to: (events.append("replace"), replace(self, to))[1]
+    )
     atomically(tmp_path / "file", lambda part: part.write_text("x"))
     assert events == [str(tmp_path / ".file.part"), "replace", str(tmp_path)]
 
@@ -83,7 +98,9 @@ def test_a_crash_while_saving_a_run_leaves_the_last_checkpoint(
     assert read_state(last(tmp_path))["step"] == 4
 
 
-def test_checkpoints_come_when_the_recipe_says(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_come_when_the_recipe_says(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved = []
     monkeypatch.setattr(Keeper, "save", lambda self, run: saved.append((run.step, run.epoch)))
     train(with_plugins(tiny, ["checkpoint.every_steps=4"]))
@@ -96,7 +113,10 @@ def test_checkpoints_come_when_the_recipe_says(tiny: Path, tmp_path: Path, monke
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "last.pt"
-    torch.save({"format": FORMAT, "tensor": torch.arange(5000.0), "nested": {"list": [1, 2.5, "x", None]}}, path)
+    torch.save(
+        {"format": FORMAT, "tensor": torch.arange(5000.0), "nested": {"list": [1, 2.5, "x", None]}},
+        path,
+    )
     return path
 
 
@@ -157,14 +177,22 @@ def test_no_checkpoint_runs_code(saved: Path, tmp_path: Path) -> None:
     assert "Weights only load failed" in refused(saved)
     saved.write_bytes(pickle.dumps(Bomb(witness)))
     assert refused(saved).startswith("damaged, or not a checkpoint of trainkit (")
-    torch.save({"format": FORMAT, "model": Bomb(witness)}, saved, _use_new_zipfile_serialization=False)
+    torch.save(
+        {"format": FORMAT, "model": Bomb(witness)}, saved, _use_new_zipfile_serialization=False
+    )
     assert refused(saved).startswith("damaged, or not a checkpoint of trainkit (")
     assert not witness.exists()
 
 
 def test_other_files_are_refused(saved: Path, tmp_path: Path) -> None:
-    assert refused(tmp_path / "none.pt") == "there is no checkpoint here; start the run anew, or name another folder"
-    assert refused(tmp_path) == "there is no checkpoint here; start the run anew, or name another folder"
+    assert (
+        refused(tmp_path / "none.pt")
+        == "there is no checkpoint here; start the run anew, or name another folder"
+    )
+    assert (
+        refused(tmp_path)
+        == "there is no checkpoint here; start the run anew, or name another folder"
+    )
     for other in ({"format": 99}, {"model": {}}, [1, 2], torch.zeros(3)):
         torch.save(other, saved)
         assert refused(saved) == "not a checkpoint that this version of trainkit can read"
@@ -204,7 +232,9 @@ class Restless(Plugin):
 
 
 class Freeze(Plugin):
-    """Puts a part of the model into evaluation mode for the rest of each epoch, from its third step on."""
+    """Puts a part of the model into evaluation mode for the rest of each epoch, from its third
+    step on.
+    """
 
     @hookimpl
     def after_optimizer_step(self, model: nn.Module, run: Run) -> None:
@@ -214,7 +244,12 @@ class Freeze(Plugin):
 
 DROPOUT = "model.args={drop_rate: 0.2, proj_drop_rate: 0.1, drop_path_rate: 0.1}"
 RECIPES: dict[str, list[str]] = {
-    "accumulate_bf16_dropout": ["train.accumulate=2", "data.batch_size=2", "train.precision=bf16", DROPOUT],
+    "accumulate_bf16_dropout": [
+        "train.accumulate=2",
+        "data.batch_size=2",
+        "train.precision=bf16",
+        DROPOUT,
+    ],
     "fp16_late": ["train.precision=fp16", "train.log_every=100", "train.evaluate_every=2"],
     "augment_workers": ["data.workers=2", "data.augment={}", DROPOUT],
     "batch_norm_augment": [
@@ -223,7 +258,10 @@ RECIPES: dict[str, list[str]] = {
         "train.channels_last=true",
     ],
     "sgd_wsd": ["optimizer={name: sgd, lr: 0.05}", "scheduler={name: wsd, warmup_epochs: 0.5}"],
-    "lamb_step": ["optimizer={name: lamb, layer_decay: 0.7}", "scheduler={name: step, args: {decay_epochs: 1}}"],
+    "lamb_step": [
+        "optimizer={name: lamb, layer_decay: 0.7}",
+        "scheduler={name: step, args: {decay_epochs: 1}}",
+    ],
 }
 
 
@@ -244,14 +282,18 @@ def continued(make: Callable[[], Setup], folder: Path, until: int | None) -> tup
 def assert_same(one: Path, other: Path) -> None:
     assert next(differences(read_state(last(one)), read_state(last(other))), None) is None
     names = sorted(str(path.relative_to(one)) for path in one.rglob("*") if path.is_file())
-    assert names == sorted(str(path.relative_to(other)) for path in other.rglob("*") if path.is_file())
+    assert names == sorted(
+        str(path.relative_to(other)) for path in other.rglob("*") if path.is_file()
+    )
     for name in names:
         if name != "checkpoints/last.pt":  # it holds how long the run took
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_run_stopped_after_every_step_is_one_that_never_stopped(tiny: Path, tmp_path: Path, name: str) -> None:
+def test_a_run_stopped_after_every_step_is_one_that_never_stopped(
+    tiny: Path, tmp_path: Path, name: str
+) -> None:
     def make() -> Setup:
         plugins: list[Plugin] = [Restless(), Freeze()] if "batch_norm" in name else [Restless()]
         return with_plugins(tiny, RECIPES[name], *plugins)
@@ -283,7 +325,9 @@ def test_a_run_stopped_once_is_one_that_never_stopped(tiny: Path, tmp_path: Path
     assert_same(whole, stopped)
 
 
-def test_work_after_the_checkpoint_is_done_again_and_counted_once(tiny: Path, tmp_path: Path) -> None:
+def test_work_after_the_checkpoint_is_done_again_and_counted_once(
+    tiny: Path, tmp_path: Path
+) -> None:
     def make() -> Setup:
         return with_plugins(tiny, ["train.log_every=1"], Restless())
 
@@ -317,8 +361,10 @@ def test_a_checkpoint_needs_as_many_ranks_as_wrote_it(tiny: Path) -> None:
     state["random"] = state["random"] * 2
     with pytest.raises(UserError) as caught:
         restore_run(run, state)
-    assert str(caught.value) == (
-        "the checkpoint is of a run on 2 rank(s), this is one on 1; an exact resume needs the same number"
+    assert (
+        str(caught.value)
+        == "the checkpoint is of a run on 2 rank(s), this is one on 1; an exact resume needs the"
+        " same number"
     )
 
 
@@ -348,7 +394,9 @@ class Scores(Plugin):
 
     @hookimpl
     def evaluate_batch(self, batch: Batch, run: Run) -> Predictions:
-        right = torch.arange(len(batch.targets)) < round(self.scores[run.epoch] * len(batch.targets))
+        right = torch.arange(len(batch.targets)) < round(
+            self.scores[run.epoch] * len(batch.targets)
+        )
         shown = torch.where(right, batch.targets, (batch.targets + 1) % 4)
         return Predictions(nn.functional.one_hot(shown, 4).float(), batch.targets)
 
@@ -404,7 +452,9 @@ def test_a_metric_that_is_not_a_number_never_ranks_first(tiny: Path, mode: str) 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
 def test_plain_timm_loads_the_weights(tiny: Path, tmp_path: Path, name: str) -> None:
-    run, _ = train(with_plugins(tiny, [f"model.name={name}", "train.epochs=1", *CONSTANT]), tmp_path)
+    run, _ = train(
+        with_plugins(tiny, [f"model.name={name}", "train.epochs=1", *CONSTANT]), tmp_path
+    )
     size = {"img_size": 32} if name == "test_vit" else {}
     file = str(tmp_path / "weights.safetensors")
     model = timm.create_model(name, num_classes=4, checkpoint_path=file, **size).eval()

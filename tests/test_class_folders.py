@@ -1,4 +1,6 @@
-"""Class folders: which images they hold, in which order, and that nothing is left out without a word."""
+"""Class folders: which images they hold, in which order, and that nothing is left out without a
+word.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ import torch
 from PIL import Image
 
 from tests.test_sources import PLAIN, load, make_folder, refusal
-from trainkit.data.class_folders import ClassImages, innermost, open_classes, outermost, read_class_map
+from trainkit.data.class_folders import (
+    ClassImages,
+    innermost,
+    open_classes,
+    outermost,
+    read_class_map,
+)
 from trainkit.data.file_search import search
 from trainkit.data.pools import class_pool
 from trainkit.errors import UserError
@@ -48,7 +56,9 @@ def test_hidden_folders_and_what_systems_leave_behind_are_no_classes(tmp_path: P
     found = opened(tmp_path)
     assert found.names == ("a", "b")
     assert found.counts == (1, 1)
-    assert found.notes == (f"{tmp_path}: left out, as hidden: .git, .ipynb_checkpoints, a/.hidden.png",)
+    assert found.notes == (
+        f"{tmp_path}: left out, as hidden: .git, .ipynb_checkpoints, a/.hidden.png",
+    )
 
 
 def test_every_ending_of_an_image_is_read_and_any_other_is_named(tmp_path: Path) -> None:
@@ -61,7 +71,10 @@ def test_every_ending_of_an_image_is_read_and_any_other_is_named(tmp_path: Path)
     assert found.counts == (8,)
     assert found.images[7][0].size == (8, 8)
     assert found.notes == (
-        f"{tmp_path}: left out, as no images by their endings: no ending (1), .csv (1), .heic (2); such as a/README",
+        (
+            f"{tmp_path}: left out, as no images by their endings: no ending (1), .csv (1), .heic "
+            "(2); such as a/README"
+        ),
     )
 
 
@@ -72,19 +85,25 @@ def test_a_class_without_an_image_is_an_error(tmp_path: Path) -> None:
     assert wrong(tmp_path) == message
     for name in ("0.heic", "1.dcm"):
         (tmp_path / "b" / name).write_bytes(b"?")
-    assert wrong(tmp_path) == (
-        f"{tmp_path}/b: this class holds no file that is read as an image, only .dcm, .heic; convert them to .png or "
-        ".jpg"
+    assert (
+        wrong(tmp_path)
+        == f"{tmp_path}/b: this class holds no file that is read as an image, only .dcm, .heic;"
+        " convert them to .png or .jpg"
     )
 
 
 def test_empty_files_and_links_to_nothing_are_errors(tmp_path: Path) -> None:
     put(tmp_path / "a" / "0.png")
     (tmp_path / "a" / "1.png").touch()
-    assert wrong(tmp_path).removeprefix(f"{tmp_path}/") == "a/1.png: is empty; mend it, or take it out"
+    assert (
+        wrong(tmp_path).removeprefix(f"{tmp_path}/") == "a/1.png: is empty; mend it, or take it out"
+    )
     (tmp_path / "a" / "1.png").unlink()
     (tmp_path / "a" / "2.png").symlink_to(tmp_path / "gone.png")
-    assert wrong(tmp_path).removeprefix(f"{tmp_path}/") == "a/2.png: is a link to nothing; mend it, or take it out"
+    assert (
+        wrong(tmp_path).removeprefix(f"{tmp_path}/")
+        == "a/2.png: is a link to nothing; mend it, or take it out"
+    )
 
 
 def test_links_are_followed_once_and_pipes_are_not_read(tmp_path: Path) -> None:
@@ -107,7 +126,15 @@ def test_classes_are_in_natural_order_and_equal_ones_stay_apart(tmp_path: Path) 
     found = opened(tmp_path)
     assert found.names == ("001", "01", "1", "2", "10", "Cat", "cat")
     assert found.images.targets.tolist() == list(range(7))
-    assert open_classes(tmp_path, outermost, "RGB").names == ("001", "01", "1", "10", "2", "Cat", "cat")
+    assert open_classes(tmp_path, outermost, "RGB").names == (
+        "001",
+        "01",
+        "1",
+        "10",
+        "2",
+        "Cat",
+        "cat",
+    )
 
 
 def test_a_class_is_the_innermost_folder_or_the_outermost(tmp_path: Path) -> None:
@@ -116,9 +143,10 @@ def test_a_class_is_the_innermost_folder_or_the_outermost(tmp_path: Path) -> Non
     assert opened(tmp_path).names == ("beagle", "siamese", "tabby")
     assert open_classes(tmp_path, outermost, "RGB").counts == (2, 1)
     put(tmp_path / "dog" / "tabby" / "0.png")
-    assert wrong(tmp_path) == (
-        "cat/tabby and dog/tabby would both be class 'tabby'; rename one, or set data.name to torch/folder, whose "
-        "classes are the outermost folders"
+    assert (
+        wrong(tmp_path)
+        == "cat/tabby and dog/tabby would both be class 'tabby'; rename one, or set data.name to"
+        " torch/folder, whose classes are the outermost folders"
     )
 
 
@@ -139,7 +167,10 @@ def test_a_class_map_is_checked(tmp_path: Path) -> None:
     found = open_classes(tmp_path / "images", innermost, "RGB", index)
     assert (found.names, found.counts) == (("b", "a"), (1, 1))
     assert found.notes == (f"{tmp_path}/images: left out, as not in the class map: c",)
-    for text, message in (("a\nb\na\n", "3: class 'a' is already on line 1"), ("a\n\nb\n", "2: names no class")):
+    for text, message in (
+        ("a\nb\na\n", "3: class 'a' is already on line 1"),
+        ("a\n\nb\n", "2: names no class"),
+    ):
         listing.write_text(text)
         with pytest.raises(UserError, match=message):
             read_class_map(listing)
@@ -164,8 +195,14 @@ def test_an_archive_obeys_the_same_rules(tmp_path: Path) -> None:
     (folder / "2" / "notes.txt").write_text("x")
     os.link(folder / "2" / "0.png", folder / "2" / "1.png")
     found, plain = opened(archive(folder, tmp_path / "x.tar")), opened(folder)
-    assert (found.names, found.counts) == (plain.names, plain.counts) == (("01", "1", "2"), (1, 1, 2))
-    assert [found.images[i][0].getpixel((0, 0)) for i in (0, 2, 3)] == [(255, 0, 0), (0, 0, 255), (0, 0, 255)]
+    assert (
+        (found.names, found.counts) == (plain.names, plain.counts) == (("01", "1", "2"), (1, 1, 2))
+    )
+    assert [found.images[i][0].getpixel((0, 0)) for i in (0, 2, 3)] == [
+        (255, 0, 0),
+        (0, 0, 255),
+        (0, 0, 255),
+    ]
     assert len(found.notes) == 2
 
 
@@ -184,11 +221,17 @@ def test_an_archive_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     content = path.read_bytes()
     start = content.index(b"\x89PNG")
     for damaged, message in (
-        (content[: start + 20], "x.tar: is no tar archive that can be read .unexpected end of data"),
+        (
+            content[: start + 20],
+            "x.tar: is no tar archive that can be read .unexpected end of data",
+        ),
         (gzip.compress(content), "is compressed with gzip; unpack it"),
         (b"", "is empty"),
         (b"<html>", "is a web page"),
-        (content[:start] + b"\0" * 30 + content[start + 30 :], "x.tar: a/0.png: is no image that can be read"),
+        (
+            content[:start] + b"\0" * 30 + content[start + 30 :],
+            "x.tar: a/0.png: is no image that can be read",
+        ),
     ):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=message):
@@ -225,7 +268,10 @@ def test_a_damaged_image_of_a_few_shot_task_is_named(write: Write, tmp_path: Pat
             put(tmp_path / split / name / "0.png")
     put(tmp_path / "train" / ".trash" / "0.png")
     (tmp_path / "train" / "a" / "1.png").write_bytes(b"<html>")
-    text = f"model: {{name: mlp}}\ndata: {{name: folder, root: {tmp_path}, image_size: 8, augment: null}}\n"
+    text = (
+        f"model: {{name: mlp}}\ndata: {{name: folder, root: {tmp_path}, image_size: 8, augment: "
+        "null}\n"
+    )
     pool = class_pool(compose(write(text)).recipe, "train")
     assert (pool.names, pool.sizes) == (("a", "b"), (2, 1))
     with pytest.raises(UserError, match=r"a/1\.png: is a web page"):
@@ -252,12 +298,16 @@ def test_folders_of_torchvision_are_read_by_the_same_rules(write: Write, tmp_pat
     data = load(write, f"{{{PLAIN}, root: {root}}}", "data.name=torch/image_folder")
     assert data.class_names == ("blue", "grey", "red")
     assert data.train_counts == (4, 4, 5)
-    assert sum(len(batch.targets) for batch in data.train.batches(0, 0)) == 12  # one is too few for a batch
+    assert (
+        sum(len(batch.targets) for batch in data.train.batches(0, 0)) == 12
+    )  # one is too few for a batch
 
 
 @pytest.mark.parametrize("root", ["/dev/zero", "x"])
 @pytest.mark.parametrize("name", ["folder", "tar", "torch/folder"])
-def test_a_root_that_is_no_folder_is_refused_in_one_line(write: Write, name: str, root: str) -> None:
+def test_a_root_that_is_no_folder_is_refused_in_one_line(
+    write: Write, name: str, root: str
+) -> None:
     message = refusal(write, f"{{name: {name}, root: {root}}}")
     assert message.startswith("2: data: cannot open split 'train")
     assert "\n" not in message
@@ -267,7 +317,9 @@ def test_a_folder_that_is_a_file_or_leads_round_is_refused(write: Write, tmp_pat
     (tmp_path / "train").write_text("no folder")
     assert "(it is no folder)" in refusal(write, f"{{name: folder, root: {tmp_path}}}")
     (tmp_path / "round").symlink_to(tmp_path / "round")
-    assert "cannot open split 'train'" in refusal(write, f"{{name: folder, root: {tmp_path}/round}}")
+    assert "cannot open split 'train'" in refusal(
+        write, f"{{name: folder, root: {tmp_path}/round}}"
+    )
 
 
 def test_more_classes_than_the_recipe_says_are_refused(write: Write, tmp_path: Path) -> None:
@@ -302,7 +354,9 @@ def test_torchvisions_files_are_decoded_by_the_same_rules(
 
     root = make_folder(tmp_path / "images", classes=["blue", "grey"])
     Image.new("I;16", (40, 40), 65535 // 3).save(root / "validation" / "grey" / "1.png")
-    monkeypatch.setattr(timm.data, "create_dataset", lambda _, *, root, split, **__: ImageFolder(f"{root}/{split}"))
+    monkeypatch.setattr(
+        timm.data, "create_dataset", lambda _, *, root, split, **__: ImageFolder(f"{root}/{split}")
+    )
     data = load(write, f"{{{PLAIN}, root: {root}}}", "data.name=torch/imagenet")
     values = torch.cat([batch.inputs for batch in data.val])[5]
     assert values.unique().tolist() == pytest.approx([1 / 3])

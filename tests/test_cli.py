@@ -59,7 +59,9 @@ def test_a_run_leaves_its_files(finished):
 
 def test_plain_timm_loads_the_weights(finished):
     weights = finished / "weights.safetensors"
-    model = timm.create_model("test_resnet", in_chans=1, num_classes=10, checkpoint_path=str(weights))
+    model = timm.create_model(
+        "test_resnet", in_chans=1, num_classes=10, checkpoint_path=str(weights)
+    )
     state = torch.load(finished / "checkpoints" / "last.pt", weights_only=True)["model"]
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
@@ -68,7 +70,9 @@ def test_plain_timm_loads_the_weights(finished):
 def test_eval_repeats_the_last_validation(finished, weights):
     result = trainkit("eval", finished, "--weights", weights, "--json")
     assert result.exit_code == 0
-    assert json.loads(result.stdout) == pytest.approx(json.loads((finished / "summary.json").read_text())["final"])
+    assert json.loads(result.stdout) == pytest.approx(
+        json.loads((finished / "summary.json").read_text())["final"]
+    )
 
 
 def test_a_report_can_be_made_again(finished):
@@ -106,12 +110,27 @@ def bad(name: str, folder: Path) -> tuple[list[str | Path], str]:
     (corrupt / "recipe.yaml").write_text(SMALL)
     (corrupt / "checkpoints" / "last.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
     cases: dict[str, tuple[list[str | Path], str]] = {
-        "model": (["train", recipe, "model.name=resnt18"], "has no model 'resnt18'; did you mean 'resnet18'?"),
-        "data": (["train", recipe, "data={name: torch/cifar1, root: nowhere}"], "cannot open split 'train'"),
-        "files": (["train", recipe, "data={name: folder, root: nowhere}"], "nowhere/train/<class>/"),
-        "plugin": (["train", recipe, "plugins.emma={}"], "no plugin of this name is installed; did you mean 'ema'?"),
+        "model": (
+            ["train", recipe, "model.name=resnt18"],
+            "has no model 'resnt18'; did you mean 'resnet18'?",
+        ),
+        "data": (
+            ["train", recipe, "data={name: torch/cifar1, root: nowhere}"],
+            "cannot open split 'train'",
+        ),
+        "files": (
+            ["train", recipe, "data={name: folder, root: nowhere}"],
+            "nowhere/train/<class>/",
+        ),
+        "plugin": (
+            ["train", recipe, "plugins.emma={}"],
+            "no plugin of this name is installed; did you mean 'ema'?",
+        ),
         "option": (["train", recipe, "plugins.ema.decai=0.9"], "did you mean 'decay'?"),
-        "value": (["train", recipe, "plugins.ema.decay=2"], "plugins.ema.decay: should be less than"),
+        "value": (
+            ["train", recipe, "plugins.ema.decay=2"],
+            "plugins.ema.decay: should be less than",
+        ),
         "override": (["train", recipe, "train.epochs"], "an override is `a.b=value`"),
         "remove": (["train", recipe, "~train.epoch"], "did you mean 'epochs'?"),
         "missing file": (["train", folder / "no.yaml"], "no.yaml: no such file"),
@@ -122,14 +141,35 @@ def bad(name: str, folder: Path) -> tuple[list[str | Path], str]:
         "both": (["train", recipe, "--resume", full], "only --resume DIR"),
         "eval": (["eval", full], "is no run folder"),
         "report": (["report", full], "is no run folder"),
-        "metric": (["train", recipe, "checkpoint.metric=f1"], "does not measure 'f1' (it measures: accuracy"),
-        "mode": (["train", recipe, "checkpoint.metric=nll"], "less nll is better; set checkpoint.mode to min"),
-        "channels": (["train", recipe, "model.in_chans=2"], "1 (grey) or 3 (colour) channels, the model takes 2"),
-        "model argument": (["train", recipe, "model.args.depth_rate=1"], "timm cannot make test_resnet"),
-        "optimizer argument": (["train", recipe, "optimizer.args.beta=1"], "does not take these arguments"),
-        "checkpoint": (["train", recipe, "model.checkpoint=gone.pth"], "gone.pth: there are no weights here"),
+        "metric": (
+            ["train", recipe, "checkpoint.metric=f1"],
+            "does not measure 'f1' (it measures: accuracy",
+        ),
+        "mode": (
+            ["train", recipe, "checkpoint.metric=nll"],
+            "less nll is better; set checkpoint.mode to min",
+        ),
+        "channels": (
+            ["train", recipe, "model.in_chans=2"],
+            "1 (grey) or 3 (colour) channels, the model takes 2",
+        ),
+        "model argument": (
+            ["train", recipe, "model.args.depth_rate=1"],
+            "timm cannot make test_resnet",
+        ),
+        "optimizer argument": (
+            ["train", recipe, "optimizer.args.beta=1"],
+            "does not take these arguments",
+        ),
+        "checkpoint": (
+            ["train", recipe, "model.checkpoint=gone.pth"],
+            "gone.pth: there are no weights here",
+        ),
         "copy": (["recipes", "copy", "digts"], "did you mean 'digits'?"),
-        "at": (["verify-resume", recipe, "--at", "99"], "--at 99: must be at least 1 and less than"),
+        "at": (
+            ["verify-resume", recipe, "--at", "99"],
+            "--at 99: must be at least 1 and less than",
+        ),
     }
     return cases[name]
 
@@ -223,7 +263,15 @@ def test_verify_resume_says_that_nothing_differs(recipe):
 
 
 def test_ctrl_c_saves_and_the_run_goes_on(recipe, tmp_path):
-    command = [sys.executable, "-m", "trainkit", "train", str(recipe), "train.epochs=3", "train.log_every=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "trainkit",
+        "train",
+        str(recipe),
+        "train.epochs=3",
+        "train.log_every=1",
+    ]
     process = subprocess.Popen(
         [*command, "--run-dir", str(tmp_path / "run")],
         stdout=subprocess.DEVNULL,

@@ -57,7 +57,9 @@ def test_live_taps_are_those_that_move_the_output(size: int, kernel: int, stride
             if size + 2 * padding <= dilation * (kernel - 1):
                 continue
             weight = torch.ones(1, 1, kernel, requires_grad=True)
-            F.conv1d(torch.ones(1, 1, size), weight, None, stride, padding, dilation).sum().backward()
+            F.conv1d(
+                torch.ones(1, 1, size), weight, None, stride, padding, dilation
+            ).sum().backward()
             assert weight.grad is not None
             (live,) = live_taps((size,), (kernel,), (stride,), (padding,), (dilation,))
             assert list(live) == (weight.grad.flatten() > 0).tolist()
@@ -76,7 +78,11 @@ def test_outputs_are_the_same_bits(padding) -> None:
 
 
 def test_training_in_bf16_on_tiny_maps_leaves_such_taps_where_they_were() -> None:
-    case = Case("early_stopping", {}, recipe={"data": {"image_size": 16}, "optimizer": {"weight_decay": 0.0}})
+    case = Case(
+        "early_stopping",
+        {},
+        recipe={"data": {"image_size": 16}, "optimizer": {"weight_decay": 0.0}},
+    )
     start: dict[str, Tensor] = {}
 
     def begun(run, state) -> None:

@@ -1,4 +1,6 @@
-"""The plugins of the cookbook: they conform, they are what their papers say, and they are right everywhere."""
+"""The plugins of the cookbook: they conform, they are what their papers say, and they are right
+everywhere.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class Double(Plugin):
         return model.double()
 
 
-@trainkit.testing.parametrize(*(Case(f"{FOLDER}/{name}", options) for name, options in EXAMPLES.items()))
+@trainkit.testing.parametrize(
+    *(Case(f"{FOLDER}/{name}", options) for name, options in EXAMPLES.items())
+)
 def test_it_conforms(check: Any) -> None:
     check()
 
@@ -76,7 +80,12 @@ def test_sam_is_the_step_written_by_hand(tiny: Path, accumulate: int) -> None:
             windows.append(batches.copy())
             batches.clear()
 
-    overrides = ["train.epochs=1", f"train.accumulate={accumulate}", *SGD, "optimizer.weight_decay=0"]
+    overrides = [
+        "train.epochs=1",
+        f"train.accumulate={accumulate}",
+        *SGD,
+        "optimizer.weight_decay=0",
+    ]
     setup = with_plugins(tiny, overrides, plugin("sam.py:SAM", rho=0.1), Double(), Keeps())
     run, _ = train(setup)
     twin = build(with_plugins(tiny, overrides, Double())).model.train()
@@ -88,8 +97,12 @@ def test_sam_is_the_step_written_by_hand(tiny: Path, accumulate: int) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
-def _sam_by_hand(model: nn.Module, optimizer: Any, inputs: torch.Tensor, targets: torch.Tensor, rho: float) -> None:
-    """Algorithm 1 of Foret et al.: eps = rho * g / |g|, and the step is along the gradient at w + eps."""
+def _sam_by_hand(
+    model: nn.Module, optimizer: Any, inputs: torch.Tensor, targets: torch.Tensor, rho: float
+) -> None:
+    """Algorithm 1 of Foret et al.: eps = rho * g / |g|, and the step is along the gradient at w
+    + eps.
+    """
     worst = copy.deepcopy(model)
     gradient = torch.autograd.grad(cross_entropy(model(inputs), targets), list(model.parameters()))
     norm = torch.cat([g.flatten() for g in gradient]).norm()
@@ -153,7 +166,9 @@ def test_the_noise_has_the_variance_of_the_paper(tiny: Path) -> None:
             deviations.append(float(torch.cat([n.flatten() for n in noise]).std()))
 
     noisy = plugin("gradient_noise.py:GradientNoise", eta=4.0, gamma=1.0)
-    train(with_plugins(tiny, ["train.epochs=1", "scheduler.warmup_epochs=0"], First(), noisy, Last()))
+    train(
+        with_plugins(tiny, ["train.epochs=1", "scheduler.warmup_epochs=0"], First(), noisy, Last())
+    )
     assert deviations == pytest.approx([2 / (1 + t) ** 0.5 for t in range(6)], rel=0.02)
 
 
@@ -163,7 +178,9 @@ def test_one_layer_more_thaws_every_two_epochs(tiny: Path) -> None:
     class Sees(Plugin):
         @hookimpl
         def after_optimizer_step(self, model: nn.Module, run: Run) -> None:
-            trains = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+            trains = {
+                name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None
+            }
             if not seen or seen[-1][1] != trains:
                 seen.append((run.epoch, trains))
 
@@ -180,7 +197,9 @@ def test_one_layer_more_thaws_every_two_epochs(tiny: Path) -> None:
 def test_the_norms_are_logged_and_drawn(tiny: Path, tmp_path: Path) -> None:
     norms = plugin("layer_norms.py:LayerNorms", every=2)
     norms.bind("layer_norms", 0)
-    run, _ = train(with_plugins(tiny, ["train.epochs=1", "scheduler.warmup_epochs=0"], norms), tmp_path)
+    run, _ = train(
+        with_plugins(tiny, ["train.epochs=1", "scheduler.warmup_epochs=0"], norms), tmp_path
+    )
     history = History.read(tmp_path / "metrics.jsonl")
     steps, values = history.series("layer_norms/head.weight")
     assert steps == [1, 3, 5]
@@ -190,7 +209,8 @@ def test_the_norms_are_logged_and_drawn(tiny: Path, tmp_path: Path) -> None:
     assert norms.report(History(())) == []
 
 
-# Rounding differs between one sum and two halves of it, and noise is drawn in the same order on every rank.
+# Rounding differs between one sum and two halves of it, and noise is drawn in the same order on
+# every rank.
 EVERYWHERE = [
     "sam.py:SAM",
     "r_drop.py:RDrop",
@@ -201,12 +221,21 @@ EVERYWHERE = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_two_ranks_match_one_with_the_same_global_batch(tiny: Path, tmp_path: Path, name: str) -> None:
-    tiny.write_text(f"{tiny.read_text()}  {FOLDER}/{name}: {_written(EXAMPLES[name])}\n  grad_clip: {{}}\n")
-    two = on_two_ranks(tiny, tmp_path / "two", "data.batch_size=4", "train.accumulate=2", "train.epochs=3")
+def test_two_ranks_match_one_with_the_same_global_batch(
+    tiny: Path, tmp_path: Path, name: str
+) -> None:
+    tiny.write_text(
+        f"{tiny.read_text()}  {FOLDER}/{name}: {_written(EXAMPLES[name])}\n  grad_clip: {{}}\n"
+    )
+    two = on_two_ranks(
+        tiny, tmp_path / "two", "data.batch_size=4", "train.accumulate=2", "train.epochs=3"
+    )
     one = tmp_path / "one"
     one.mkdir()
-    run, _ = train(with_plugins(tiny, [*COMMON, "data.batch_size=8", "train.accumulate=2", "train.epochs=3"]), one)
+    run, _ = train(
+        with_plugins(tiny, [*COMMON, "data.batch_size=8", "train.accumulate=2", "train.epochs=3"]),
+        one,
+    )
     first, second = (rank["weights"] for rank in two)
     assert all(torch.equal(first[key], second[key]) for key in first)
     for key, tensor in run.model.state_dict().items():
@@ -229,9 +258,12 @@ def test_two_ranks_resume_exactly(tiny: Path, tmp_path: Path, name: str, precisi
     through = on_two_ranks(tiny, tmp_path / "whole", *overrides)
     on_two_ranks(tiny, tmp_path / "stopped", *overrides, until=4)
     resumed = on_two_ranks(tiny, tmp_path / "stopped", *overrides)
-    assert all(torch.equal(t, resumed[0]["weights"][key]) for key, t in through[0]["weights"].items())
     assert all(
-        torch.equal(t, through[1]["weights"][key]) or "running" in key for key, t in through[0]["weights"].items()
+        torch.equal(t, resumed[0]["weights"][key]) for key, t in through[0]["weights"].items()
+    )
+    assert all(
+        torch.equal(t, through[1]["weights"][key]) or "running" in key
+        for key, t in through[0]["weights"].items()
     )
 
 

@@ -1,4 +1,6 @@
-"""An image that cannot be read ends a run and loses no step: mended, the run goes on as if nothing had been."""
+"""An image that cannot be read ends a run and loses no step: mended, the run goes on as if
+nothing had been.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ Write = Callable[..., Path]
 RECIPE = """\
 seed: {seed}
 model: {{name: test_resnet, args: {{drop_rate: 0.5}}}}
-data: {{name: folder, root: {root}, image_size: 16, batch_size: 3, workers: 0, augment: {{hflip: 0.5}}}}
+data: {{name: folder, root: {root}, image_size: 16, batch_size: 3, workers: 0,
+    augment: {{hflip: 0.5}}}}
 train: {{epochs: 2, device: cpu}}
 optimizer: {{name: sgd, lr: 0.01}}
 """

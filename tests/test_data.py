@@ -1,4 +1,6 @@
-"""The order in which data are seen: a pure function of (seed, epoch, position), for any ranks, windows and workers."""
+"""The order in which data are seen: a pure function of (seed, epoch, position), for any ranks,
+windows and workers.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def ranks(layout: dict[str, int]) -> list[ShuffledStream]:
     options = dict(layout)
     count, world = options.pop("count"), options["world"]
     short = count % (options["batch_size"] * world)
-    assume(count >= options["batch_size"] * world or (short >= 2 * world and not options["drop_last"]))
+    assume(
+        count >= options["batch_size"] * world or (short >= 2 * world and not options["drop_last"])
+    )
     return [stream(count, rank=rank, **options) for rank in range(world)]
 
 
@@ -79,7 +83,9 @@ def test_ranks_share_an_epoch_without_gap_or_overlap(layout: dict[str, int]) -> 
 
 
 @given(layout=LAYOUTS)
-def test_weighted_micro_batches_average_to_the_mean_over_all_examples(layout: dict[str, int]) -> None:
+def test_weighted_micro_batches_average_to_the_mean_over_all_examples(
+    layout: dict[str, int],
+) -> None:
     streams = ranks(layout)
     passes = [data.batches(1, 0) for data in streams]
     for position in range(streams[0].steps_per_epoch):
@@ -88,18 +94,28 @@ def test_weighted_micro_batches_average_to_the_mean_over_all_examples(layout: di
         for data, batches in zip(streams, passes, strict=True):
             window = data.window(1, position)
             losses = [next(batches).inputs.double() for _ in window.weights]
-            on_ranks.append(sum(float(x.mean()) * weight for x, weight in zip(losses, window.weights, strict=True)))
+            on_ranks.append(
+                sum(
+                    float(x.mean()) * weight
+                    for x, weight in zip(losses, window.weights, strict=True)
+                )
+            )
             values += [float(x) for loss in losses for x in loss]
-            # A rank that gets none, or one for a batch norm to train on, would stop the others or fail.
+            # A rank that gets none, or one for a batch norm to train on, would stop the others or
+            # fail.
             assert all(len(loss) >= min(2, layout["batch_size"]) for loss in losses)
             assert window.examples <= data.examples_per_step
         assert window.examples == len(values)
-        assert sum(on_ranks) / len(streams) == pytest.approx(sum(values) / len(values), rel=1e-12, abs=1e-12)
+        assert sum(on_ranks) / len(streams) == pytest.approx(
+            sum(values) / len(values), rel=1e-12, abs=1e-12
+        )
     assert all(next(batches, None) is None for batches in passes)
 
 
 @given(layout=LAYOUTS, data=st.data())
-def test_an_epoch_begun_in_its_middle_is_the_tail_of_the_whole(layout: dict[str, int], data: st.DataObject) -> None:
+def test_an_epoch_begun_in_its_middle_is_the_tail_of_the_whole(
+    layout: dict[str, int], data: st.DataObject
+) -> None:
     first = ranks(layout)[0]
     position = data.draw(st.integers(0, first.steps_per_epoch))
     whole = epoch_of(first, 2)
@@ -113,12 +129,15 @@ def test_how_a_window_is_cut_does_not_change_what_is_in_it(layout: dict[str, int
     assume(not layout["drop_last"] and layout["count"] >= streams[0].examples_per_step)
     world, accumulate, batch_size = layout["world"], layout["accumulate"], layout["batch_size"]
     alone = stream(layout["count"], batch_size=batch_size * world * accumulate)
-    # Both leave out an end that is too short, each by its own measure: compare the windows that both have whole.
+    # Both leave out an end that is too short, each by its own measure: compare the windows that
+    # both have whole.
     for position in range(layout["count"] // alone.examples_per_step):
         shared = []
         for data in streams:
             batches = data.batches(0, position)
-            shared += [i for _ in data.window(0, position).weights for i in next(batches).targets.tolist()]
+            shared += [
+                i for _ in data.window(0, position).weights for i in next(batches).targets.tolist()
+            ]
         assert sorted(shared) == sorted(epoch_of(alone, 0, position)[0])
 
 
@@ -146,11 +165,17 @@ def test_a_last_example_alone_is_left_out() -> None:
     assert [len(batch) for batch in epoch_of(stream(3, batch_size=1), 0)] == [1, 1, 1]
 
 
-@pytest.mark.parametrize(("count", "options"), [(0, {}), (1, {}), (3, {"drop_last": True}), (3, {"world": 2})])
+@pytest.mark.parametrize(
+    ("count", "options"), [(0, {}), (1, {}), (3, {"drop_last": True}), (3, {"world": 2})]
+)
 def test_too_few_examples_are_refused(count: int, options: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=f"{count} training examples do not fill one batch of 4 on each of"):
-        stream(count or 1, **options) if count else ShuffledStream(
-            Images(Numbers(0), same, 0, False), seed=0, batch_size=4
+    with pytest.raises(
+        ValueError, match=f"{count} training examples do not fill one batch of 4 on each of"
+    ):
+        (
+            stream(count or 1, **options)
+            if count
+            else ShuffledStream(Images(Numbers(0), same, 0, False), seed=0, batch_size=4)
         )
 
 
@@ -166,18 +191,27 @@ def test_a_window_is_described_by_its_examples() -> None:
 
 
 @given(count=st.integers(1, 40), batch_size=st.integers(1, 9), world=st.integers(1, 4))
-def test_every_validation_example_is_on_one_rank_once(count: int, batch_size: int, world: int) -> None:
+def test_every_validation_example_is_on_one_rank_once(
+    count: int, batch_size: int, world: int
+) -> None:
     assume(count >= world)
-    streams = [OrderedStream(numbers(count), batch_size=batch_size, rank=rank, world=world) for rank in range(world)]
+    streams = [
+        OrderedStream(numbers(count), batch_size=batch_size, rank=rank, world=world)
+        for rank in range(world)
+    ]
     batches = [[batch.targets.tolist() for batch in data] for data in streams]
-    assert sorted(index for rank in batches for batch in rank for index in batch) == list(range(count))
+    assert sorted(index for rank in batches for batch in rank for index in batch) == list(
+        range(count)
+    )
     assert [len(data) for data in streams] == [len(rank) for rank in batches]
     assert all(len(batch) <= batch_size for rank in batches for batch in rank)
     assert [[batch.targets.tolist() for batch in data] for data in streams] == batches
 
 
 def test_more_ranks_than_validation_examples_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"2 validation example\(s\) cannot be shared among 3 ranks"):
+    with pytest.raises(
+        ValueError, match=r"2 validation example\(s\) cannot be shared among 3 ranks"
+    ):
         OrderedStream(numbers(2), batch_size=1, rank=0, world=3)
 
 
@@ -200,7 +234,14 @@ def test_any_number_of_workers_gives_the_same_images() -> None:
 
 @pytest.mark.parametrize(
     ("asked", "cores", "ranks", "workers"),
-    [(None, 2, 1, 2), (None, 16, 1, 8), (None, 16, 4, 4), (None, 2, 4, 1), (3, 16, 4, 3), (0, 16, 1, 0)],
+    [
+        (None, 2, 1, 2),
+        (None, 16, 1, 8),
+        (None, 16, 4, 4),
+        (None, 2, 4, 1),
+        (3, 16, 4, 3),
+        (0, 16, 1, 0),
+    ],
 )
 def test_workers_that_nobody_asks_for_are_what_the_machine_has(
     monkeypatch: pytest.MonkeyPatch, asked: int | None, cores: int, ranks: int, workers: int
@@ -234,7 +275,9 @@ def test_reading_draws_nothing_from_the_streams_of_others(workers: int) -> None:
     expected = [random.random(), float(np.random.rand()), torch.rand(()).item()]
     seed_everything(4)
     shaken(workers, 0)
-    list(OrderedStream(Images(Made(6, 4, (3, 4, 4)), shake, 5, False), batch_size=2, workers=workers))
+    list(
+        OrderedStream(Images(Made(6, 4, (3, 4, 4)), shake, 5, False), batch_size=2, workers=workers)
+    )
     assert [random.random(), float(np.random.rand()), torch.rand(()).item()] == expected
 
 

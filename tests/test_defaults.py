@@ -1,4 +1,6 @@
-"""Core's own answers: losses, schedules and parameter groups as their names in the recipe say, and clear refusals."""
+"""Core's own answers: losses, schedules and parameter groups as their names in the recipe say,
+and clear refusals.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,10 @@ def rates_of(tiny: Path, *overrides: str) -> list[float]:
     [
         ("{name: cross_entropy}", lambda x, t: nn.functional.cross_entropy(x, t)),
         ("{smoothing: 0.2}", lambda x, t: -(smooth(t, 0.2) * x.log_softmax(1)).sum(1).mean()),
-        ("{name: bce}", lambda x, t: nn.functional.binary_cross_entropy_with_logits(x, smooth(t, 0))),
+        (
+            "{name: bce}",
+            lambda x, t: nn.functional.binary_cross_entropy_with_logits(x, smooth(t, 0)),
+        ),
         (
             "{name: bce, smoothing: 0.1}",
             lambda x, t: nn.functional.binary_cross_entropy_with_logits(x, smooth(t, 0.1)),
@@ -93,10 +98,16 @@ def test_the_rate_warms_up_and_follows_a_cosine_by_steps(tiny: Path) -> None:
     assert rates == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant"])
+@pytest.mark.parametrize(
+    "name", ["cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant"]
+)
 def test_every_schedule_moves_by_steps_within_its_bounds(tiny: Path, name: str) -> None:
-    arguments = {"step": "{decay_epochs: 1}", "multistep": "{decay_milestones: [1, 2]}"}.get(name, "{}")
-    rates = rates_of(tiny, f"scheduler.name={name}", f"scheduler.args={arguments}", "train.epochs=3")
+    arguments = {"step": "{decay_epochs: 1}", "multistep": "{decay_milestones: [1, 2]}"}.get(
+        name, "{}"
+    )
+    rates = rates_of(
+        tiny, f"scheduler.name={name}", f"scheduler.args={arguments}", "train.epochs=3"
+    )
     assert len(rates) == 18
     assert rates[0] == 1e-6
     assert all(0 <= rate <= 2e-3 * (1 + 1e-12) for rate in rates)
@@ -129,12 +140,17 @@ def test_layer_decay_scales_the_rate_of_each_layer(tiny: Path) -> None:
     ("overrides", "message"),
     [
         (["scheduler.warmup_epochs=2"], "scheduler.warmup_epochs: 2.0 leaves none of 2 epochs"),
-        (["scheduler.args={decay_rat: 1}"], "scheduler.args: timm has no 'decay_rat'; did you mean 'decay_rate'?"),
+        (
+            ["scheduler.args={decay_rat: 1}"],
+            "scheduler.args: timm has no 'decay_rat'; did you mean 'decay_rate'?",
+        ),
         (["optimizer.args={beta: 1}"], "optimizer: adamw does not take these arguments"),
         (["model.args={deepth: 1}"], "model: timm cannot make test_vit: "),
     ],
 )
-def test_arguments_that_timm_does_not_take_are_refused(tiny: Path, overrides: list[str], message: str) -> None:
+def test_arguments_that_timm_does_not_take_are_refused(
+    tiny: Path, overrides: list[str], message: str
+) -> None:
     with pytest.raises(UserError) as caught:
         build(compose(tiny, overrides))
     assert message in str(caught.value)
@@ -143,16 +159,18 @@ def test_arguments_that_timm_does_not_take_are_refused(tiny: Path, overrides: li
 def test_a_metric_that_is_not_measured_is_refused(tiny: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         build(compose(tiny, ["checkpoint.metric=acuracy"]))
-    assert str(caught.value) == (
-        "command line `checkpoint.metric=acuracy`: checkpoint.metric: this run does not measure 'acuracy'; "
-        "did you mean 'accuracy'? (it measures: accuracy, calibration_error, nll)"
+    assert (
+        str(caught.value)
+        == "command line `checkpoint.metric=acuracy`: checkpoint.metric: this run does not measure"
+        " 'acuracy'; did you mean 'accuracy'? (it measures: accuracy, calibration_error, nll)"
     )
 
 
 def test_a_second_order_optimizer_is_refused(tiny: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         compose(tiny, ["optimizer.name=adahessian"])
-    assert str(caught.value) == (
-        "command line `optimizer.name=adahessian`: optimizer.name: adahessian differentiates the gradient again, "
-        "which the loop does not prepare for; choose another"
+    assert (
+        str(caught.value)
+        == "command line `optimizer.name=adahessian`: optimizer.name: adahessian differentiates the"
+        " gradient again, which the loop does not prepare for; choose another"
     )

@@ -1,4 +1,6 @@
-"""Finding plugins: local ones by path, installed ones by entry point, and nothing imported that is not named."""
+"""Finding plugins: local ones by path, installed ones by entry point, and nothing imported that
+is not named.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ packages = ["shouting"]
 RECIPE = "model: {name: test_vit}\ndata: {name: digits}\nplugins:\n"
 
 
-def offer(folder: Path, monkeypatch: pytest.MonkeyPatch, points: dict[str, str], **modules: str) -> None:
+def offer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, points: dict[str, str], **modules: str
+) -> None:
     """Lay out an installed distribution `offered` by hand and put its folder on the path."""
     info = folder / "offered-1.0.dist-info"
     info.mkdir(parents=True)
@@ -93,7 +97,16 @@ def test_a_third_partys_package_is_found_listed_and_used(tmp_path: Path) -> None
     (source / "pyproject.toml").write_text(PROJECT)
     (source / "shouting" / "__init__.py").write_text("raise RuntimeError('imported too early')\n")
     (source / "shouting" / "plugin.py").write_text(PLUGIN)
-    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+    build = [
+        sys.executable,
+        "-m",
+        "hatchling",
+        "build",
+        "--target",
+        "wheel",
+        "--directory",
+        str(tmp_path),
+    ]
     subprocess.run(build, cwd=source, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(target)  # what installing a wheel of pure Python comes to
@@ -102,11 +115,14 @@ def test_a_third_partys_package_is_found_listed_and_used(tmp_path: Path) -> None
 import json, sys
 from trainkit.hooks.discovery import describe, installed, load_class
 found = describe(installed()["shout"])
-print(json.dumps([found.name, found.summary, found.hooks, found.distribution, "torch" in sys.modules]))
+facts = [found.name, found.summary, found.hooks, found.distribution]
+print(json.dumps([*facts, "torch" in sys.modules]))
 """
     path = os.pathsep.join([str(target), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "WITNESS": str(witness)}
-    done = subprocess.run([sys.executable, "-c", listing], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", listing], env=environment, capture_output=True, text=True, check=True
+    )
     assert json.loads(done.stdout) == [
         "shout",
         "Say the loss aloud.",
@@ -125,14 +141,24 @@ from trainkit.hooks.manager import read_entries
 (entry,) = read_entries(Path({str(recipe)!r}))
 print(entry.name, entry.plugin.volume, type(entry.plugin).__module__)
 """
-    done = subprocess.run([sys.executable, "-c", using], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", using], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "shout 3 shouting.plugin\n"
     assert witness.exists()
 
 
-def test_only_what_a_recipe_names_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write) -> None:
+def test_only_what_a_recipe_names_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write
+) -> None:
     points = {"good": "good_one:Shout", "bad": "bad_one:Nothing"}
-    offer(tmp_path / "site", monkeypatch, points, good_one=PLUGIN, bad_one="raise RuntimeError('do not import me')\n")
+    offer(
+        tmp_path / "site",
+        monkeypatch,
+        points,
+        good_one=PLUGIN,
+        bad_one="raise RuntimeError('do not import me')\n",
+    )
     assert {"good", "bad"} <= installed().keys()
     assert describe(installed()["bad"]).summary == "(no class Nothing found in bad_one)"
     setup = compose(write(f"{RECIPE}  good: {{}}\n"))
@@ -154,7 +180,10 @@ def test_a_plugin_that_cannot_be_imported_is_named_with_the_place(
     offer(site, monkeypatch, points, **modules)
     expected = {
         "raises": f"cannot be imported: RuntimeError: not today ({site}/raises.py:3)",
-        "imports": f"cannot be imported: ModuleNotFoundError: No module named 'x_is_not_there' ({site}/imports.py:1)",
+        "imports": (
+            "cannot be imported: ModuleNotFoundError: No module named 'x_is_not_there' "
+            f"({site}/imports.py:1)"
+        ),
         "typo": f"cannot be imported: SyntaxError: invalid syntax ({site}/typo.py:1)",
         "empty": "cannot be imported: AttributeError: module 'empty' has no attribute 'Shout'",
         "gone": "cannot be imported: ModuleNotFoundError: No module named 'gone_module'",
@@ -163,7 +192,8 @@ def test_a_plugin_that_cannot_be_imported_is_named_with_the_place(
     with pytest.raises(RecipeError) as caught:
         compose(path)
     assert str(caught.value).splitlines() == [
-        f"{path}:{i + 4}: plugins.{name}: {message}" for i, (name, message) in enumerate(expected.items())
+        f"{path}:{i + 4}: plugins.{name}: {message}"
+        for i, (name, message) in enumerate(expected.items())
     ]
 
 
@@ -173,15 +203,24 @@ def test_what_is_not_a_plugin_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert refusal("other", tmp_path) == "<class 'odd.Y'> is not a subclass of trainkit.Plugin"
 
 
-def test_an_unknown_plugin_gets_a_suggestion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_plugin_gets_a_suggestion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     offer(tmp_path, monkeypatch, {"shout": "a:B"})
-    assert refusal("shuot", tmp_path) == (
-        "no plugin of this name is installed; did you mean 'shout'? (`trainkit plugins` lists them)"
+    assert (
+        refusal("shuot", tmp_path)
+        == "no plugin of this name is installed; did you mean 'shout'? (`trainkit plugins` lists"
+        " them)"
     )
-    assert refusal("zzzzzz", tmp_path) == "no plugin of this name is installed (`trainkit plugins` lists them)"
+    assert (
+        refusal("zzzzzz", tmp_path)
+        == "no plugin of this name is installed (`trainkit plugins` lists them)"
+    )
 
 
-def test_two_distributions_cannot_offer_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_distributions_cannot_offer_one_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     offer(tmp_path / "one", monkeypatch, {"shout": "a:B"})
     other = tmp_path / "two" / "second-1.0.dist-info"
     other.mkdir(parents=True)
@@ -190,10 +229,14 @@ def test_two_distributions_cannot_offer_one_name(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(str(tmp_path / "two"))
     with pytest.raises(UserError) as caught:
         installed()
-    assert str(caught.value) == "two installed plugins are called 'shout' (c:D and a:B); uninstall one"
+    assert (
+        str(caught.value) == "two installed plugins are called 'shout' (c:D and a:B); uninstall one"
+    )
 
 
-def test_the_same_distribution_twice_on_the_path_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_distribution_twice_on_the_path_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for folder in ("one", "two"):
         offer(tmp_path / folder, monkeypatch, {"shout": "a:B"})
     assert installed()["shout"].value == "a:B"
@@ -217,7 +260,9 @@ def test_a_listing_survives_any_source(
     assert describe(installed()["shape"]) == expected
 
 
-def test_a_listing_looks_into_packages_without_importing_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_looks_into_packages_without_importing_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "outer_pkg" / "inner"
     package.mkdir(parents=True)
     (tmp_path / "outer_pkg" / "__init__.py").write_text("raise RuntimeError\n")
@@ -225,14 +270,18 @@ def test_a_listing_looks_into_packages_without_importing_them(tmp_path: Path, mo
     monkeypatch.syspath_prepend(str(tmp_path))
     point = EntryPoint("shout", "outer_pkg.inner.room:Shout [extra]", GROUP)
     hooks = ("on_epoch_end", "compute_loss")
-    assert describe(point) == Listing("shout", "Say the loss aloud.", hooks, "unknown", room="inner")
+    assert describe(point) == Listing(
+        "shout", "Say the loss aloud.", hooks, "unknown", room="inner"
+    )
     gone = describe(EntryPoint("gone", "outer_pkg.nowhere.room:Shout", GROUP))
     assert gone.summary == "(no class Shout found in outer_pkg.nowhere.room)"
     assert "outer_pkg" not in sys.modules
 
 
 def test_every_plugin_here_has_a_summary() -> None:
-    own = [point for point in entry_points(group=GROUP) if point.value.startswith("trainkit_plugins.")]
+    own = [
+        point for point in entry_points(group=GROUP) if point.value.startswith("trainkit_plugins.")
+    ]
     for point in own:
         listing = describe(point)
         assert listing.summary
@@ -242,7 +291,9 @@ def test_every_plugin_here_has_a_summary() -> None:
 # Local plugins.
 
 
-def test_a_local_plugin_is_found_from_the_recipes_folder(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_plugin_is_found_from_the_recipes_folder(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write("class Nothing: ...\n" + PLUGIN, "tricks/my_trick.py")
     name, cls = load_class("./tricks/my_trick.py:Shout", path.parents[1])
     assert (name, cls.__name__, cls.model_fields["volume"].default) == ("Shout", "Shout", 1)
@@ -260,8 +311,9 @@ def test_two_files_of_one_name_are_two_modules(write: Write) -> None:
 
 def test_a_local_plugin_may_use_annotations_as_strings_and_dataclasses(write: Write) -> None:
     text = (
-        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom trainkit import Plugin\n"
-        "@dataclass\nclass Pair:\n    a: int = 1\n\nclass Trick(Plugin):\n    size: int = 1\n"
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom trainkit "
+        "import Plugin\n@dataclass\nclass Pair:\n    a: int = 1\n\nclass Trick(Plugin):\n    size: "
+        "int = 1\n"
     )
     _, cls = load_class(f"{write(text, 'late.py')}:Trick", Path())
     assert cls(size=2).size == 2  # type: ignore[attr-defined]
@@ -283,17 +335,24 @@ def test_a_local_plugin_may_use_annotations_as_strings_and_dataclasses(write: Wr
         (
             "./trick.py:Trick",
             "x = (\n",
-            "{folder}/trick.py cannot be imported: SyntaxError: '(' was never closed ({folder}/trick.py:1)",
+            (
+                "{folder}/trick.py cannot be imported: SyntaxError: '(' was never closed "
+                "({folder}/trick.py:1)"
+            ),
         ),
         (
             "./trick.py:Trick",
             "from nowhere_at_all import x\n",
-            "{folder}/trick.py cannot be imported: ModuleNotFoundError: No module named 'nowhere_at_all' "
-            "({folder}/trick.py:1)",
+            (
+                "{folder}/trick.py cannot be imported: ModuleNotFoundError: No module named "
+                "'nowhere_at_all' ({folder}/trick.py:1)"
+            ),
         ),
     ],
 )
-def test_a_local_plugin_that_cannot_be_used_says_why(write: Write, key: str, text: str, message: str) -> None:
+def test_a_local_plugin_that_cannot_be_used_says_why(
+    write: Write, key: str, text: str, message: str
+) -> None:
     folder = write(text, "trick.py").parent
     try:
         import math

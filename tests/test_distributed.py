@@ -1,4 +1,6 @@
-"""Two ranks on a CPU do what one does with the same global batch: weights to rounding, metrics over all examples."""
+"""Two ranks on a CPU do what one does with the same global batch: weights to rounding, metrics
+over all examples.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,34 @@ from trainkit.commands.verify import differences
 from trainkit.training.checkpoint import read_state
 
 ROOT = Path(__file__).parents[1]
-# Rounding differs between one sum and two halves of it; SGD keeps such differences as small as they are.
-COMMON = ["optimizer={name: sgd, lr: 0.05, weight_decay: 0.01}", "scheduler={name: constant}", "train.log_every=1"]
+# Rounding differs between one sum and two halves of it; SGD keeps such differences as small as they
+# are.
+COMMON = [
+    "optimizer={name: sgd, lr: 0.05, weight_decay: 0.01}",
+    "scheduler={name: constant}",
+    "train.log_every=1",
+]
 
 
-def on_two_ranks(recipe: Path, folder: Path, *overrides: str, until: int = 0) -> list[dict[str, Any]]:
+def on_two_ranks(
+    recipe: Path, folder: Path, *overrides: str, until: int = 0
+) -> list[dict[str, Any]]:
     """Train under torchrun on two ranks; return what each ended with."""
     folder.mkdir(exist_ok=True)
-    run = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    script = [str(ROOT / "tests" / "reference" / "ranks.py"), str(recipe), str(folder), str(until), *COMMON]
+    run = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+    ]
+    script = [
+        str(ROOT / "tests" / "reference" / "ranks.py"),
+        str(recipe),
+        str(folder),
+        str(until),
+        *COMMON,
+    ]
     path = os.pathsep.join([str(ROOT), str(ROOT / "plugins"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, *run, *script, *overrides],
@@ -47,11 +68,14 @@ def logged(folder: Path, name: str) -> list[float]:
 
 
 def test_two_ranks_match_one_with_the_same_global_batch(tiny: Path, tmp_path: Path) -> None:
-    # 22 examples: a window of 2 ranks x 2 micro-batches x 4 examples, and a short one of 3 on each rank.
+    # 22 examples: a window of 2 ranks x 2 micro-batches x 4 examples, and a short one of 3 on each
+    # rank.
     two = on_two_ranks(tiny, tmp_path / "two", "data.batch_size=4", "train.accumulate=2")
     one = tmp_path / "one"
     one.mkdir()
-    run, keeper = train(with_plugins(tiny, [*COMMON, "data.batch_size=8", "train.accumulate=2"]), one)
+    run, keeper = train(
+        with_plugins(tiny, [*COMMON, "data.batch_size=8", "train.accumulate=2"]), one
+    )
 
     assert [rank["examples_per_step"] for rank in two] == [16, 16]
     assert (run.step, two[0]["step"]) == (4, 4)
@@ -69,7 +93,11 @@ def test_two_ranks_match_one_with_the_same_global_batch(tiny: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_two_ranks_resume_exactly(tiny: Path, tmp_path: Path) -> None:
-    overrides = ["model={name: test_resnet, args: {drop_rate: 0.2}}", "data.batch_size=2", "data.augment={}"]
+    overrides = [
+        "model={name: test_resnet, args: {drop_rate: 0.2}}",
+        "data.batch_size=2",
+        "data.augment={}",
+    ]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     through = on_two_ranks(tiny, whole, *overrides)
     on_two_ranks(tiny, stopped, *overrides, until=4)
@@ -135,10 +163,18 @@ class Spoil(Plugin):
     ("what", "said"),
     [
         ("gradient", "the gradient of head.bias is nan at step 3 (epoch 1, batch 2: "),
-        ("state", "plugins.Spoil: its state_dict()['seen'] is of type set, which can be saved but not read back"),
+        (
+            "state",
+            (
+                "plugins.Spoil: its state_dict()['seen'] is of type set, which can be saved but not"
+                " read back"
+            ),
+        ),
     ],
 )
-def test_ranks_fail_together_when_one_has_a_bad_number(tiny: Path, tmp_path: Path, what: str, said: str) -> None:
+def test_ranks_fail_together_when_one_has_a_bad_number(
+    tiny: Path, tmp_path: Path, what: str, said: str
+) -> None:
     (tmp_path / "spoil.py").write_text(SPOIL)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{tiny.read_text()}  {tmp_path}/spoil.py:Spoil: {{what: {what}}}\n")
@@ -150,17 +186,32 @@ def test_ranks_fail_together_when_one_has_a_bad_number(tiny: Path, tmp_path: Pat
 
 
 def command_line(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """Start `trainkit` under torchrun on two ranks in a folder, as the leader of a process group."""
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "trainkit"]
+    """Start `trainkit` under torchrun on two ranks in a folder, as the leader of a process
+    group.
+    """
+    run = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+        "-m",
+        "trainkit",
+    ]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*run, *words], cwd=folder, env=environment, start_new_session=True, **pipes)
+    return subprocess.Popen(
+        [*run, *words], cwd=folder, env=environment, start_new_session=True, **pipes
+    )
 
 
 @pytest.mark.slow
 def test_a_command_on_two_ranks_leaves_the_folder_it_stands_in_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep me")
-    small = "model: {name: test_resnet, in_chans: 1}\ndata: {name: digits, image_size: 8, batch_size: 64, workers: 1}\n"
+    small = (
+        "model: {name: test_resnet, in_chans: 1}\ndata: {name: digits, image_size: 8, batch_size: "
+        "64, workers: 1}\n"
+    )
     (tmp_path / "r.yaml").write_text(small + "train: {epochs: 200, device: cpu, log_every: 1}\n")
     wrong = command_line(tmp_path, "train", "r.yaml", "model.args={deepth: 1}")
     said, _ = wrong.communicate(timeout=300)
@@ -176,6 +227,10 @@ def test_a_command_on_two_ranks_leaves_the_folder_it_stands_in_alone(tmp_path: P
     os.killpg(job.pid, signal.SIGTERM)
     said, _ = job.communicate(timeout=120)
     assert "interrupted, and saved; go on with: trainkit train --resume run" in said
-    steps = [line["step"] for line in map(json.loads, log.read_text().splitlines()) if "loss" in line]
-    assert read_state(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == steps[-1] == len(steps)
+    steps = [
+        line["step"] for line in map(json.loads, log.read_text().splitlines()) if "loss" in line
+    ]
+    assert (
+        read_state(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == steps[-1] == len(steps)
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "r.yaml", "run", "runs"]

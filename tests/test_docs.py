@@ -38,11 +38,15 @@ def test_no_hook_is_documented_that_does_not_exist():
 
 
 def test_the_picture_of_the_loop_is_the_same_in_the_docs():
-    doc = ast.get_docstring(ast.parse((ROOT / "trainkit" / "training" / "loop.py").read_text())) or ""
+    doc = (
+        ast.get_docstring(ast.parse((ROOT / "trainkit" / "training" / "loop.py").read_text())) or ""
+    )
     picture = textwrap.dedent(doc.split("::\n", 1)[1]).strip()
     assert picture in (ROOT / "docs" / "loop.md").read_text()
     building = {name for name in HOOKS if name.startswith("build_")}
-    assert [word for word in re.findall(r"\w+", picture) if word in HOOKS] == [h for h in HOOKS if h not in building]
+    assert [word for word in re.findall(r"\w+", picture) if word in HOOKS] == [
+        h for h in HOOKS if h not in building
+    ]
 
 
 def test_the_first_plugin_runs_as_printed(tmp_path):
@@ -52,7 +56,10 @@ def test_the_first_plugin_runs_as_printed(tmp_path):
     assert code
     assert recipe
     (tmp_path / "noise.py").write_text(code[1])
-    small = "model: {name: test_resnet, in_chans: 1}\ndata: {name: digits, image_size: 32, batch_size: 8}\n"
+    small = (
+        "model: {name: test_resnet, in_chans: 1}\ndata: {name: digits, image_size: 32, batch_size: "
+        "8}\n"
+    )
     (tmp_path / "noisy.yaml").write_text(small + recipe[1])
     (tmp_path / "plain.yaml").write_text(small)
     losses = {}

@@ -1,4 +1,6 @@
-"""The pages of options and commands hold all of them, and docstrings are written as the reference page reads them."""
+"""The pages of options and commands hold all of them, and docstrings are written as the
+reference page reads them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def options() -> str:
 
 
 def section(page: str, heading: str) -> str:
-    (found,) = re.findall(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", page, re.DOTALL | re.MULTILINE)
+    (found,) = re.findall(
+        rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", page, re.DOTALL | re.MULTILINE
+    )
     return found
 
 
@@ -35,13 +39,22 @@ def test_every_option_of_every_plugin_has_its_row(options: str) -> None:
         for option, field in point.load().model_fields.items():
             (row,) = (line for line in own.splitlines() if line.startswith(f"| `{option}` |"))
             assert row.count("|") - row.count("\\|") == 5, row
-            assert field.description is None or field.description.split("|")[0][:20].replace("<", "&lt;") in row
+            assert (
+                field.description is None
+                or field.description.split("|")[0][:20].replace("<", "&lt;") in row
+            )
 
 
 def test_every_section_of_a_recipe_has_its_table(options: str) -> None:
     top = section(options, "A recipe")
     assert all(f"| `{name}` |" in top for name in Recipe.model_fields)
-    for heading in ("model:", "data: {name: table}", "data: any other name", "data.missing:", "train.loss:"):
+    for heading in (
+        "model:",
+        "data: {name: table}",
+        "data: any other name",
+        "data.missing:",
+        "train.loss:",
+    ):
         assert "| option | type |" in section(options, heading), heading
 
 
@@ -56,14 +69,24 @@ def test_every_section_of_a_recipe_has_its_table(options: str) -> None:
         ("maml", "steps", "integer ≥ 0, ≤ 10000", "`5`"),
     ],
 )
-def test_a_row_says_type_range_and_default(options: str, heading: str, option: str, kind: str, default: str) -> None:
+def test_a_row_says_type_range_and_default(
+    options: str, heading: str, option: str, kind: str, default: str
+) -> None:
     assert f"| `{option}` | {kind} | {default} |" in section(options, heading)
 
 
 def test_every_command_has_its_help() -> None:
     page = docs_pages.commands_page()
-    own = [(c.name or c.callback.__name__).replace("_", "-") for c in app.registered_commands if c.callback]
-    for name in [*own, "recipes copy", *(point.name for point in entry_points(group="trainkit.commands"))]:
+    own = [
+        (c.name or c.callback.__name__).replace("_", "-")
+        for c in app.registered_commands
+        if c.callback
+    ]
+    for name in [
+        *own,
+        "recipes copy",
+        *(point.name for point in entry_points(group="trainkit.commands")),
+    ]:
         assert f"Usage: trainkit {name} [OPTIONS]" in section(page, name)
         assert "\x1b" not in section(page, name)
     assert "--run-dir" in section(page, "train")
@@ -78,16 +101,22 @@ def test_every_page_is_in_the_menu() -> None:
 
 
 def entries() -> Iterator[tuple[str, str]]:
-    """Yield each line of an `Args:` or `Attributes:` section that begins an entry, and where it stands."""
+    """Yield each line of an `Args:` or `Attributes:` section that begins an entry, and where it
+    stands.
+    """
     for path in [*ROOT.glob("trainkit/**/*.py"), *ROOT.glob("plugins/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef | ast.Module):
                 doc = ast.get_docstring(node) or ""
                 for part in re.findall(r"^(?:Args|Attributes):\n((?: .*\n?)+)", doc, re.MULTILINE):
-                    yield from ((f"{path.name}: {line.strip()}", line) for line in part.splitlines())
+                    yield from (
+                        (f"{path.name}: {line.strip()}", line) for line in part.splitlines()
+                    )
 
 
 def test_an_entry_of_a_docstring_has_one_name() -> None:
     found = list(entries())
     assert len(found) > 300
-    assert not [where for where, line in found if re.match(r"    \*{0,2}\w+(, \*{0,2}\w+)+: ", line)]
+    assert not [
+        where for where, line in found if re.match(r"    \*{0,2}\w+(, \*{0,2}\w+)+: ", line)
+    ]

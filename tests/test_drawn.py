@@ -1,4 +1,6 @@
-"""Data that are drawn: the same items for any number of ranks and micro-batches, and from the middle of an epoch."""
+"""Data that are drawn: the same items for any number of ranks and micro-batches, and from the
+middle of an epoch.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,11 @@ def pair(epoch: int, number: int) -> tuple[int, int]:
 def streams(layout: tuple[int, int, int], steps: int = 5) -> list[DrawnStream[tuple[int, int]]]:
     """Return the streams of all ranks."""
     world, accumulate, more = layout
-    options = {"steps_per_epoch": steps, "items_per_step": world * accumulate + more, "accumulate": accumulate}
+    options = {
+        "steps_per_epoch": steps,
+        "items_per_step": world * accumulate + more,
+        "accumulate": accumulate,
+    }
     return [DrawnStream(pair, rank=rank, world=world, **options) for rank in range(world)]
 
 
@@ -39,7 +45,9 @@ def test_ranks_and_micro_batches_share_the_items_of_each_step(layout: tuple[int,
                 seen += batch
                 means += weight * sum(number for _, number in batch) / len(batch) / world
         assert sorted(seen) == [(3, step * items + i) for i in range(items)]
-        assert means == pytest.approx(step * items + (items - 1) / 2)  # weighted, averaged: the mean over all items
+        assert means == pytest.approx(
+            step * items + (items - 1) / 2
+        )  # weighted, averaged: the mean over all items
     assert all(next(batches, None) is None for batches in passes)
 
 
@@ -50,7 +58,9 @@ def test_ranks_share_evenly() -> None:
 
 
 @given(layout=LAYOUTS, position=st.integers(0, 5))
-def test_an_epoch_begun_in_its_middle_is_the_tail_of_the_whole(layout: tuple[int, int, int], position: int) -> None:
+def test_an_epoch_begun_in_its_middle_is_the_tail_of_the_whole(
+    layout: tuple[int, int, int], position: int
+) -> None:
     for rank in streams(layout):
         assert list(rank.batches(1, position)) == list(rank.batches(1, 0))[position * layout[1] :]
 
@@ -58,16 +68,24 @@ def test_an_epoch_begun_in_its_middle_is_the_tail_of_the_whole(layout: tuple[int
 @given(count=st.integers(1, 20), world=st.integers(1, 4), batch_size=st.integers(1, 6))
 def test_every_item_is_validated_on_one_rank_once(count: int, world: int, batch_size: int) -> None:
     count += world
-    ranks = [DrawnEval(int, count=count, batch_size=batch_size, rank=rank, world=world) for rank in range(world)]
+    ranks = [
+        DrawnEval(int, count=count, batch_size=batch_size, rank=rank, world=world)
+        for rank in range(world)
+    ]
     batches = [list(rank) for rank in ranks]
-    assert sorted(item for rank in batches for batch in rank for item in batch) == list(range(count))
+    assert sorted(item for rank in batches for batch in rank for item in batch) == list(
+        range(count)
+    )
     assert [len(rank) for rank in ranks] == [len(rank) for rank in batches]
     assert all(1 <= len(batch) <= batch_size for rank in batches for batch in rank)
     assert [list(rank) for rank in ranks] == batches
 
 
 def test_too_few_items_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"3 tasks in a step cannot be shared among 2 rank\(s\) times 2 micro-batch"):
+    with pytest.raises(
+        ValueError,
+        match=r"3 tasks in a step cannot be shared among 2 rank\(s\) times 2 micro-batch",
+    ):
         DrawnStream(pair, steps_per_epoch=1, items_per_step=3, accumulate=2, world=2, noun="tasks")
     with pytest.raises(ValueError, match="1 tasks cannot be shared among 2 ranks"):
         DrawnEval(int, count=1, batch_size=1, world=2, noun="tasks")

@@ -35,23 +35,38 @@ def test_intervals_hold_the_truth_as_often_as_they_say(seed_sd: float, task_sd: 
     rng = np.random.default_rng(1)
     held = 0
     for _ in range(1000):
-        values = rng.normal(0, seed_sd, (3, 1)) + rng.normal(0, task_sd, (1, 60)) + rng.normal(size=(3, 60))
+        values = (
+            rng.normal(0, seed_sd, (3, 1))
+            + rng.normal(0, task_sd, (1, 60))
+            + rng.normal(size=(3, 60))
+        )
         mean, half = mean_interval(values)
         held += abs(mean) <= half
-    assert 0.91 <= held / 1000 <= 0.985  # a little wide where seeds hardly differ, a little short where they do much
+    assert (
+        0.91 <= held / 1000 <= 0.985
+    )  # a little wide where seeds hardly differ, a little short where they do much
 
 
-def test_differences_are_paired_by_task_and_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_differences_are_paired_by_task_and_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = np.random.default_rng(2)
     path = tmp_path / "rows.jsonl"
     with path.open("w") as file:
         for seed in range(2):
             found = rng.uniform(0.5, 0.9, 30)
             for arm, shift in (("first", 0.0), ("second", 0.05)):
-                row = {"arm": arm, "seed": seed, "seconds": 3, "accuracies": {"test": (found + shift).tolist()}}
+                row = {
+                    "arm": arm,
+                    "seed": seed,
+                    "seconds": 3,
+                    "accuracies": {"test": (found + shift).tolist()},
+                }
                 file.write(json.dumps(row) + "\n")
     table(read(path))
-    second = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("second"))
+    second = next(
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("second")
+    )
     assert "+5.00 ± 0.00" in second
     assert "seeds 0, 1; 3 s each" in second
     assert read(tmp_path / "none.jsonl") == []
@@ -62,7 +77,8 @@ model: {name: conv4, in_chans: 1, args: {channels: 4}}
 data: {name: digits, image_size: 16}
 train: {epochs: 1, device: cpu}
 plugins:
-  maml: {ways: 2, queries: 3, steps: 1, tasks: 2, steps_per_epoch: 2, val_episodes: 2, test_episodes: 3}
+  maml: {ways: 2, queries: 3, steps: 1, tasks: 2, steps_per_epoch: 2, val_episodes: 2,
+      test_episodes: 3}
 """
 
 
@@ -71,9 +87,13 @@ def test_arms_are_trained_once_for_each_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(RECIPE)
-    arms = [f"{name}={tmp_path / 'tiny.yaml'} plugins.maml.order={name}" for name in ("second", "first")]
+    arms = [
+        f"{name}={tmp_path / 'tiny.yaml'} plugins.maml.order={name}" for name in ("second", "first")
+    ]
     out = tmp_path / "out.jsonl"
-    monkeypatch.setattr("sys.argv", ["study", str(out), *arms, "--seeds", "1", "--set", "optimizer.lr=0.1"])
+    monkeypatch.setattr(
+        "sys.argv", ["study", str(out), *arms, "--seeds", "1", "--set", "optimizer.lr=0.1"]
+    )
     main()
     rows = read(out)
     assert [(row["arm"], row["seed"], len(row["accuracies"]["test"])) for row in rows] == [
@@ -86,7 +106,9 @@ def test_arms_are_trained_once_for_each_seed(
     assert read(out) == rows
 
 
-def test_baselines_are_measured_on_the_tasks_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_baselines_are_measured_on_the_tasks_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     out = tmp_path / "out.jsonl"
     monkeypatch.setattr(few_shot_baselines, "BATCH", 256)

@@ -133,7 +133,11 @@ def test_smoothing_equals_a_weighted_mean(y: np.ndarray, window: int) -> None:
     reach = min(window, len(y))
     expected = []
     for i in range(len(y)):
-        near = [(reach - abs(i - j), y[j]) for j in range(len(y)) if abs(i - j) < reach and np.isfinite(y[j])]
+        near = [
+            (reach - abs(i - j), y[j])
+            for j in range(len(y))
+            if abs(i - j) < reach and np.isfinite(y[j])
+        ]
         expected.append(sum(w * v for w, v in near) / sum(w for w, _ in near))
     assert smooth(y, window) == pytest.approx(np.array(expected), rel=1e-9, abs=1e-6)
 

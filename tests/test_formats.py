@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainkit.report.formats import clock, compact, duration, file_size, label, number, rate, scientific, tick
+from trainkit.report.formats import (
+    clock,
+    compact,
+    duration,
+    file_size,
+    label,
+    number,
+    rate,
+    scientific,
+    tick,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +65,9 @@ def test_tick(value: float, text: str) -> None:
     assert tick(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(950, "950"), (12345, "12.3 k"), (4923456, "4.92 M"), (1.2e9, "1.2 G")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(950, "950"), (12345, "12.3 k"), (4923456, "4.92 M"), (1.2e9, "1.2 G")]
+)
 def test_compact(value: float, text: str) -> None:
     assert compact(value) == text
 
@@ -77,14 +89,22 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(6.6, "0:07"), (750, "12:30"), (3723, "1:02:03"), (-1, "0:00")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(6.6, "0:07"), (750, "12:30"), (3723, "1:02:03"), (-1, "0:00")]
+)
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (19_700_000, "19.7 MB"), (3 * 10**15, "3000.0 TB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (19_700_000, "19.7 MB"),
+        (3 * 10**15, "3000.0 TB"),
+    ],
 )
 def test_file_size(count: int, text: str) -> None:
     assert file_size(count) == text

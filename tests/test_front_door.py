@@ -1,4 +1,6 @@
-"""The command line's front door: version, help, hints on common slips, what is measured, what is listed."""
+"""The command line's front door: version, help, hints on common slips, what is measured, what is
+listed.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,17 @@ from trainkit.hooks.discovery import command_summary, describe, installed
 
 Write = Callable[..., Path]
 SMALL = "model: {name: mlp, in_chans: 1}\ndata: {name: digits, image_size: 8}\n"
-COMMANDS = ["train", "plan", "eval", "plugins", "recipes", "schema", "report", "cite", "verify-resume"]
+COMMANDS = [
+    "train",
+    "plan",
+    "eval",
+    "plugins",
+    "recipes",
+    "schema",
+    "report",
+    "cite",
+    "verify-resume",
+]
 
 
 def said(*arguments: str | Path) -> str:
@@ -31,7 +43,9 @@ def test_the_version_is_one_line() -> None:
     assert said("--version") == f"trainkit {__version__}\n"
 
 
-@pytest.mark.parametrize("command", [(), *((command,) for command in COMMANDS), ("recipes", "copy")])
+@pytest.mark.parametrize(
+    "command", [(), *((command,) for command in COMMANDS), ("recipes", "copy")]
+)
 def test_short_and_long_help_are_the_same_everywhere(command: tuple[str, ...]) -> None:
     assert said(*command, "-h") == said(*command, "--help")
 
@@ -54,14 +68,23 @@ def test_a_plugins_command_stands_in_the_help_with_what_it_does() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("plugins: [ema]", "3: plugins: should be a mapping; got [\"ema\"]; write `plugins: {ema: {}}`"),
-        ("plugins: radam", "3: plugins: should be a mapping; got \"radam\"; write `plugins: {radam: {}}`"),
+        (
+            "plugins: [ema]",
+            '3: plugins: should be a mapping; got ["ema"]; write `plugins: {ema: {}}`',
+        ),
+        (
+            "plugins: radam",
+            '3: plugins: should be a mapping; got "radam"; write `plugins: {radam: {}}`',
+        ),
         ("plugins: {ema: true}", "`ema:` with nothing behind it switches the plugin on"),
-        ("train: {loss: bce}", "3: train.loss: should be a mapping; got \"bce\"; did you mean train.loss.name?"),
+        (
+            "train: {loss: bce}",
+            '3: train.loss: should be a mapping; got "bce"; did you mean train.loss.name?',
+        ),
         ("scheduler: cosine", "did you mean scheduler.name?"),
-        ("train: {compile: yes}", "got \"yes\"; write true"),
-        ("train: {compile: off}", "got \"off\"; write false"),
-        ("train: {epochs: '10'}", "got \"10\"; leave the quotes out"),
+        ("train: {compile: yes}", 'got "yes"; write true'),
+        ("train: {compile: off}", 'got "off"; write false'),
+        ("train: {epochs: '10'}", 'got "10"; leave the quotes out'),
         ("lr: 0.1", "3: lr: there is no such option; did you mean optimizer.lr?"),
         ("train: {lr: 0.1}", "3: train.lr: there is no such option; did you mean optimizer.lr?"),
         ("batch_size: 8", "did you mean data.batch_size?"),
@@ -69,7 +92,7 @@ def test_a_plugins_command_stands_in_the_help_with_what_it_does() -> None:
         ("optimiser: {lr: 1}", "did you mean 'optimizer'?"),
         ("shceduler: {}", "did you mean 'scheduler'?"),
     ],
-)  # fmt: skip
+)
 def test_a_common_slip_gets_what_was_meant(write: Write, line: str, message: str) -> None:
     _, _, problems = read_recipe(write(f"{SMALL}{line}\n"))
     assert any(message in str(problem) for problem in problems), [str(p) for p in problems]
@@ -81,7 +104,10 @@ def test_a_common_slip_gets_what_was_meant(write: Write, line: str, message: str
         ("lr=0.1", "lr: there is no such option; did you mean optimizer.lr?"),
         ("train.loss=bce", "did you mean train.loss.name?"),
         ("train.compile=on", "write true"),
-        ("--lr=0.1", "there is no such option; a key is set without dashes, as in `optimizer.lr=0.1`"),
+        (
+            "--lr=0.1",
+            "there is no such option; a key is set without dashes, as in `optimizer.lr=0.1`",
+        ),
     ],
 )
 def test_so_does_one_on_the_command_line(write: Write, override: str, message: str) -> None:
@@ -134,7 +160,9 @@ def test_eval_says_which_weights_and_which_data(write: Write, tmp_path: Path) ->
     assert f"weights: {folder}/weights.safetensors (mlp)" in words
     assert "data: " in words
     assert "360 examples of validation" in words
-    assert f"weights: {folder}/checkpoints/last.pt (mlp)" in said("eval", folder, "--weights", "last")
+    assert f"weights: {folder}/checkpoints/last.pt (mlp)" in said(
+        "eval", folder, "--weights", "last"
+    )
 
 
 def test_a_wait_is_shown_on_a_terminal_only_and_taken_back() -> None:

@@ -1,4 +1,6 @@
-"""Glyphs: which letters there are, what an image is a function of, the cache, and the recipe's `data:` section."""
+"""Glyphs: which letters there are, what an image is a function of, the cache, and the recipe's
+`data:` section.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,9 @@ def test_distortion_stays_within_its_bounds() -> None:
         turn = np.array([[first[0], -first[1]], [first[1], first[0]]])
         assert abs((turn.T @ forwards / scale)[0, 1]) <= 0.15 + 1e-9
         shift = forwards @ (centre - np.array([c, f])) - centre
-        moved = np.array([[a, b], [d, e]]) @ (centre + side / 14 * np.array(draw[3:])) + np.array([c, f])
+        moved = np.array([[a, b], [d, e]]) @ (centre + side / 14 * np.array(draw[3:])) + np.array(
+            [c, f]
+        )
         assert moved == pytest.approx(centre)  # the centre goes to where the shift says
         assert np.isfinite(shift).all()
     assert glyphs._backwards([0, 0, 1 / 7, 0, 0], 1.0, side) == pytest.approx((1, 0, 0, 0, 1, 0))
@@ -120,7 +124,9 @@ def test_distortion_stays_within_its_bounds() -> None:
 # The cache.
 
 
-def test_the_cache_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_folder_follows_the_platform(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
@@ -142,7 +148,10 @@ class Maker:
 
     def __call__(self) -> cache.Arrays:
         self.calls += 1
-        return {"images": np.arange(600, dtype=np.uint8).reshape(2, 300), "codes": np.array([1, 2], np.int32)}
+        return {
+            "images": np.arange(600, dtype=np.uint8).reshape(2, 300),
+            "codes": np.array([1, 2], np.int32),
+        }
 
 
 def test_what_was_made_is_read_afterwards(folder: Path) -> None:
@@ -187,7 +196,9 @@ def test_where_nothing_can_be_written_the_arrays_are_made_each_time(
 ) -> None:
     folder.parent.joinpath("trainkit").write_text("a file where the folder should be")
     make = Maker()
-    assert cached("some", make)["codes"].tolist() == cached("some", make)["codes"].tolist() == [1, 2]
+    assert (
+        cached("some", make)["codes"].tolist() == cached("some", make)["codes"].tolist() == [1, 2]
+    )
     assert make.calls == 2
 
     def homeless() -> Path:
@@ -197,7 +208,9 @@ def test_where_nothing_can_be_written_the_arrays_are_made_each_time(
     assert cached("some", make)["codes"].tolist() == [1, 2]
 
 
-def test_a_failed_write_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_nothing_behind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
@@ -210,7 +223,9 @@ def test_a_failed_write_leaves_nothing_behind(folder: Path, monkeypatch: pytest.
 
 
 def load(write: Write, data: str, *overrides: str) -> Data:
-    recipe = compose(write(f"model: {{name: test_vit, in_chans: 1}}\ndata: {data}\n"), overrides).recipe
+    recipe = compose(
+        write(f"model: {{name: test_vit, in_chans: 1}}\ndata: {data}\n"), overrides
+    ).recipe
     return sources.build(recipe, Device(recipe.train))
 
 
@@ -246,8 +261,14 @@ def test_letters_are_enlarged_where_the_model_is_larger_than_they_are_rendered(
         ("data.scripts=[latn]", "data.scripts.0"),
         ("data.scripts=[]", "data.scripts"),
         ("data.scripts=[latin, latin]", "data.scripts: names one twice"),
-        ("data.val_faces=[DejaVuSans-Bld]", "'DejaVuSans-Bld' is no face; did you mean 'DejaVuSans-Bold'?"),
-        (f"data.val_faces=[{', '.join(FACES)}]", "data.val_faces: holds out every face; leave some for training"),
+        (
+            "data.val_faces=[DejaVuSans-Bld]",
+            "'DejaVuSans-Bld' is no face; did you mean 'DejaVuSans-Bold'?",
+        ),
+        (
+            f"data.val_faces=[{', '.join(FACES)}]",
+            "data.val_faces: holds out every face; leave some for training",
+        ),
         ("data.letters=1", "data.letters"),
         ("data.root=x", "data.root"),
     ],
@@ -262,6 +283,7 @@ def test_wrong_options_are_refused(write: Write, override: str, message: str) ->
 def test_more_letters_than_there_are_is_refused(write: Write) -> None:
     with pytest.raises(UserError) as caught:
         load(write, SMALL, "data.scripts=[georgian]", "data.letters=50")
-    assert str(caught.value) == (
-        "command line `data.letters=50`: data.letters: asks for 50 letters, and georgian have 43"
+    assert (
+        str(caught.value)
+        == "command line `data.letters=50`: data.letters: asks for 50 letters, and georgian have 43"
     )

@@ -1,4 +1,6 @@
-"""A log of any length is read back in little memory: a selection that keeps ends, spikes and totals."""
+"""A log of any length is read back in little memory: a selection that keeps ends, spikes and
+totals.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,15 @@ LONG = 40_000
 
 
 def rows(steps: int) -> Iterator[dict[str, Any]]:
-    """Yield what a run logs: a loss at every step, a plugin's number at every seventh, validations, one spike."""
+    """Yield what a run logs: a loss at every step, a plugin's number at every seventh,
+    validations, one spike.
+    """
     for step in range(1, steps + 1):
-        row: dict[str, Any] = {"step": step, "epoch": (step - 1) // 1000 + 1, "loss": 1.0 + step % 5}
+        row: dict[str, Any] = {
+            "step": step,
+            "epoch": (step - 1) // 1000 + 1,
+            "loss": 1.0 + step % 5,
+        }
         if step == 31_337:
             row["loss"] = 900.0
         if step % 9000 == 0:
@@ -64,7 +72,10 @@ def test_of_a_long_run_a_bounded_number_of_records_is_kept_evenly(history: Histo
 def test_the_last_of_everything_is_exact(history: History) -> None:
     assert history.series("loss")[0][-1] == LONG
     assert history.series("trick/size")[1][-1] == LONG // 7
-    assert history.series("val/accuracy") == ([1000 * (i + 1) for i in range(40)], [(i + 1) / 40 for i in range(40)])
+    assert history.series("val/accuracy") == (
+        [1000 * (i + 1) for i in range(40)],
+        [(i + 1) / 40 for i in range(40)],
+    )
     assert history.together("trick/size", "trick/shares")[1][-1] == (LONG // 7, [0.5, 0.25])
 
 
@@ -136,7 +147,9 @@ def test_a_plugin_that_invents_names_costs_no_more_than_others() -> None:
 
 
 @given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), most=st.integers(1, 8))
-def test_extremes_hold_lowest_and_highest_whatever_is_merged(values: list[float], most: int) -> None:
+def test_extremes_hold_lowest_and_highest_whatever_is_merged(
+    values: list[float], most: int
+) -> None:
     import trainkit.log.thinning as module
 
     before, module.MOST_STRETCHES = module.MOST_STRETCHES, most
@@ -170,8 +183,24 @@ def test_a_spread_is_even_and_ends_with_the_last(count: int, most: int) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        *("nonsense", "[]", "3", "null", "{}", '{"step": 1}', '{"step": "1", "epoch": 0}', '{"step": 1.5, "epoch": 0}'),
-        *('{"step": true, "epoch": 0}', "[" * 5000, '{"step": ' + "9" * 5000 + ', "epoch": 0}', "\x00\x00", "1, 2", ""),
+        *(
+            "nonsense",
+            "[]",
+            "3",
+            "null",
+            "{}",
+            '{"step": 1}',
+            '{"step": "1", "epoch": 0}',
+            '{"step": 1.5, "epoch": 0}',
+        ),
+        *(
+            '{"step": true, "epoch": 0}',
+            "[" * 5000,
+            '{"step": ' + "9" * 5000 + ', "epoch": 0}',
+            "\x00\x00",
+            "1, 2",
+            "",
+        ),
     ],
 )
 def test_a_line_that_is_no_record_is_counted_and_left_out(tmp_path: Path, line: str) -> None:
@@ -192,7 +221,10 @@ def test_a_last_line_cut_short_is_no_damage(tmp_path: Path) -> None:
 
 def test_values_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "epoch": 0, "loss": "x", "a": {"b": 1}, "c": [1, "x"], "lr": 1, "v": [1, null]}\n')
+    path.write_text(
+        '{"step": 1, "epoch": 0, "loss": "x", "a": {"b": 1}, "c": [1, "x"], "lr": 1, "v": [1,'
+        " null]}\n"
+    )
     (record,) = History.read(path).records
     assert record.values.keys() == {"lr", "v"}
     assert record.values["lr"] == 1.0

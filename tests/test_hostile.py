@@ -1,4 +1,6 @@
-"""Recipes, overrides and files that mean harm, or are out of all proportion: one line each, at once."""
+"""Recipes, overrides and files that mean harm, or are out of all proportion: one line each, at
+once.
+"""
 
 from __future__ import annotations
 
@@ -43,14 +45,25 @@ def refusal(*arguments: str | Path) -> str:
     ("text", "message"),
     [
         ("".join(f"key{i}: {i}\n" for i in range(60_000)), "bytes, and at most 262,144 are read"),
-        ("".join(f"k{i}: 1\n" for i in range(25_000)), "more than 10,000 values; no recipe has so many"),
-        ("[" + "1," * 60_000 + "1]", "1: not valid YAML: more than 10,000 values; no recipe has so many"),
+        (
+            "".join(f"k{i}: 1\n" for i in range(25_000)),
+            "more than 10,000 values; no recipe has so many",
+        ),
+        (
+            "[" + "1," * 60_000 + "1]",
+            "1: not valid YAML: more than 10,000 values; no recipe has so many",
+        ),
         ("seed: 1\nmodel:\n  a: " + "{a: " * 120 + "1", "3: not valid YAML: it nests too deeply"),
         ("- " * 90_000, "1: not valid YAML: it nests too deeply"),
-        ("a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 900)), "it nests too deeply"),
+        (
+            "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 900)),
+            "it nests too deeply",
+        ),
     ],
 )
-def test_a_file_out_of_proportion_is_refused_while_it_is_read(write: Write, text: str, message: str) -> None:
+def test_a_file_out_of_proportion_is_refused_while_it_is_read(
+    write: Write, text: str, message: str
+) -> None:
     began = time.process_time()
     with pytest.raises(UserError) as caught:
         read_source(write(text))
@@ -60,7 +73,10 @@ def test_a_file_out_of_proportion_is_refused_while_it_is_read(write: Write, text
 
 def test_a_long_file_of_few_values_is_read(write: Write) -> None:
     names = ", ".join(f"class_{i}" for i in range(3000))
-    assert len(read_source(write(f"data: {{train_classes: [{names}]}}")).data["data"]["train_classes"]) == 3000
+    assert (
+        len(read_source(write(f"data: {{train_classes: [{names}]}}")).data["data"]["train_classes"])
+        == 3000
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +91,9 @@ def test_a_long_file_of_few_values_is_read(write: Write) -> None:
         ("model.args.x=\udcff", "it has the character U+DCFF"),
     ],
 )
-def test_an_override_out_of_proportion_is_one_mistake(write: Write, override: str, message: str) -> None:
+def test_an_override_out_of_proportion_is_one_mistake(
+    write: Write, override: str, message: str
+) -> None:
     (problem,) = read_source(write(SMALL), [override]).problems
     assert message in str(problem)
     assert len(str(problem)) < 2000
@@ -83,12 +101,16 @@ def test_an_override_out_of_proportion_is_one_mistake(write: Write, override: st
 
 
 def test_more_overrides_than_anyone_writes_are_refused(write: Write) -> None:
-    with pytest.raises(UserError, match="1,200 overrides are too many; write a recipe that extends this one"):
+    with pytest.raises(
+        UserError, match="1,200 overrides are too many; write a recipe that extends this one"
+    ):
         read_source(write(SMALL), ["seed=1"] * 1200)
 
 
 def test_fifty_levels_are_taken(write: Write) -> None:
-    assert read_source(write(SMALL), ["model.args." + ".".join("abcdefgh" * 5) + "=1"]).problems == []
+    assert (
+        read_source(write(SMALL), ["model.args." + ".".join("abcdefgh" * 5) + "=1"]).problems == []
+    )
 
 
 def test_of_thousands_of_mistakes_the_first_are_said(write: Write) -> None:
@@ -115,7 +137,9 @@ def test_of_thousands_of_mistakes_the_first_are_said(write: Write) -> None:
         (r'{"k\0": 1}', "it has the character U+0000, which is no text; remove it"),
     ],
 )
-def test_values_that_nothing_can_hold_are_refused_with_their_line(write: Write, text: str, message: str) -> None:
+def test_values_that_nothing_can_hold_are_refused_with_their_line(
+    write: Write, text: str, message: str
+) -> None:
     (problem,) = read_source(write(f"seed: 1\nmodel:\n  name: {text}\n")).problems
     assert problem.mark.line == 3
     assert message in str(problem)
@@ -123,7 +147,9 @@ def test_values_that_nothing_can_hold_are_refused_with_their_line(write: Write, 
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
-@pytest.mark.parametrize("key", ["optimizer.lr", "optimizer.weight_decay", "scheduler.min_lr", "train.loss.smoothing"])
+@pytest.mark.parametrize(
+    "key", ["optimizer.lr", "optimizer.weight_decay", "scheduler.min_lr", "train.loss.smoothing"]
+)
 def test_core_takes_finite_numbers_only(write: Write, key: str, value: str) -> None:
     recipe, _, problems = read_recipe(write(SMALL), [f"{key}={value}"])
     assert recipe is None
@@ -138,8 +164,12 @@ def test_what_is_no_ordinary_file_is_never_opened(write: Write, tmp_path: Path) 
     os.mkfifo(pipe)
     loop.symlink_to(loop)
     for path in (Path("/dev/zero"), Path("/dev/null"), pipe):
-        assert f"{path}: cannot be read: it is a device or a pipe, not a file" in refusal("cite", path)
-        assert f"extends: there is no file {path}" in refusal("cite", write(f"extends: {path}\n{SMALL}"))
+        assert f"{path}: cannot be read: it is a device or a pipe, not a file" in refusal(
+            "cite", path
+        )
+        assert f"extends: there is no file {path}" in refusal(
+            "cite", write(f"extends: {path}\n{SMALL}")
+        )
     assert "cannot be read: Is a directory" in refusal("cite", tmp_path)
     assert "cannot be read: Too many levels of symbolic links" in refusal("cite", loop)
     assert "extends: there is no file" in refusal("cite", write(f"extends: {loop}\n{SMALL}"))
@@ -155,7 +185,9 @@ def test_a_chain_of_recipes_ends(write: Write) -> None:
     for i in range(40):
         write(f"extends: r{i + 1}.yaml\n", f"r{i}.yaml")
     first = write("extends: r1.yaml\n", "r0.yaml")
-    with pytest.raises(UserError, match="more than 20 recipes extend one another; write the sections out"):
+    with pytest.raises(
+        UserError, match="more than 20 recipes extend one another; write the sections out"
+    ):
         read_source(first)
 
 
@@ -193,7 +225,9 @@ def test_nothing_that_is_printed_holds_a_control_character(terminal: bool) -> No
 
 def test_a_recipe_cannot_speak_to_the_terminal(write: Write) -> None:
     path = write(
-        '"\\e[2J\\e]0;mine\\a": 1\nmodel: {name: "a\\e[31m"}\nplugins: {"\\e[1m": {}}\n' + "data: {}\n", "\x1b[7m.yaml"
+        '"\\e[2J\\e]0;mine\\a": 1\nmodel: {name: "a\\e[31m"}\nplugins: {"\\e[1m": {}}\n'
+        + "data: {}\n",
+        "\x1b[7m.yaml",
     )
     result = CliRunner().invoke(app, ["plan", str(path)])
     assert result.exit_code == 2
@@ -218,8 +252,30 @@ class Writer(Plugin):
 @pytest.mark.parametrize(
     "name",
     [
-        *("/tmp/x", "..", "a/../../b", "../x", "a\0b", "a\x1b[1mb", "a\nb", "", ".", "a//b", "a/", " a", "a "),
-        *("recipe.yaml", "Checkpoints", "checkpoints/mine", "metrics.jsonl", "report.html", ".hidden", "x" * 101),
+        *(
+            "/tmp/x",
+            "..",
+            "a/../../b",
+            "../x",
+            "a\0b",
+            "a\x1b[1mb",
+            "a\nb",
+            "",
+            ".",
+            "a//b",
+            "a/",
+            " a",
+            "a ",
+        ),
+        *(
+            "recipe.yaml",
+            "Checkpoints",
+            "checkpoints/mine",
+            "metrics.jsonl",
+            "report.html",
+            ".hidden",
+            "x" * 101,
+        ),
         *("C:x", "a\\..\\b", "a/./b"),
     ],
 )
@@ -261,7 +317,9 @@ def test_what_stands_there_already_is_refused(tmp_path: Path) -> None:
 
 def test_a_recipe_with_such_a_folder_is_refused_with_its_line(write: Write) -> None:
     path = write(f"{SMALL}plugins:\n  tensorboard:\n    folder: ../../elsewhere\n")
-    assert refusal("plan", path).startswith(f"error: {path}:5: plugins.tensorboard.folder: give a name below the run")
+    assert refusal("plan", path).startswith(
+        f"error: {path}:5: plugins.tensorboard.folder: give a name below the run"
+    )
 
 
 def test_the_schema_still_says_that_it_is_a_string() -> None:
@@ -284,7 +342,10 @@ def test_a_file_whose_name_is_no_text(tmp_path: Path) -> None:
 
 
 def test_a_terminal_that_knows_ascii_only_gets_what_it_can_show() -> None:
-    code = "import sys, trainkit.commands.app as c; sys.argv = ['trainkit', 'recipes', 'copy', 'é…']; c.main()"
+    code = (
+        "import sys, trainkit.commands.app as c; sys.argv = ['trainkit', 'recipes', 'copy', 'é…']; "
+        "c.main()"
+    )
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
     assert done.returncode == 2

@@ -1,4 +1,6 @@
-"""Settings that never act in a run: noted by name before training, in the plan and in the summary."""
+"""Settings that never act in a run: noted by name before training, in the plan and in the
+summary.
+"""
 
 from __future__ import annotations
 
@@ -29,19 +31,58 @@ def notes(tiny: Path, *overrides: str) -> list[str]:
     ("override", "note"),
     [
         ("checkpoint.every_steps=12", "checkpoint.every_steps: 12 steps, and this run has 12"),
-        ("checkpoint.keep_best=3", "checkpoint.keep_best: 3 weights, and this run is measured 2 time(s)"),
-        ("train.evaluate_every=3", "train.evaluate_every: 3 epochs, and this run has 2: only its end is measured"),
-        ("train.log_every=13", "train.log_every: 13 steps, and this run has 12: only ends of epochs log"),
-        ("train.accumulate=7", "train.accumulate: 7 micro-batches, and an epoch has 6: each is one step"),
-        ("plugins.ema.start_step=11", "plugins.ema.start_step: this run has 12 steps: the average only follows the"),
-        ("plugins.early_stopping={patience: 2}", "plugins.early_stopping.patience: 2 validations, and this run has 2"),
-        ("plugins.smoothness={every: 13}", "plugins.smoothness.every: 13 steps, and this run has 12"),
-        ("plugins.spectral_rank={every: 13}", "plugins.spectral_rank.every: 13 steps, and this run has 12"),
-        ("plugins.mixup={switch_prob: 0.2}", "plugins.mixup.switch_prob: does nothing unless mixup_alpha and"),
-        ("plugins.radam={betas: [0.9, 0.5]}", "plugins.radam.betas: rectified never, and this run has 12 steps"),
-        ("plugins.adam_warmup={warmup_steps: 13}", "plugins.adam_warmup.warmup_steps: 13 steps, and this run has 12:"),
-        ("plugins.adam_2k={}", "plugins.adam_2k.freeze_steps: the first update comes after 2,000 steps: there is none"),
-        ("plugins.radam_monitor={first: 3, every: 13}", "plugins.radam_monitor.every: 13 steps, and this run has 12"),
+        (
+            "checkpoint.keep_best=3",
+            "checkpoint.keep_best: 3 weights, and this run is measured 2 time(s)",
+        ),
+        (
+            "train.evaluate_every=3",
+            "train.evaluate_every: 3 epochs, and this run has 2: only its end is measured",
+        ),
+        (
+            "train.log_every=13",
+            "train.log_every: 13 steps, and this run has 12: only ends of epochs log",
+        ),
+        (
+            "train.accumulate=7",
+            "train.accumulate: 7 micro-batches, and an epoch has 6: each is one step",
+        ),
+        (
+            "plugins.ema.start_step=11",
+            "plugins.ema.start_step: this run has 12 steps: the average only follows the",
+        ),
+        (
+            "plugins.early_stopping={patience: 2}",
+            "plugins.early_stopping.patience: 2 validations, and this run has 2",
+        ),
+        (
+            "plugins.smoothness={every: 13}",
+            "plugins.smoothness.every: 13 steps, and this run has 12",
+        ),
+        (
+            "plugins.spectral_rank={every: 13}",
+            "plugins.spectral_rank.every: 13 steps, and this run has 12",
+        ),
+        (
+            "plugins.mixup={switch_prob: 0.2}",
+            "plugins.mixup.switch_prob: does nothing unless mixup_alpha and",
+        ),
+        (
+            "plugins.radam={betas: [0.9, 0.5]}",
+            "plugins.radam.betas: rectified never, and this run has 12 steps",
+        ),
+        (
+            "plugins.adam_warmup={warmup_steps: 13}",
+            "plugins.adam_warmup.warmup_steps: 13 steps, and this run has 12:",
+        ),
+        (
+            "plugins.adam_2k={}",
+            "plugins.adam_2k.freeze_steps: the first update comes after 2,000 steps: there is none",
+        ),
+        (
+            "plugins.radam_monitor={first: 3, every: 13}",
+            "plugins.radam_monitor.every: 13 steps, and this run has 12",
+        ),
     ],
 )
 def test_what_first_acts_after_the_end_is_noted(tiny: Path, override: str, note: str) -> None:
@@ -72,7 +113,9 @@ def test_what_acts_at_the_last_step_or_before_is_not(tiny: Path, override: str) 
 
 
 def test_what_a_plugin_takes_the_place_of_is_noted(tiny: Path) -> None:
-    found = notes(tiny, "plugins.radam={}", "optimizer.args={betas: [0.5, 0.6]}", "optimizer.momentum=0.5")
+    found = notes(
+        tiny, "plugins.radam={}", "optimizer.args={betas: [0.5, 0.6]}", "optimizer.momentum=0.5"
+    )
     assert found == [
         "radam takes the place of adamw: optimizer.args are not used",
         "radam takes the place of adamw: optimizer.momentum is not used",
@@ -85,7 +128,9 @@ def test_what_a_plugin_takes_the_place_of_is_noted(tiny: Path) -> None:
 
             return StepLRScheduler(optimizer, decay_t=1)
 
-    run = build(with_plugins(tiny, ["scheduler.min_lr=1e-5", "scheduler.args={cycle_limit: 3}"], Still()))
+    run = build(
+        with_plugins(tiny, ["scheduler.min_lr=1e-5", "scheduler.args={cycle_limit: 3}"], Still())
+    )
     assert run.log.notes == [
         "Still takes the place of the schedule: scheduler.warmup_epochs is not used",
         "Still takes the place of the schedule: scheduler.min_lr is not used",
@@ -105,7 +150,9 @@ def test_layer_decay_that_finds_a_single_layer_is_noted(tiny: Path) -> None:
     assert notes(tiny, "optimizer.layer_decay=0.5") == []
 
 
-def test_plan_and_summary_say_the_notes_and_a_resolved_recipe_says_the_same(tiny: Path, tmp_path: Path) -> None:
+def test_plan_and_summary_say_the_notes_and_a_resolved_recipe_says_the_same(
+    tiny: Path, tmp_path: Path
+) -> None:
     changes = ["train.epochs=1", "scheduler.warmup_epochs=0", "checkpoint.every_steps=100"]
     expected = ["checkpoint.every_steps: 100 steps, and this run has 6"]
     plan = make_plan(tiny, changes)

@@ -1,4 +1,6 @@
-"""Image files to pixels: every kind of image is converted by a stated rule, and what cannot be read is named."""
+"""Image files to pixels: every kind of image is converted by a stated rule, and what cannot be
+read is named.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def test_grey_of_sixteen_bits_is_scaled_as_a_whole(tmp_path: Path, ending: str) 
 
 
 def test_dark_images_of_sixteen_bits_stay_dark_and_are_rounded(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 128, 129, 385, 386, 65406, 65407]], np.uint16)).save(tmp_path / "x.png")
+    Image.fromarray(np.array([[0, 128, 129, 385, 386, 65406, 65407]], np.uint16)).save(
+        tmp_path / "x.png"
+    )
     assert pixels(tmp_path / "x.png", "L").tolist() == [[0, 0, 1, 1, 2, 254, 255]]
 
 
@@ -60,7 +64,12 @@ def test_a_tiff_of_twelve_bits_is_scaled_by_its_own_highest_number(tmp_path: Pat
 
 def test_colour_of_sixteen_bits_keeps_its_upper_eight(tmp_path: Path) -> None:
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     row = b"\0" + struct.pack(">6H", 0x1234, 0x80FF, 0xFFFF, 0, 0x0100, 0x00FF)
     header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
@@ -72,9 +81,10 @@ def test_colour_of_sixteen_bits_keeps_its_upper_eight(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("mode", "kind"), [("F", "fractions"), ("I", "whole numbers")])
 def test_numbers_of_32_bits_do_not_say_what_is_white(tmp_path: Path, mode: str, kind: str) -> None:
     Image.new(mode, (4, 4), 1).save(tmp_path / "x.tiff")
-    assert refusal(tmp_path / "x.tiff") == (
-        f"is no image that can be read (it holds {kind} of 32 bits, which do not say what is white; save it with 8 or "
-        "16 bits); mend it, or take it out"
+    assert (
+        refusal(tmp_path / "x.tiff")
+        == f"is no image that can be read (it holds {kind} of 32 bits, which do not say what is"
+        " white; save it with 8 or 16 bits); mend it, or take it out"
     )
 
 
@@ -118,7 +128,9 @@ def test_every_mode_becomes_colour_and_what_is_transparent_lies_on_white(
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("deep", [False, True])
-@pytest.mark.parametrize("ending", ["png", "tif"])  # Pillow itself applies that of a TIFF, while it loads it
+@pytest.mark.parametrize(
+    "ending", ["png", "tif"]
+)  # Pillow itself applies that of a TIFF, while it loads it
 def test_the_orientation_that_a_camera_wrote_is_applied(
     tmp_path: Path, orientation: int, deep: bool, ending: str
 ) -> None:
@@ -134,7 +146,9 @@ def test_the_orientation_that_a_camera_wrote_is_applied(
 
 
 def test_spoiled_exif_does_not_spoil_the_image(tmp_path: Path) -> None:
-    Image.new("RGB", (4, 2), (9, 9, 9)).save(tmp_path / "x.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    Image.new("RGB", (4, 2), (9, 9, 9)).save(
+        tmp_path / "x.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"
+    )
     assert pixels(tmp_path / "x.png").shape == (2, 4, 3)
 
 
@@ -154,7 +168,18 @@ def test_the_content_says_what_a_file_is(tmp_path: Path) -> None:
 
 
 def test_endings_are_those_of_images() -> None:
-    assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".jp2"} <= endings()
+    assert {
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".gif",
+        ".ppm",
+        ".jp2",
+    } <= endings()
     assert not {".eps", ".ps", ".pdf", ".mpg", ".h5", ".txt", ".heic", ""} & endings()
 
 
@@ -173,8 +198,14 @@ def test_a_file_that_is_cut_off_is_an_error(tmp_path: Path, ending: str, share: 
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"<!DOCTYPE html>\n<html>404</html>", "is a web page, not the file that it should be; download it again"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "is only the pointer to a file in Git LFS; fetch it with"),
+        (
+            b"<!DOCTYPE html>\n<html>404</html>",
+            "is a web page, not the file that it should be; download it again",
+        ),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "is only the pointer to a file in Git LFS; fetch it with",
+        ),
         (bytes(4096), "begins with nothing but zeros: a copy or a download that did not end"),
         (b"\x89PNG\r\n\x1a\nnothing", "is a PNG image whose beginning is damaged"),
         (b"PK\x03\x04 and more", "is a zip archive"),
@@ -182,18 +213,26 @@ def test_a_file_that_is_cut_off_is_an_error(tmp_path: Path, ending: str, share: 
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image that can be read"),
     ],
 )
-def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_of_another_kind_is_named_for_what_it_is(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
     assert refusal(tmp_path / "x.jpg").startswith(message)
 
 
-def test_an_image_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_would_fill_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Image.new("1", (100, 100)).save(tmp_path / "x.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert refusal(tmp_path / "x.png").startswith("is no image that can be read (it has more than 2,000 pixels")
+    assert refusal(tmp_path / "x.png").startswith(
+        "is no image that can be read (it has more than 2,000 pixels"
+    )
 
 
-@pytest.mark.parametrize(("size", "read"), [((1, 1000), True), ((1, 1001), False), ((1001, 1), False)])
+@pytest.mark.parametrize(
+    ("size", "read"), [((1, 1000), True), ((1, 1001), False), ((1001, 1), False)]
+)
 def test_a_side_that_would_fill_the_memory_once_resized_is_refused(
     tmp_path: Path, size: tuple[int, int], read: bool
 ) -> None:
@@ -202,7 +241,9 @@ def test_a_side_that_would_fill_the_memory_once_resized_is_refused(
     if read:
         assert pixels(path).shape == (1000, 1, 3)
     else:
-        assert refusal(path).endswith("pixels, a side too long for the other); mend it, or take it out")
+        assert refusal(path).endswith(
+            "pixels, a side too long for the other); mend it, or take it out"
+        )
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

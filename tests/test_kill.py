@@ -26,8 +26,12 @@ checkpoint: {every_steps: 3, keep_best: 2}
 """
 RECIPES = {
     "plain": SMALL,
-    "accumulate_bf16": SMALL.replace("log_every: 1", "log_every: 1, accumulate: 2, precision: bf16"),
-    "augment_workers": SMALL.replace("batch_size: 64", "batch_size: 64, workers: 2, augment: {color_jitter: 0}"),
+    "accumulate_bf16": SMALL.replace(
+        "log_every: 1", "log_every: 1, accumulate: 2, precision: bf16"
+    ),
+    "augment_workers": SMALL.replace(
+        "batch_size: 64", "batch_size: 64, workers: 2, augment: {color_jitter: 0}"
+    ),
     "plugins": SMALL
     + """
 plugins:
@@ -46,7 +50,9 @@ def trainkit(*arguments: str) -> subprocess.Popen[bytes]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "trainkit", "train", *arguments]
     # A session of its own: killing the group leaves no data workers behind.
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def steps_logged(folder: Path) -> int:
@@ -75,7 +81,8 @@ def test_killed_runs_end_with_the_same_bits(name, tmp_path):
     total = steps_logged(whole)
     dice = random.Random(name)
     process = trainkit(str(recipe), "--run-dir", str(killed))
-    # The first kill comes after a checkpoint; each later one further on, so that all of them strike.
+    # The first kill comes after a checkpoint; each later one further on, so that all of them
+    # strike.
     for at in sorted(dice.sample(range(5, total - 4), KILLS)):
         assert kill_at(process, killed, at)
         process = trainkit("--resume", str(killed))
@@ -83,7 +90,9 @@ def test_killed_runs_end_with_the_same_bits(name, tmp_path):
     ends = [read_state(folder / "checkpoints" / "last.pt") for folder in (whole, killed)]
     assert list(differences(*ends)) == []
     assert (whole / "metrics.jsonl").read_bytes() == (killed / "metrics.jsonl").read_bytes()
-    assert (whole / "weights.safetensors").read_bytes() == (killed / "weights.safetensors").read_bytes()
+    assert (whole / "weights.safetensors").read_bytes() == (
+        killed / "weights.safetensors"
+    ).read_bytes()
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (whole, killed)]
     assert {k: v for k, v in summaries[0].items() if k != "seconds"} == {
         k: v for k, v in summaries[1].items() if k != "seconds"

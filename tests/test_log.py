@@ -1,4 +1,6 @@
-"""What is logged: one value per name and step, brought to the host late, and cut back exactly on resume."""
+"""What is logged: one value per name and step, brought to the host late, and cut back exactly on
+resume.
+"""
 
 from __future__ import annotations
 
@@ -80,14 +82,21 @@ def test_a_recorded_tensor_may_change_afterwards_and_keeps_no_graph() -> None:
         log.record("running", running)
         log.record("loss", weight * step)
         log.commit(step, 0)
-    assert not any(value.requires_grad for _, _, values in log._pending for value in values.values())  # type: ignore[union-attr]
-    assert [record.values for record in log.flush()] == [{"running": 1.0, "loss": 1.0}, {"running": 2.0, "loss": 2.0}]
+    assert not any(
+        value.requires_grad for _, _, values in log._pending for value in values.values()
+    )  # type: ignore[union-attr]
+    assert [record.values for record in log.flush()] == [
+        {"running": 1.0, "loss": 1.0},
+        {"running": 2.0, "loss": 2.0},
+    ]
 
 
 def test_the_host_waits_for_a_device_once_per_flush(monkeypatch: pytest.MonkeyPatch) -> None:
     transfers = []
     to_list = torch.Tensor.tolist
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: transfers.append(self.shape) or to_list(self))
+    monkeypatch.setattr(
+        torch.Tensor, "tolist", lambda self: transfers.append(self.shape) or to_list(self)
+    )
     log = Log()
     for step in range(5):
         log.record("loss", torch.tensor(float(step)))
@@ -99,7 +108,9 @@ def test_the_host_waits_for_a_device_once_per_flush(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", ["step", "epoch"])
 def test_names_that_every_record_has_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"a record has its own '{name}'; log the value under another name"):
+    with pytest.raises(
+        ValueError, match=f"a record has its own '{name}'; log the value under another name"
+    ):
         Log().record(name, 1)
 
 
@@ -164,8 +175,8 @@ def test_a_log_that_lost_lines_is_refused(tmp_path: Path) -> None:
     path.write_text('{"step": 1, "epoch": 0}\n')
     with pytest.raises(UserError) as caught:
         Log(path).load_state_dict({"bytes": 100, "notes": []})
-    assert str(caught.value) == (
-        f"{path}: has 24 bytes but the checkpoint was written after 100; "
+    assert (
+        str(caught.value) == f"{path}: has 24 bytes but the checkpoint was written after 100; "
         "the file was changed since: restore it, or start a new run"
     )
     path.unlink()
@@ -228,8 +239,14 @@ def test_a_history_leaves_out_a_last_line_that_was_cut(tmp_path: Path) -> None:
 NUMBERS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-@given(rows=st.lists(st.dictionaries(st.sampled_from("abc"), NUMBERS | st.lists(NUMBERS), min_size=1), max_size=5))
-def test_what_is_logged_is_read_back_bit_for_bit(rows: list[dict[str, float | list[float]]]) -> None:
+@given(
+    rows=st.lists(
+        st.dictionaries(st.sampled_from("abc"), NUMBERS | st.lists(NUMBERS), min_size=1), max_size=5
+    )
+)
+def test_what_is_logged_is_read_back_bit_for_bit(
+    rows: list[dict[str, float | list[float]]],
+) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:

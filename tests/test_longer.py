@@ -1,4 +1,6 @@
-"""A run that is made longer equals one that was so long from the start, bit for bit, or it is refused."""
+"""A run that is made longer equals one that was so long from the start, bit for bit, or it is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ TO_BE_LONGER = {
     "warm-up": ["scheduler={name: constant, warmup_epochs: 1}"],
     "milestones": ["scheduler={name: multistep, args: {decay_milestones: [1, 3]}}"],
     "decay": ["scheduler={name: step, args: {decay_epochs: 1, decay_rate: 0.5}}"],
-    "plugins": [*CONSTANT, "plugins.ema={decay: 0.9}", "plugins.grad_clip={max_norm: 0.5}", "checkpoint.keep_best=2"],
+    "plugins": [
+        *CONSTANT,
+        "plugins.ema={decay: 0.9}",
+        "plugins.grad_clip={max_norm: 0.5}",
+        "checkpoint.keep_best=2",
+    ],
 }
 
 
@@ -42,12 +49,17 @@ def the_same(first: Path, second: Path) -> None:
     assert list(differences(*states)) == []
     for name in ("metrics.jsonl", "weights.safetensors", "recipe.yaml"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
-    told = [json.loads((folder / "summary.json").read_text()) | {"seconds": 0} for folder in (first, second)]
+    told = [
+        json.loads((folder / "summary.json").read_text()) | {"seconds": 0}
+        for folder in (first, second)
+    ]
     assert told[0] == told[1]
 
 
 @pytest.mark.parametrize("name", TO_BE_LONGER)
-def test_a_finished_run_made_longer_equals_a_long_one(tiny: Path, tmp_path: Path, name: str) -> None:
+def test_a_finished_run_made_longer_equals_a_long_one(
+    tiny: Path, tmp_path: Path, name: str
+) -> None:
     overrides = TO_BE_LONGER[name]
     whole = trained(tiny, tmp_path / "whole", [*overrides, "train.epochs=4"])
     longer = trained(tiny, tmp_path / "longer", [*overrides, "train.epochs=2"])
@@ -86,7 +98,9 @@ def stopped_at(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
 def test_an_interrupted_run_is_made_longer_too(
     tiny: Path, tmp_path: Path, stopped_at: Callable[..., Path], step: int
 ) -> None:
-    whole = trained(tiny, tmp_path / "whole", [*CONSTANT, "train.epochs=3", "checkpoint.every_steps=4"])
+    whole = trained(
+        tiny, tmp_path / "whole", [*CONSTANT, "train.epochs=3", "checkpoint.every_steps=4"]
+    )
     folder = stopped_at(step, *CONSTANT, "checkpoint.every_steps=4")
     # Killed between the new recipe and the next checkpoint, it goes on as the longer run.
     recipe = folder / "recipe.yaml"
@@ -103,7 +117,9 @@ def test_an_interrupted_run_is_made_longer_too(
         ("{name: tanh, warmup_epochs: 1}", "the tanh schedule"),
     ],
 )
-def test_a_schedule_that_looks_at_the_end_is_refused(tiny: Path, tmp_path: Path, schedule: str, rates: str) -> None:
+def test_a_schedule_that_looks_at_the_end_is_refused(
+    tiny: Path, tmp_path: Path, schedule: str, rates: str
+) -> None:
     folder = trained(tiny, tmp_path / "run", [f"scheduler={schedule}"])
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=rates) as caught:
@@ -121,35 +137,51 @@ def test_a_schedule_that_looks_at_the_end_is_refused(tiny: Path, tmp_path: Path,
         (["~plugins"], r"only train\.epochs can be set, to more"),
     ],
 )
-def test_other_changes_are_refused(tiny: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
+def test_other_changes_are_refused(
+    tiny: Path, tmp_path: Path, overrides: list[str], message: str
+) -> None:
     folder = trained(tiny, tmp_path / "run", CONSTANT)
     with pytest.raises(UserError, match=message):
         session.resume(folder, [], overrides)
 
 
 def test_a_validation_that_would_not_have_been_is_refused(tiny: Path, tmp_path: Path) -> None:
-    folder = trained(tiny, tmp_path / "run", [*CONSTANT, "train.epochs=3", "train.evaluate_every=2"])
-    with pytest.raises(UserError, match=r"validated after its last epoch, 3, and a longer run would not have"):
+    folder = trained(
+        tiny, tmp_path / "run", [*CONSTANT, "train.epochs=3", "train.evaluate_every=2"]
+    )
+    with pytest.raises(
+        UserError, match=r"validated after its last epoch, 3, and a longer run would not have"
+    ):
         session.resume(folder, [], ["train.epochs=5"])
-    other = trained(tiny, tmp_path / "other", [*CONSTANT, "train.epochs=2", "train.evaluate_every=2"])
+    other = trained(
+        tiny, tmp_path / "other", [*CONSTANT, "train.epochs=2", "train.evaluate_every=2"]
+    )
     session.resume(other, [], ["train.epochs=4"])
-    whole = trained(tiny, tmp_path / "whole", [*CONSTANT, "train.epochs=4", "train.evaluate_every=2"])
+    whole = trained(
+        tiny, tmp_path / "whole", [*CONSTANT, "train.epochs=4", "train.evaluate_every=2"]
+    )
     the_same(whole, other)
 
 
 def test_a_plugin_that_has_closed_the_run_is_respected(tiny: Path, tmp_path: Path) -> None:
     overrides = [*CONSTANT, "plugins.example_weighing={}", "model={name: test_resnet}"]
     folder = trained(tiny, tmp_path / "run", overrides)
-    with pytest.raises(UserError, match="example_weighing has chosen alpha at the end of training; start a new run"):
+    with pytest.raises(
+        UserError, match="example_weighing has chosen alpha at the end of training; start a new run"
+    ):
         session.resume(folder, [], ["train.epochs=4"])
 
 
 def test_the_command_line_makes_a_run_longer(tiny: Path, tmp_path: Path) -> None:
     folder = trained(tiny, tmp_path / "run", CONSTANT)
-    done = CliRunner().invoke(app, ["train", "--resume", str(folder), "train.epochs=3"], catch_exceptions=False)
+    done = CliRunner().invoke(
+        app, ["train", "--resume", str(folder), "train.epochs=3"], catch_exceptions=False
+    )
     assert done.exit_code == 0, done.output
     assert json.loads((folder / "summary.json").read_text())["epochs"] == 3
     assert "epochs: 3" in (folder / "recipe.yaml").read_text()
-    refused = CliRunner().invoke(app, ["train", "--resume", str(folder), "train.epochs=2"], catch_exceptions=False)
+    refused = CliRunner().invoke(
+        app, ["train", "--resume", str(folder), "train.epochs=2"], catch_exceptions=False
+    )
     assert refused.exit_code == 2
     assert refused.stderr.count("\n") == 1

@@ -61,8 +61,12 @@ def watched(tiny: Path, *overrides: str) -> tuple[Run, Watch]:
 # Against a loop written by hand.
 
 
-def by_hand(name: str, epochs: int, smoothing: float = 0.0, **arguments: Any) -> tuple[nn.Module, list[float]]:
-    """Train as the tiny recipe says, in plain PyTorch; return the model and the loss of every step."""
+def by_hand(
+    name: str, epochs: int, smoothing: float = 0.0, **arguments: Any
+) -> tuple[nn.Module, list[float]]:
+    """Train as the tiny recipe says, in plain PyTorch; return the model and the loss of every
+    step.
+    """
     seed_everything(derive_seed(3, "model"))
     try:
         model = timm.create_model(name, num_classes=4, img_size=32, **arguments)
@@ -79,9 +83,13 @@ def by_hand(name: str, epochs: int, smoothing: float = 0.0, **arguments: Any) ->
     losses = []
     for epoch in range(epochs):
         model.train()
-        generator = torch.Generator().manual_seed(derive_seed(derive_seed(3, "data"), "order", epoch))
+        generator = torch.Generator().manual_seed(
+            derive_seed(derive_seed(3, "data"), "order", epoch)
+        )
         for index in torch.randperm(22, generator=generator).split(4):
-            loss = nn.functional.cross_entropy(model(images[index]), targets[index], label_smoothing=smoothing)
+            loss = nn.functional.cross_entropy(
+                model(images[index]), targets[index], label_smoothing=smoothing
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -101,7 +109,11 @@ def test_an_empty_recipe_is_a_hand_written_loop_bit_for_bit(
     tiny: Path, name: str, arguments: dict[str, float], smoothing: float
 ) -> None:
     model, losses = by_hand(name, 2, smoothing, **arguments)
-    overrides = [f"model={{name: {name}, args: {arguments or '{}'}}}", f"train.loss.smoothing={smoothing}", *CONSTANT]
+    overrides = [
+        f"model={{name: {name}, args: {arguments or '{}'}}}",
+        f"train.loss.smoothing={smoothing}",
+        *CONSTANT,
+    ]
     run, watch = watched(tiny, *overrides)
     assert watch.series("loss") == losses
     assert identical(weights(run.model), weights(model))
@@ -119,7 +131,10 @@ def test_validation_counts_examples_not_batches(tiny: Path) -> None:
     probabilities = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)
     confidence, right = probabilities.max(1), probabilities.argmax(1) == targets
     bins = np.digitize(confidence, np.linspace(0, 1, 16)[1:-1])
-    gaps = [abs(confidence[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in set(bins)]
+    gaps = [
+        abs(confidence[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean()
+        for b in set(bins)
+    ]
     assert keeper.final == {
         "accuracy": pytest.approx(right.mean(), abs=1e-7),
         "nll": pytest.approx(-np.log(probabilities[np.arange(10), targets]).mean(), rel=1e-6),
@@ -131,13 +146,17 @@ def test_validation_counts_examples_not_batches(tiny: Path) -> None:
 def test_top_5_is_measured_where_there_are_more_classes(tiny: Path) -> None:
     data = "validation: 13, classes: 9"
     key = next(iter(compose(tiny).recipe.plugins))
-    run, keeper = train(with_plugins(tiny, [f"plugins={{{key}: {{{data}}}}}", "train.epochs=1", *CONSTANT]))
+    run, keeper = train(
+        with_plugins(tiny, [f"plugins={{{key}: {{{data}}}}}", "train.epochs=1", *CONSTANT])
+    )
     run.model.eval()
     examples = [Made(13, 9, (3, 32, 32), first=22)[i] for i in range(13)]
     with torch.no_grad():
         best = run.model(torch.stack([image for image, _ in examples])).topk(5).indices
     targets = torch.tensor([target for _, target in examples])
-    assert keeper.final["top5"] == pytest.approx((best == targets[:, None]).any(1).double().mean().item())
+    assert keeper.final["top5"] == pytest.approx(
+        (best == targets[:, None]).any(1).double().mean().item()
+    )
 
 
 # Windows.
@@ -178,7 +197,13 @@ def test_an_accumulated_window_is_one_batch_also_when_it_is_short(tiny: Path) ->
 def test_the_logged_loss_is_the_mean_over_the_window(tiny: Path) -> None:
     # The first loss of each run is taken at the same weights, on the same 16 examples.
     cut, whole = (
-        watched(tiny, f"data.batch_size={size}", f"train.accumulate={16 // size}", "train.epochs=1", *CONSTANT)[1]
+        watched(
+            tiny,
+            f"data.batch_size={size}",
+            f"train.accumulate={16 // size}",
+            "train.epochs=1",
+            *CONSTANT,
+        )[1]
         for size in (4, 16)
     )
     assert cut.series("loss")[0] == pytest.approx(whole.series("loss")[0], rel=1e-6)
@@ -204,7 +229,9 @@ def test_lower_precision_computes_in_it_and_keeps_weights_whole(tiny: Path, prec
             model.head.register_forward_hook(lambda *args: seen.append(args[2].dtype))
             return model
 
-    low, keeper = train(with_plugins(tiny, [f"train.precision={precision}", *CONSTANT], Look(), Types()))
+    low, keeper = train(
+        with_plugins(tiny, [f"train.precision={precision}", *CONSTANT], Look(), Types())
+    )
     whole, _ = train(with_plugins(tiny, CONSTANT))
     assert set(seen) == {torch.float32, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]}
     assert {p.dtype for p in low.model.parameters()} == {torch.float32}
@@ -221,11 +248,16 @@ def test_gradients_are_unscaled_before_plugins_see_them(tiny: Path) -> None:
             squares = sum(p.grad.double().square().sum() for p in model.parameters())
             norms[run.recipe.train.precision].append(float(squares) ** 0.5)
 
-    # The weights hardly move, so the two runs see the same gradients, apart from steps that overflow in fp16.
+    # The weights hardly move, so the two runs see the same gradients, apart from steps that
+    # overflow in fp16.
     still = ["optimizer.lr=1e-9", "optimizer.weight_decay=0", *CONSTANT]
     for precision in norms:
         train(with_plugins(tiny, [f"train.precision={precision}", *still], Norm()))
-    pairs = [(low, whole) for low, whole in zip(norms["fp16"], norms["fp32"], strict=True) if math.isfinite(low)]
+    pairs = [
+        (low, whole)
+        for low, whole in zip(norms["fp16"], norms["fp32"], strict=True)
+        if math.isfinite(low)
+    ]
     assert len(pairs) >= 6
     assert all(low == pytest.approx(whole, rel=0.02) for low, whole in pairs)
 
@@ -284,27 +316,38 @@ def test_checkpointed_activations_give_the_same_gradients(tiny: Path) -> None:
 
 
 def test_a_model_without_checkpointing_says_so(tiny: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.grad_checkpointing: timm's \S+ does not offer it; set false"):
+    with pytest.raises(
+        UserError, match=r"train\.grad_checkpointing: timm's \S+ does not offer it; set false"
+    ):
         build(compose(tiny, ["model.name=inception_v4", "train.grad_checkpointing=true"]))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_compiled_model_trains_as_the_plain_one(tiny: Path, accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What is compiled is torch's business; that the host compiles and still names every weight as timm does is ours.
+def test_a_compiled_model_trains_as_the_plain_one(
+    tiny: Path, accumulate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is compiled is torch's business; that the host compiles and still names every weight as
+    # timm does is ours.
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
-    run, _ = train(with_plugins(tiny, ["train.compile=true", f"train.accumulate={accumulate}", *CONSTANT]))
+    run, _ = train(
+        with_plugins(tiny, ["train.compile=true", f"train.accumulate={accumulate}", *CONSTANT])
+    )
     assert compiled == ["VisionTransformer"]
     assert not [name for name in run.model.state_dict() if "_orig_mod" in name]
 
 
 def test_sync_batchnorm_is_refused_where_torch_has_none(tiny: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.sync_batchnorm: torch has it on CUDA only; set it to false"):
+    with pytest.raises(
+        UserError, match=r"train\.sync_batchnorm: torch has it on CUDA only; set it to false"
+    ):
         build(compose(tiny, ["train.sync_batchnorm=true"]))
 
 
 def test_a_device_that_is_not_there_is_refused(tiny: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.device: there is no cuda:99 here \(CUDA devices: \d+\)"):
+    with pytest.raises(
+        UserError, match=r"train\.device: there is no cuda:99 here \(CUDA devices: \d+\)"
+    ):
         build(compose(tiny, ["train.device=cuda:99"]))
 
 

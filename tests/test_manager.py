@@ -1,4 +1,6 @@
-"""Plugins of one run: what is refused, in which order they are called, and who is blamed when one misbehaves."""
+"""Plugins of one run: what is refused, in which order they are called, and who is blamed when
+one misbehaves.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ def test_an_unknown_hook_is_refused_with_a_suggestion() -> None:
         def before_optimiser_step(self, run): ...
 
     assert refusals(Slip()) == [
-        "r.yaml:1: plugins.slip: there is no hook 'before_optimiser_step'; did you mean 'before_optimizer_step'?"
+        "r.yaml:1: plugins.slip: there is no hook 'before_optimiser_step'; did you mean "
+        "'before_optimizer_step'?"
     ]
 
 
@@ -48,8 +51,8 @@ def test_an_unknown_argument_is_refused_with_those_there_are() -> None:
         def before_optimizer_step(self, modle, run): ...
 
     assert refusals(Slip()) == [
-        "r.yaml:1: plugins.slip: hook before_optimizer_step has no argument 'modle'; did you mean 'model'? "
-        "(it has: model, optimizer, window, run)"
+        "r.yaml:1: plugins.slip: hook before_optimizer_step has no argument 'modle'; did you mean "
+        "'model'? (it has: model, optimizer, window, run)"
     ]
 
 
@@ -65,10 +68,22 @@ def test_arguments_must_be_plain() -> None:
         def on_fit_end(self, *args, **options): ...
 
     assert refusals(Slip()) == [
-        "r.yaml:1: plugins.slip: argument 'run' of before_optimizer_step must be plain: no default, not keyword-only",
-        "r.yaml:1: plugins.slip: argument 'run' of on_epoch_end must be plain: no default, not keyword-only",
-        "r.yaml:1: plugins.slip: hook on_fit_end passes no *args or **kwargs; name the arguments (it has: run)",
-        "r.yaml:1: plugins.slip: hook on_fit_end passes no *args or **kwargs; name the arguments (it has: run)",
+        (
+            "r.yaml:1: plugins.slip: argument 'run' of before_optimizer_step must be plain: no "
+            "default, not keyword-only"
+        ),
+        (
+            "r.yaml:1: plugins.slip: argument 'run' of on_epoch_end must be plain: no default, not "
+            "keyword-only"
+        ),
+        (
+            "r.yaml:1: plugins.slip: hook on_fit_end passes no *args or **kwargs; name the "
+            "arguments (it has: run)"
+        ),
+        (
+            "r.yaml:1: plugins.slip: hook on_fit_end passes no *args or **kwargs; name the "
+            "arguments (it has: run)"
+        ),
     ]
 
 
@@ -81,10 +96,14 @@ def test_a_method_named_as_a_hook_must_be_marked() -> None:
         def on_fit_end(run): ...
 
     assert refusals(Slip()) == [
-        "r.yaml:1: plugins.slip: its on_fit_end has the name of a hook but is not a method marked @hookimpl; "
-        "mark or rename it",
-        "r.yaml:1: plugins.slip: its on_fit_start has the name of a hook but is not a method marked @hookimpl; "
-        "mark or rename it",
+        (
+            "r.yaml:1: plugins.slip: its on_fit_end has the name of a hook but is not a method "
+            "marked @hookimpl; mark or rename it"
+        ),
+        (
+            "r.yaml:1: plugins.slip: its on_fit_start has the name of a hook but is not a method "
+            "marked @hookimpl; mark or rename it"
+        ),
     ]
 
 
@@ -108,12 +127,19 @@ def test_wrappers_wrap_values_and_are_generators() -> None:
             yield
 
     assert refusals(Slip()) == [
-        "r.yaml:1: plugins.slip: build_model yields but is not a wrapper, so it would never run; "
-        "mark it @hookimpl(wrapper=True)",
+        (
+            "r.yaml:1: plugins.slip: build_model yields but is not a wrapper, so it would never "
+            "run; mark it @hookimpl(wrapper=True)"
+        ),
         "r.yaml:1: plugins.slip: the wrapper compute_loss must be a generator that yields once",
-        "r.yaml:1: plugins.slip: on_fit_end yields but is not a wrapper, so it would never run; "
-        "a moment cannot be wrapped",
-        "r.yaml:1: plugins.slip: on_fit_start is a moment: it has no value to wrap; use plain @hookimpl",
+        (
+            "r.yaml:1: plugins.slip: on_fit_end yields but is not a wrapper, so it would never run;"
+            " a moment cannot be wrapped"
+        ),
+        (
+            "r.yaml:1: plugins.slip: on_fit_start is a moment: it has no value to wrap; use plain "
+            "@hookimpl"
+        ),
     ]
 
 
@@ -131,10 +157,14 @@ def test_a_plugin_cannot_choose_its_place_behind_the_recipes_back() -> None:
 
     assert refusals(Slip()) == [
         "r.yaml:1: plugins.slip: the mark of build_model may not say hookwrapper: use wrapper=True",
-        "r.yaml:1: plugins.slip: the mark of build_optimizer may not say trylast: order is the recipe's, "
-        "and `before` and `after`",
-        "r.yaml:1: plugins.slip: the mark of on_fit_end may not say tryfirst: order is the recipe's, "
-        "and `before` and `after`",
+        (
+            "r.yaml:1: plugins.slip: the mark of build_optimizer may not say trylast: order is the "
+            "recipe's, and `before` and `after`"
+        ),
+        (
+            "r.yaml:1: plugins.slip: the mark of on_fit_end may not say tryfirst: order is the "
+            "recipe's, and `before` and `after`"
+        ),
     ]
 
 
@@ -154,7 +184,8 @@ def test_a_value_has_one_provider() -> None:
             return (yield)
 
     assert refusals(One(), Three(), Two()) == [
-        "r.yaml:3: plugins.two: one and two both provide build_optimizer, and a run has one; drop one of them"
+        "r.yaml:3: plugins.two: one and two both provide build_optimizer, and a run has one; drop "
+        "one of them"
     ]
     assert refusals(One(), Three()) == []
 
@@ -184,9 +215,15 @@ def test_order_is_the_recipes_where_nothing_else_is_said() -> None:
 
 
 def test_before_and_after_move_only_what_they_must() -> None:
-    assert order(placed("A", after=("d",)), placed("B"), placed("C"), placed("D"), placed("E"))[0] == list("bcdae")
-    assert order(placed("A"), placed("B"), placed("C", before=("a",)), placed("D"))[0] == list("bcad")
-    assert order(placed("A", after=("c",)), placed("B", after=("a",)), placed("C"))[0] == list("cab")
+    assert order(placed("A", after=("d",)), placed("B"), placed("C"), placed("D"), placed("E"))[
+        0
+    ] == list("bcdae")
+    assert order(placed("A"), placed("B"), placed("C", before=("a",)), placed("D"))[0] == list(
+        "bcad"
+    )
+    assert order(placed("A", after=("c",)), placed("B", after=("a",)), placed("C"))[0] == list(
+        "cab"
+    )
 
 
 def test_rules_about_plugins_that_are_off_do_nothing() -> None:
@@ -194,7 +231,9 @@ def test_rules_about_plugins_that_are_off_do_nothing() -> None:
 
 
 def test_each_place_has_its_reason() -> None:
-    entries, _ = arrange(entries_of(placed("A", after=("b",)), placed("B", before=("c",)), placed("C")))
+    entries, _ = arrange(
+        entries_of(placed("A", after=("b",)), placed("B", before=("c",)), placed("C"))
+    )
     assert [(entry.name, entry.reason) for entry in entries] == [
         ("b", "recipe order"),
         ("a", "recipe order; a declares `after b`"),
@@ -213,26 +252,29 @@ def test_a_circle_is_refused_with_those_in_it_and_who_asks() -> None:
     names, problems = order(*plugins)
     assert names == ["x", "a", "b", "c", "z"]
     assert problems == [
-        "r.yaml:2: plugins.a: a and b and c cannot be put in order: a declares `after b`; b declares `after c`; "
-        "c declares `after a`; drop one of them"
+        "r.yaml:2: plugins.a: a and b and c cannot be put in order: a declares `after b`; b "
+        "declares `after c`; c declares `after a`; drop one of them"
     ]
     assert order(placed("A", before=("b",)), placed("B", before=("a",)))[1] == [
-        "r.yaml:1: plugins.a: a and b cannot be put in order: b declares `before a`; a declares `before b`; "
-        "drop one of them"
+        "r.yaml:1: plugins.a: a and b cannot be put in order: b declares `before a`; a declares "
+        "`before b`; drop one of them"
     ]
 
 
 def test_conflicts_are_refused_with_their_reason() -> None:
     shy = placed("Shy", conflicts={"loud": "both want to speak"})
     assert order(shy, placed("Loud"))[1] == [
-        "r.yaml:1: plugins.shy: cannot be on together with loud: both want to speak; drop one of the two"
+        "r.yaml:1: plugins.shy: cannot be on together with loud: both want to speak; drop one of "
+        "the two"
     ]
     assert order(shy)[1] == []
 
 
 def test_a_missing_requirement_is_refused_with_what_to_add() -> None:
     louder = placed("Louder", requires=("speaker",))
-    assert order(louder)[1] == ["r.yaml:1: plugins.louder: needs the plugin speaker; add `speaker: {}` to `plugins:`"]
+    assert order(louder)[1] == [
+        "r.yaml:1: plugins.louder: needs the plugin speaker; add `speaker: {}` to `plugins:`"
+    ]
     assert order(louder, placed("Speaker"))[1] == []
 
 
@@ -267,11 +309,17 @@ def mistakes(path: Path, overrides: Sequence[str] = ()) -> list[str]:
 
 def test_all_options_of_all_plugins_are_checked_at_once(write: Write) -> None:
     write(LOCAL, "trick.py")
-    path = write(f"{SECTIONS}  ./trick.py:Trick: {{size: 0, nmae_: y}}\n  ./trick.py:Helper:\n    at: 2\n    on: 1\n")
+    path = write(
+        f"{SECTIONS}  ./trick.py:Trick: {{size: 0, nmae_: y}}\n  ./trick.py:Helper:\n    at: 2\n   "
+        " on: 1\n"
+    )
     key, other = "plugins../trick.py:Trick", "plugins../trick.py:Helper"
     assert mistakes(path) == [
         f"recipe.yaml:4: {key}.size: should be greater than or equal to 1; got 0",
-        f"recipe.yaml:4: {key}.nmae_: there is no such option; did you mean 'name_'? (known: size, name_)",
+        (
+            f"recipe.yaml:4: {key}.nmae_: there is no such option; did you mean 'name_'? (known: "
+            "size, name_)"
+        ),
         f"recipe.yaml:6: {other}.at: should be less than 1; got 2",
         f"recipe.yaml:7: {other}.on: there is no such option (known: at)",
     ]
@@ -290,10 +338,14 @@ def test_shape_order_and_options_are_refused_together(write: Write) -> None:
     write(LOCAL, "trick.py")
     path = write(f"{SECTIONS}  ./trick.py:Helper: {{}}\n  ./trick.py:Broken: {{}}\n  nope: {{}}\n")
     first, second, third = mistakes(path)
-    assert first == "recipe.yaml:4: plugins.Helper: needs the plugin Trick; add `Trick: {}` to `plugins:`"
+    assert (
+        first
+        == "recipe.yaml:4: plugins.Helper: needs the plugin Trick; add `Trick: {}` to `plugins:`"
+    )
     assert (
         second
-        == "recipe.yaml:5: plugins.Broken: hook on_fit_end has no argument 'rum'; did you mean 'run'? (it has: run)"
+        == "recipe.yaml:5: plugins.Broken: hook on_fit_end has no argument 'rum'; did you mean"
+        " 'run'? (it has: run)"
     )
     assert third.startswith("recipe.yaml:6: plugins.nope: no plugin of this name is installed")
 

@@ -1,4 +1,6 @@
-"""YAML as recipes have it: YAML 1.2 scalars, a line for every value, and nothing that is not plain data."""
+"""YAML as recipes have it: YAML 1.2 scalars, a line for every value, and nothing that is not
+plain data.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,10 @@ def test_nan_is_a_number(write: Write) -> None:
 
 
 def test_every_value_has_the_line_of_its_key(write: Write) -> None:
-    path = write("# a comment\nmodel:\n  name: x\n  args:\n    - 1\n    - {b: 2,\n       c: 3}\nseed:\n\n  5\n")
+    path = write(
+        "# a comment\nmodel:\n  name: x\n  args:\n    - 1\n    - {b: 2,\n       c: 3}\nseed:\n\n "
+        " 5\n"
+    )
     _, marks, _ = load_marked(path)
     assert {keys: mark.line for keys, mark in marks.items()} == {
         (): 2,
@@ -125,14 +130,18 @@ def test_an_anchor_is_read_where_it_is_used(write: Write) -> None:
 def test_an_empty_file_is_an_empty_recipe(write: Write, text: str) -> None:
     path = write(text)
     if text == "---\n":
-        assert refusals(path) == ["recipe.yaml:1: a recipe is a mapping of sections such as `model:`"]
+        assert refusals(path) == [
+            "recipe.yaml:1: a recipe is a mapping of sections such as `model:`"
+        ]
     else:
         assert load_marked(path) == ({}, {}, [])
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "3", "null"])
 def test_the_top_level_must_be_a_mapping(write: Write, text: str) -> None:
-    assert refusals(write(text)) == ["recipe.yaml:1: a recipe is a mapping of sections such as `model:`"]
+    assert refusals(write(text)) == [
+        "recipe.yaml:1: a recipe is a mapping of sections such as `model:`"
+    ]
 
 
 def test_every_repeated_key_is_named_with_both_lines(write: Write) -> None:
@@ -150,14 +159,19 @@ def test_every_repeated_key_is_named_with_both_lines(write: Write) -> None:
         ("seed: !!int abc", "seed: 'abc' is not a value that can be read"),
         ("seed: !!bool abc", "seed: 'abc' is not a value that can be read"),
         (f"seed: {'9' * 5000}", f"seed: '{'9' * 40}' is not a value that can be read"),
-        ("seed: !!timestamp 2001-01-01", "seed: a recipe holds plain values only; remove the tag !!timestamp"),
+        (
+            "seed: !!timestamp 2001-01-01",
+            "seed: a recipe holds plain values only; remove the tag !!timestamp",
+        ),
         ("seed: !!binary aGk=", "seed: a recipe holds plain values only; remove the tag !!binary"),
         ("seed: !mine x", "seed: a recipe holds plain values only; remove the tag !mine"),
         ("? [a]\n: 1", "a key must be a plain word, not a list or a mapping"),
         ("{a: 1}: 1", "a key must be a plain word, not a list or a mapping"),
     ],
 )
-def test_what_is_not_plain_is_refused_and_the_rest_read(write: Write, text: str, message: str) -> None:
+def test_what_is_not_plain_is_refused_and_the_rest_read(
+    write: Write, text: str, message: str
+) -> None:
     path = write(f"train: {{epochs: 2}}\n{text}\n")
     assert mistakes(path) == [f"recipe.yaml:2: {message}"]
     assert load_marked(path)[0]["train"] == {"epochs": 2}
@@ -167,7 +181,8 @@ def test_no_tag_runs_code(write: Write, tmp_path: Path) -> None:
     witness = tmp_path / "witness"
     path = write(f"seed: !!python/object/apply:pathlib.Path.touch [{witness}]\n")
     assert mistakes(path) == [
-        "recipe.yaml:1: seed: a recipe holds plain values only; remove the tag !!python/object/apply:pathlib.Path.touch"
+        "recipe.yaml:1: seed: a recipe holds plain values only; remove the tag "
+        "!!python/object/apply:pathlib.Path.touch"
     ]
     assert not witness.exists()
 
@@ -177,17 +192,41 @@ def test_no_tag_runs_code(write: Write, tmp_path: Path) -> None:
     [
         (
             "train:\n\tepochs: 1",
-            r"2: not valid YAML: found character '\t' that cannot start any token; indent with spaces, not tabs",
+            (
+                r"2: not valid YAML: found character '\t' that cannot start any token; indent with"
+                r" spaces, not tabs"
+            ),
         ),
         (
             "a: [1, 2\nb: 3",
             "2: not valid YAML: expected ',' or ']', but got ':'; while parsing a flow sequence",
         ),
-        ("a: 1\n b: 2", "2: not valid YAML: mapping values are not allowed here; check indentation and quotes here"),
-        ("a: 'x", "1: not valid YAML: found unexpected end of stream; while scanning a quoted scalar"),
-        ("a: *x", "1: not valid YAML: found undefined alias 'x'; check indentation and quotes here"),
-        ("a: 1\n---\nb: 1", "2: not valid YAML: but found another document; expected a single document in the stream"),
-        ("b: 1\na: &x\n  c: *x", "2: not valid YAML: an alias that contains itself; write the value out"),
+        (
+            "a: 1\n b: 2",
+            (
+                "2: not valid YAML: mapping values are not allowed here; check indentation and "
+                "quotes here"
+            ),
+        ),
+        (
+            "a: 'x",
+            "1: not valid YAML: found unexpected end of stream; while scanning a quoted scalar",
+        ),
+        (
+            "a: *x",
+            "1: not valid YAML: found undefined alias 'x'; check indentation and quotes here",
+        ),
+        (
+            "a: 1\n---\nb: 1",
+            (
+                "2: not valid YAML: but found another document; expected a single document in the "
+                "stream"
+            ),
+        ),
+        (
+            "b: 1\na: &x\n  c: *x",
+            "2: not valid YAML: an alias that contains itself; write the value out",
+        ),
         ("a: &x [1, *x]", "1: not valid YAML: an alias that contains itself; write the value out"),
         ("a: 1\nb: \x00", "2: not valid YAML: it has the character U+0000; is this a text file?"),
         ("[" * 5000, "1: not valid YAML: it nests too deeply"),
@@ -229,7 +268,13 @@ def test_a_value_on_the_command_line_may_be_a_list_or_mapping() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1", "not valid YAML: expected ',' or ']', but got '<stream end>'; while parsing a flow sequence"),
+        (
+            "[1",
+            (
+                "not valid YAML: expected ',' or ']', but got '<stream end>'; while parsing a flow "
+                "sequence"
+            ),
+        ),
         ("&x [*x]", "not valid YAML: an alias that contains itself; write the value out"),
         ("{a: 1, a: 2}", "this key is already on line 1; remove one of them"),
         ("!!binary aGk=", "a recipe holds plain values only; remove the tag !!binary"),
@@ -248,9 +293,13 @@ PLAIN = st.recursive(
     | st.floats(allow_nan=False)
     | st.text("ab1e-+.: #'\"[]{}&*!|>%@`,?0x~\n\t\x07é…𝛼\u2028", max_size=6)
     | st.from_regex(
-        r"[-+]?[0-9]{0,3}\.?[0-9]{0,2}([eE][-+]?[0-9]{1,2})?|0[ox][0-9]+|[~yYnN]|on|off|null|", fullmatch=True
+        r"[-+]?[0-9]{0,3}\.?[0-9]{0,2}([eE][-+]?[0-9]{1,2})?|0[ox][0-9]+|[~yYnN]|on|off|null|",
+        fullmatch=True,
     ),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab1.e-", min_size=1), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text("ab1.e-", min_size=1), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 

@@ -1,4 +1,6 @@
-"""Hidden entries: a function of (seed, split, index), of the wanted share and shape; NaN after normalisation."""
+"""Hidden entries: a function of (seed, split, index), of the wanted share and shape; NaN after
+normalisation.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def spec(**options: Any) -> MissingSpec:
 
 
 def load(write: Write, data: str, *overrides: str) -> Data:
-    recipe = compose(write(f"model: {{name: test_vit, in_chans: 1}}\ndata: {data}\n"), overrides).recipe
+    recipe = compose(
+        write(f"model: {{name: test_vit, in_chans: 1}}\ndata: {data}\n"), overrides
+    ).recipe
     return sources.build(recipe, Device(recipe.train))
 
 
@@ -42,7 +46,10 @@ def first(data: Data, epoch: int = 0) -> Tensor:
 
 
 def test_the_share_of_an_example_is_drawn_evenly_and_differs_from_others() -> None:
-    shares = [mask(torch.zeros(400), spec(rate=(0.2, 0.8)), ("train", i)).float().mean().item() for i in range(600)]
+    shares = [
+        mask(torch.zeros(400), spec(rate=(0.2, 0.8)), ("train", i)).float().mean().item()
+        for i in range(600)
+    ]
     assert min(shares) > 0.1
     assert max(shares) < 0.9
     assert sum(shares) / 600 == pytest.approx(0.5, abs=0.03)
@@ -55,7 +62,9 @@ def test_the_share_of_an_example_is_drawn_evenly_and_differs_from_others() -> No
     st.integers(0, 50),
     st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted).map(tuple),
 )
-def test_a_mask_is_a_function_of_seed_split_and_index(kind: Any, per: Any, index: int, rate: Any) -> None:
+def test_a_mask_is_a_function_of_seed_split_and_index(
+    kind: Any, per: Any, index: int, rate: Any
+) -> None:
     x = torch.linspace(-1, 1, 48).view(3, 4, 4)
     chosen = spec(kind=kind, per=per, rate=rate)
     one = mask(x, chosen, ("train", index))
@@ -72,14 +81,19 @@ def test_a_mask_is_a_function_of_seed_split_and_index(kind: Any, per: Any, index
 def test_other_seeds_splits_and_indices_hide_other_entries() -> None:
     x = torch.zeros(1, 20, 20)
     masks = [
-        mask(x, spec(seed=seed), (split, index)) for seed in (0, 1) for split in ("train", "val") for index in (0, 1)
+        mask(x, spec(seed=seed), (split, index))
+        for seed in (0, 1)
+        for split in ("train", "val")
+        for index in (0, 1)
     ]
     assert len({tuple(m.flatten().tolist()) for m in masks}) == 8
 
 
 @pytest.mark.parametrize(("rate", "hidden"), [((0.0, 0.0), 0), ((1.0, 1.0), 48)])
 @pytest.mark.parametrize("kind", ["at_random", "blocks"])
-def test_nothing_and_everything_can_be_hidden(kind: str, rate: tuple[float, float], hidden: int) -> None:
+def test_nothing_and_everything_can_be_hidden(
+    kind: str, rate: tuple[float, float], hidden: int
+) -> None:
     assert mask(torch.zeros(3, 4, 4), spec(kind=kind, rate=rate), ("train", 0)).sum() == hidden
 
 
@@ -87,7 +101,10 @@ def test_entries_are_hidden_each_by_itself_or_in_all_channels() -> None:
     x = torch.zeros(2, 30, 30)
     by_entry = mask(x, spec(per="entry", rate=(0.5, 0.5)), ("train", 0))
     assert (by_entry[0] & by_entry[1]).float().mean() == pytest.approx(0.25, abs=0.04)
-    by_channel = [mask(x, spec(per="channel", rate=(0.5, 0.5)), ("train", i))[:, 0, 0].tolist() for i in range(40)]
+    by_channel = [
+        mask(x, spec(per="channel", rate=(0.5, 0.5)), ("train", i))[:, 0, 0].tolist()
+        for i in range(40)
+    ]
     assert {tuple(m) for m in by_channel} == {(a, b) for a in (False, True) for b in (False, True)}
 
 
@@ -104,7 +121,11 @@ def test_a_block_is_one_rectangle_of_the_wanted_area() -> None:
 
 
 def test_a_block_of_a_row_is_a_run_of_features() -> None:
-    hidden = mask(torch.zeros(20), spec(kind="blocks", rate=(0.3, 0.3)), ("train", 3)).nonzero().flatten()
+    hidden = (
+        mask(torch.zeros(20), spec(kind="blocks", rate=(0.3, 0.3)), ("train", 3))
+        .nonzero()
+        .flatten()
+    )
     assert hidden.tolist() == list(range(int(hidden[0]), int(hidden[0]) + 6))
 
 
@@ -130,12 +151,24 @@ def test_the_mean_of_an_image_decides_and_an_unknown_value_is_in_the_middle() ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("kind: at_random, rate: [0.5, 0.2]", "rate is two numbers with 0 <= low <= high <= 1; got [0.5, 0.2]"),
-        ("kind: at_random, rate: [0, 1.5]", "rate is two numbers with 0 <= low <= high <= 1; got [0, 1.5]"),
-        ("kind: blocks, per: entry", "a block hides pixels or whole channels; set per to one of these"),
+        (
+            "kind: at_random, rate: [0.5, 0.2]",
+            "rate is two numbers with 0 <= low <= high <= 1; got [0.5, 0.2]",
+        ),
+        (
+            "kind: at_random, rate: [0, 1.5]",
+            "rate is two numbers with 0 <= low <= high <= 1; got [0, 1.5]",
+        ),
+        (
+            "kind: blocks, per: entry",
+            "a block hides pixels or whole channels; set per to one of these",
+        ),
         ("kind: blocs", "data.missing.kind: should be 'at_random', 'blocks' or 'depends'"),
         ("rate: [0, 1]", "data.missing.kind: is required and not given"),
-        ("kind: at_random, rte: [0, 1]", "data.missing.rte: there is no such option; did you mean 'rate'?"),
+        (
+            "kind: at_random, rte: [0, 1]",
+            "data.missing.rte: there is no such option; did you mean 'rate'?",
+        ),
     ],
 )
 def test_wrong_options_are_refused(write: Write, options: str, message: str) -> None:
@@ -146,7 +179,9 @@ def test_wrong_options_are_refused(write: Write, options: str, message: str) -> 
 
 
 def test_a_column_cannot_decide_where_there_are_none(write: Write) -> None:
-    with pytest.raises(UserError, match=r"recipe.yaml:2: data.missing.on: names a column, and these data have none"):
+    with pytest.raises(
+        UserError, match=r"recipe.yaml:2: data.missing.on: names a column, and these data have none"
+    ):
         load(write, "{name: digits, image_size: 8, missing: {kind: depends, on: x}}")
 
 
@@ -156,16 +191,24 @@ DIGITS = "{name: digits, image_size: 8, batch_size: 32, missing: {kind: at_rando
 
 
 def test_visible_pixels_are_those_of_the_plain_data_normalised(write: Write) -> None:
-    hidden, plain = load(write, DIGITS), load(write, "{name: digits, image_size: 8, batch_size: 32}")
+    hidden, plain = (
+        load(write, DIGITS),
+        load(write, "{name: digits, image_size: 8, batch_size: 32}"),
+    )
     assert hidden.missing
     assert not plain.missing
-    for one, two in zip([first(hidden), next(iter(hidden.val)).inputs], [first(plain), next(iter(plain.val)).inputs],
-                        strict=True):  # fmt: skip
+    for one, two in zip(
+        [first(hidden), next(iter(hidden.val)).inputs],
+        [first(plain), next(iter(plain.val)).inputs],
+        strict=True,
+    ):
         seen = ~one.isnan()
         assert torch.equal(one[seen], two[seen])
         assert 0.3 < seen.float().mean() < 0.7
-    assert hidden.summary == (
-        "digits: 1,437 training and 360 validation images, 10 classes, 5% to 95% of each example hidden (at random)"
+    assert (
+        hidden.summary
+        == "digits: 1,437 training and 360 validation images, 10 classes, 5% to 95% of each example"
+        " hidden (at random)"
     )
 
 
@@ -209,7 +252,10 @@ def test_read_now_or_held_in_memory_the_same_is_hidden() -> None:
 def test_what_is_missing_anyway_stays_so(write: Write) -> None:
     csv = "x,y,sick\n" + "".join(f"{i},{'' if i % 3 else i},{i % 2}\n" for i in range(40))
     path = write(csv, "people.csv")
-    text = f"{{name: table, path: '{path}', target: sick, batch_size: 40, missing: {{kind: depends, on: x}}}}"
+    text = (
+        f"{{name: table, path: '{path}', target: sick, batch_size: 40, missing: {{kind: depends, "
+        "on: x}}"
+    )
     hidden, plain = load(write, text), load(write, text, "~data.missing")
     one, two = (data.train._loader.dataset.examples.inputs for data in (hidden, plain))  # type: ignore[attr-defined]
     assert one[two.isnan()].isnan().all()

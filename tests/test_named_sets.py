@@ -1,4 +1,6 @@
-"""Data sets that are opened by their names: files that are not whole, and labels that do not fit, are named."""
+"""Data sets that are opened by their names: files that are not whole, and labels that do not
+fit, are named.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,28 @@ IMAGES, LABELS = np.zeros((20, 28, 28), np.uint8), np.arange(20, dtype=np.uint8)
 
 
 def idx(array: Bytes) -> bytes:
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    return (
+        struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+        + array.astype(np.uint8).tobytes()
+    )
 
 
-def mnist(root: Path, images: bytes = idx(IMAGES), labels: bytes = idx(LABELS), name: str = "MNIST") -> str:
-    """Write a whole training split and a test split of these bytes; return the data section that names them."""
+def mnist(
+    root: Path, images: bytes = idx(IMAGES), labels: bytes = idx(LABELS), name: str = "MNIST"
+) -> str:
+    """Write a whole training split and a test split of these bytes; return the data section that
+    names them.
+    """
     raw = root / name / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     for split, one, other in (("train", idx(IMAGES), idx(LABELS)), ("t10k", images, labels)):
         (raw / f"{split}-images-idx3-ubyte").write_bytes(one)
         (raw / f"{split}-labels-idx1-ubyte").write_bytes(other)
     kind = {"MNIST": "mnist", "KMNIST": "kmnist", "FashionMNIST": "fashion_mnist"}[name]
-    return f"{{name: torch/{kind}, root: {root}, image_size: 28, batch_size: 4, workers: 0, augment: null}}"
+    return (
+        f"{{name: torch/{kind}, root: {root}, image_size: 28, batch_size: 4, workers: 0, augment: "
+        "null}"
+    )
 
 
 @pytest.mark.parametrize("name", ["MNIST", "KMNIST", "FashionMNIST"])
@@ -46,8 +58,16 @@ def test_idx_files_that_are_whole_are_read(write: Write, tmp_path: Path, name: s
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (idx(IMAGES)[:3000], idx(LABELS), "t10k-images-idx3-ubyte: is not whole: its header says 15,696 bytes, it has"),
-        (idx(IMAGES), idx(LABELS)[:12], "t10k-labels-idx1-ubyte: is not whole: its header says 28 bytes, it has 12"),
+        (
+            idx(IMAGES)[:3000],
+            idx(LABELS),
+            "t10k-images-idx3-ubyte: is not whole: its header says 15,696 bytes, it has",
+        ),
+        (
+            idx(IMAGES),
+            idx(LABELS)[:12],
+            "t10k-labels-idx1-ubyte: is not whole: its header says 28 bytes, it has 12",
+        ),
         (idx(IMAGES), idx(LABELS) + b"more", "t10k-labels-idx1-ubyte: is not whole"),
         (b"<html>not found</html>", idx(LABELS), "t10k-images-idx3-ubyte: is a web page"),
         (idx(IMAGES), b"", "t10k-labels-idx1-ubyte: is empty"),
@@ -65,7 +85,9 @@ def test_idx_files_that_are_not_whole_are_named(
     assert "\n" not in found
 
 
-def test_an_image_without_a_label_is_named(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_without_a_label_is_named(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Reader:
         def __init__(self) -> None:
             self.class_to_idx = {"a": 0, "b": 1}
@@ -80,10 +102,17 @@ def test_an_image_without_a_label_is_named(write: Write, tmp_path: Path, monkeyp
         def filename(self, index: int) -> str:
             return f"{index}.png"
 
-    monkeypatch.setattr(timm.data, "create_dataset", lambda *_, **__: timm.data.ImageDataset("", reader=Reader()))
-    text = f"{{name: hfds/some, root: {tmp_path}, image_size: 8, batch_size: 2, workers: 0, augment: null}}"
+    monkeypatch.setattr(
+        timm.data, "create_dataset", lambda *_, **__: timm.data.ImageDataset("", reader=Reader())
+    )
+    text = (
+        f"{{name: hfds/some, root: {tmp_path}, image_size: 8, batch_size: 2, workers: 0, augment: "
+        "null}"
+    )
     data = load(write, text)
-    with pytest.raises(UserError, match=r"image 3 of split 'validation' of 'hfds/some': has no label \(-1\)"):
+    with pytest.raises(
+        UserError, match=r"image 3 of split 'validation' of 'hfds/some': has no label \(-1\)"
+    ):
         list(data.val)
 
 

@@ -1,4 +1,6 @@
-"""Observers come after the plugins: they see what plugins made of a moment, and answer only where no plugin does."""
+"""Observers come after the plugins: they see what plugins made of a moment, and answer only
+where no plugin does.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +61,8 @@ def test_an_observer_answers_before_core_and_after_a_plugin() -> None:
     observer = Answering("observer", [])
     without, _ = make_manager([Entry("told", Told(), Mark("here"))], Core(), [observer])
     assert without.hook.build_metrics(run=None) == "observer"
-    with_plugin, problems = make_manager([Entry("provides", Provides(), Mark("here"))], Core(), [observer])
+    with_plugin, problems = make_manager(
+        [Entry("provides", Provides(), Mark("here"))], Core(), [observer]
+    )
     assert not problems
     assert with_plugin.hook.build_metrics(run=None) is MEASURED

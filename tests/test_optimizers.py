@@ -1,4 +1,6 @@
-"""The optimizer of a recipe: what it is given it holds, and what would do nothing is refused where it is written."""
+"""The optimizer of a recipe: what it is given it holds, and what would do nothing is refused
+where it is written.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,22 @@ def refusal(tiny: Path, *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("name", "arguments", "held"),
     [
-        ("adamw", "{betas: [0.8, 0.95], eps: 1e-6, amsgrad: true}", {"betas": (0.8, 0.95), "eps": 1e-6}),
-        ("sgd", "{nesterov: false, dampening: 0.1}", {"nesterov": False, "dampening": 0.1, "momentum": 0.9}),
+        (
+            "adamw",
+            "{betas: [0.8, 0.95], eps: 1e-6, amsgrad: true}",
+            {"betas": (0.8, 0.95), "eps": 1e-6},
+        ),
+        (
+            "sgd",
+            "{nesterov: false, dampening: 0.1}",
+            {"nesterov": False, "dampening": 0.1, "momentum": 0.9},
+        ),
         ("lion", "{betas: [0.9, 0.98], foreach: false}", {"betas": (0.9, 0.98), "foreach": False}),
-        ("adan", "{betas: [0.9, 0.8, 0.7], no_prox: true}", {"betas": (0.9, 0.8, 0.7), "no_prox": True}),
+        (
+            "adan",
+            "{betas: [0.9, 0.8, 0.7], no_prox: true}",
+            {"betas": (0.9, 0.8, 0.7), "no_prox": True},
+        ),
     ],
 )
 def test_every_argument_that_is_taken_reaches_the_groups(
@@ -35,24 +49,50 @@ def test_every_argument_that_is_taken_reaches_the_groups(
 ) -> None:
     run = build(compose(tiny, [f"optimizer.name={name}", f"optimizer.args={arguments}"]))
     for group in run.optimizer.param_groups:
-        found = {key: tuple(group[key]) if isinstance(group[key], list) else group[key] for key in held}
+        found = {
+            key: tuple(group[key]) if isinstance(group[key], list) else group[key] for key in held
+        }
         assert found == held
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["optimizer.name=sgd", "optimizer.args.betas=[0.5, 0.6]"], "sgd does not take these arguments: 'betas'"),
-        (["optimizer.name=lion", "optimizer.args.eps=1e-3"], "lion does not take these arguments: 'eps'"),
-        (["optimizer.args.filter_bias_and_bn=false"], "args.filter_bias_and_bn: the parameter groups are made before"),
-        (["optimizer.args.fallback_list=[head.*]"], "args.fallback_list: the parameter groups are made before"),
-        (["optimizer.args.layer_decay_min_scale=0.1"], "args.layer_decay_min_scale: the parameter groups are made"),
+        (
+            ["optimizer.name=sgd", "optimizer.args.betas=[0.5, 0.6]"],
+            "sgd does not take these arguments: 'betas'",
+        ),
+        (
+            ["optimizer.name=lion", "optimizer.args.eps=1e-3"],
+            "lion does not take these arguments: 'eps'",
+        ),
+        (
+            ["optimizer.args.filter_bias_and_bn=false"],
+            "args.filter_bias_and_bn: the parameter groups are made before",
+        ),
+        (
+            ["optimizer.args.fallback_list=[head.*]"],
+            "args.fallback_list: the parameter groups are made before",
+        ),
+        (
+            ["optimizer.args.layer_decay_min_scale=0.1"],
+            "args.layer_decay_min_scale: the parameter groups are made",
+        ),
         (["optimizer.args.layer_decay=0.7"], "args.layer_decay: say it as optimizer.layer_decay"),
         (["optimizer.args.lr=1"], "args.lr: say it as optimizer.lr"),
         (["optimizer.args.opt=sgd"], "args.opt: say it as optimizer.name"),
-        (["optimizer.name=sgd", "optimizer.args.momentum=0.5"], "args.momentum: say it as optimizer.momentum"),
-        (["optimizer.momentum=0.5"], "optimizer.momentum: adamw has no momentum of this kind; leave it out"),
-        (["optimizer.args.beta=1"], "adamw does not take these arguments: 'beta'; did you mean 'betas'?"),
+        (
+            ["optimizer.name=sgd", "optimizer.args.momentum=0.5"],
+            "args.momentum: say it as optimizer.momentum",
+        ),
+        (
+            ["optimizer.momentum=0.5"],
+            "optimizer.momentum: adamw has no momentum of this kind; leave it out",
+        ),
+        (
+            ["optimizer.args.beta=1"],
+            "adamw does not take these arguments: 'beta'; did you mean 'betas'?",
+        ),
     ],
 )
 def test_what_would_do_nothing_is_refused(tiny: Path, overrides: list[str], message: str) -> None:
@@ -81,7 +121,9 @@ def test_what_would_do_nothing_is_refused(tiny: Path, overrides: list[str], mess
         ("muon", "ns_coefficients=guess", "Unknown coefficients preset"),
     ],
 )
-def test_wrong_values_are_refused_in_one_line(tiny: Path, name: str, argument: str, message: str) -> None:
+def test_wrong_values_are_refused_in_one_line(
+    tiny: Path, name: str, argument: str, message: str
+) -> None:
     found = refusal(tiny, f"optimizer.name={name}", f"optimizer.args.{argument}")
     assert message in found
     assert found.startswith(f"command line `optimizer.args.{argument}`: optimizer")
@@ -89,7 +131,9 @@ def test_wrong_values_are_refused_in_one_line(tiny: Path, name: str, argument: s
 
 
 def test_all_wrong_arguments_are_said_at_once_and_with_their_lines(tiny: Path) -> None:
-    text = tiny.read_text().replace("weight_decay: 0.1}", "weight_decay: 0.1,\n  args: {beta: 1,\n    lr: 2}}")
+    text = tiny.read_text().replace(
+        "weight_decay: 0.1}", "weight_decay: 0.1,\n  args: {beta: 1,\n    lr: 2}}"
+    )
     tiny.write_text(text)
     lines = refusal(tiny).splitlines()
     assert [line.rpartition("tiny.yaml:")[2].split(":")[0] for line in lines] == ["6", "7"]
@@ -102,14 +146,18 @@ def test_an_optimizer_of_a_library_that_is_not_here_is_refused(tiny: Path) -> No
 # Weight decay.
 
 
-@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "test_vit", "levit_128s", "beit_base_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["xcit_nano_12_p16_224", "test_vit", "levit_128s", "beit_base_patch16_224"]
+)
 @pytest.mark.parametrize("layers", [False, True])
 def test_the_same_parameters_decay_as_in_timms_own_groups(name: str, layers: bool) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=10)
     free = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     if layers:
-        expected = timm.optim.param_groups_layer_decay(model, 0.1, no_weight_decay_list=free, layer_decay=0.5)
+        expected = timm.optim.param_groups_layer_decay(
+            model, 0.1, no_weight_decay_list=free, layer_decay=0.5
+        )
         found = layer_groups(model, 0.1, 0.5)
     else:
         expected = timm.optim.param_groups_weight_decay(model, 0.1, no_weight_decay_list=free)

@@ -16,7 +16,11 @@ NAMES = sorted(installed())
 def rows(title: str) -> dict[str, list[str]]:
     """Return a table of the page: the cells of each plugin."""
     section = PAGE.read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
+    cells = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in section.splitlines()
+        if line.startswith("|")
+    ]
     return {row[0].split()[-1].strip("`"): row[1:] for row in cells[2:]}
 
 
@@ -66,7 +70,9 @@ def test_a_pair_whose_orders_differ_is_told_from_one_that_fails() -> None:
 
 
 def test_the_page_gives_the_reason_of_each_refusal_once() -> None:
-    results = {Job(pair): Result("refused", "they quarrel") for pair in itertools.permutations("abc", 2)}
+    results = {
+        Job(pair): Result("refused", "they quarrel") for pair in itertools.permutations("abc", 2)
+    }
     results |= {Job((name,), switch): Result("ok") for name in "abc" for switch in SWITCHES}
     text = page(list("abc"), results)
     assert text.count("they quarrel") == 1

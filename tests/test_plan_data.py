@@ -1,4 +1,6 @@
-"""What a plan says of the data: classes, counts, the share of the largest, and how images are prepared."""
+"""What a plan says of the data: classes, counts, the share of the largest, and how images are
+prepared.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ Write = Callable[..., Path]
 
 
 def data(names: tuple[str, ...] = (), counts: tuple[int, ...] = (), *preparation: str) -> Data:
-    return Data((), (), 2, (1,), "made up", class_names=names, train_counts=counts, preparation=preparation)  # type: ignore[arg-type]
+    return Data(
+        (), (), 2, (1,), "made up", class_names=names, train_counts=counts, preparation=preparation
+    )  # type: ignore[arg-type]
 
 
 def test_classes_are_listed_with_their_counts_and_the_share_of_the_largest() -> None:
@@ -36,8 +40,10 @@ def test_classes_are_listed_with_their_counts_and_the_share_of_the_largest() -> 
     assert many == [
         (
             "classes",
-            "c0 (5), c1 (10), c2 (10), c3 (10) … c999 (10); 1,000 in all, of 5 to 10 training examples; the largest, "
-            "c1, is 0.1% of the training examples",
+            (
+                "c0 (5), c1 (10), c2 (10), c3 (10) … c999 (10); 1,000 in all, of 5 to 10 training "
+                "examples; the largest, c1, is 0.1% of the training examples"
+            ),
         )
     ]
 
@@ -53,14 +59,18 @@ def test_the_preparation_that_a_model_was_made_for_is_compared(write: Write, mod
     recipe = compose(write(f"model: {{name: {model}}}\ndata: {{name: folder, root: x}}\n")).recipe
     cfg = timm.get_pretrained_cfg(model)
     size = cfg.input_size[-1]
-    own = Preparation(size, cfg.crop_pct, cfg.crop_mode, cfg.interpolation, tuple(cfg.mean), tuple(cfg.std))
+    own = Preparation(
+        size, cfg.crop_pct, cfg.crop_mode, cfg.interpolation, tuple(cfg.mean), tuple(cfg.std)
+    )
     assert explain(own, recipe) == (own.describe(),)
     other = Preparation(32, 1.0, "squash", "nearest", (0.1, 0.2, 0.3), tuple(cfg.std))
     means = " ".join(f"{v:.3g}" for v in (cfg.mean if len(set(cfg.mean)) > 1 else cfg.mean[:1]))
     crop = "" if cfg.crop_pct == 1 else f"crop_pct {cfg.crop_pct:g} (here 1), "
-    assert explain(other, recipe)[1] == (
-        f"{model} was made for size {size} (here 32), {crop}crop_mode {cfg.crop_mode} (here squash), interpolation "
-        f"{cfg.interpolation} (here nearest), mean {means} (here 0.1 0.2 0.3)"
+    assert (
+        explain(other, recipe)[1]
+        == f"{model} was made for size {size} (here 32), {crop}crop_mode {cfg.crop_mode} (here"
+        f" squash), interpolation {cfg.interpolation} (here nearest), mean {means} (here 0.1 0.2 "
+        "0.3)"
     )
 
 
@@ -68,11 +78,14 @@ def test_the_preparation_that_is_said_is_the_one_that_is_done(write: Write, tmp_
     root = make_folder(tmp_path / "images")
     for split in ("train", "validation"):
         Image.linear_gradient("L").resize((90, 60)).save(root / split / "red" / "0.png")
-    done = load(write, f"{{{PLAIN}, root: {root}}}", "~data.mean", "~data.std", "data.image_size=48")
+    done = load(
+        write, f"{{{PLAIN}, root: {root}}}", "~data.mean", "~data.std", "data.image_size=48"
+    )
     said, differs = done.preparation
     cfg = timm.get_pretrained_cfg("test_vit")
     assert said.startswith(
-        "shorter side to 48 pixels (bicubic), no crop but to a square (crop_pct 1, center); mean 0.5"
+        "shorter side to 48 pixels (bicubic), no crop but to a square (crop_pct 1, center); "
+        "mean 0.5"
     )
     assert differs == "test_vit was made for size 160 (here 48), crop_pct 0.95 (here 1)"
     transform = timm.data.create_transform(
@@ -84,17 +97,25 @@ def test_the_preparation_that_is_said_is_the_one_that_is_done(write: Write, tmp_
 
 
 def test_a_model_that_timm_says_nothing_of_is_not_compared(write: Write) -> None:
-    recipe = compose(write("model: {name: mlp, in_chans: 1}\ndata: {name: digits, image_size: 8}\n")).recipe
+    recipe = compose(
+        write("model: {name: mlp, in_chans: 1}\ndata: {name: digits, image_size: 8}\n")
+    ).recipe
     one = Preparation(8, 0.5, "center", "bicubic", (0.5,), (0.25,))
     assert explain(one, recipe) == (
-        "shorter side to 16 pixels (bicubic), the middle 8 cut out (crop_pct 0.5, center); mean 0.5, std 0.25",
+        (
+            "shorter side to 16 pixels (bicubic), the middle 8 cut out (crop_pct 0.5, center); mean"
+            " 0.5, std 0.25"
+        ),
     )
 
 
 def test_plan_shows_classes_preparation_and_notes(write: Write, tmp_path: Path) -> None:
     root = make_folder(tmp_path / "images")
     (root / "train" / "red" / "x.heic").write_bytes(b"?")
-    recipe = write(f"model: {{name: test_vit}}\ndata: {{{PLAIN}, root: {root}}}\ntrain: {{device: cpu}}\n", "plan.yaml")
+    recipe = write(
+        f"model: {{name: test_vit}}\ndata: {{{PLAIN}, root: {root}}}\ntrain: {{device: cpu}}\n",
+        "plan.yaml",
+    )
     plan = make_plan(recipe, [])
     assert plan["data"]["classes"] == ["blue", "grey", "red"]
     assert plan["data"]["train_counts"] == plan["data"]["val_counts"] == [4, 4, 4]
@@ -104,6 +125,8 @@ def test_plan_shows_classes_preparation_and_notes(write: Write, tmp_path: Path) 
     show(plan, console)
     page = console.export_text()
     console.file.close()
-    assert "blue (4), grey (4), red (4); the largest, blue, is 33.3% of the training examples" in page
+    assert (
+        "blue (4), grey (4), red (4); the largest, blue, is 33.3% of the training examples" in page
+    )
     assert "no crop but to a square (crop_pct 1, center)" in page
     assert note in page

@@ -1,4 +1,6 @@
-"""What a plan says for people: everything that decides the run, whole words on narrow terminals, defaults by name."""
+"""What a plan says for people: everything that decides the run, whole words on narrow terminals,
+defaults by name.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ SMALL = "model: {name: test_resnet, in_chans: 1}\ndata: {name: digits, image_siz
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     path = tmp_path_factory.mktemp("recipes_of_someone") / "with_a_rather_long_name.yaml"
-    path.write_text(f"{SMALL}optimizer: {{lr: 2e-3}}\nplugins:\n  ema: {{}}\n  ghost_batch_norm: {{size: 16}}\n")
+    path.write_text(
+        f"{SMALL}optimizer: {{lr: 2e-3}}\nplugins:\n  ema: {{}}\n  ghost_batch_norm: {{size: 16}}\n"
+    )
     return make_plan(path, ["data.augment={auto_augment: rand-m9-mstd0.5-inc1}"])
 
 
@@ -36,7 +40,9 @@ def page(plan: dict[str, Any], width: int) -> list[str]:
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_no_word_and_no_reference_is_broken(plan: dict[str, Any], width: int) -> None:
     shown = page(plan, width)
-    alone = [line.strip() for line in shown[1:] if len(line) > width]  # a reference longer than the room for it
+    alone = [
+        line.strip() for line in shown[1:] if len(line) > width
+    ]  # a reference longer than the room for it
     assert set(alone) <= {"(command line `data.augment={auto_augment: rand-m9-mstd0.5-inc1}`)"}
     known = " ".join(" ".join(page(plan, 10_000)).split())
     assert " ".join(" ".join(shown).split()) == known
@@ -51,7 +57,9 @@ def test_the_page_says_what_decides_a_run(plan: dict[str, Any]) -> None:
     assert rows["optimizer"] == "AdamW (with_a_rather_long_name.yaml:3)"
     assert rows["augmentation"].startswith("crop of 8% to 100% of the area")
     assert "policy rand-m9-mstd0.5-inc1" in rows["augmentation"]
-    assert rows["augmentation"].endswith("(command line `data.augment={auto_augment: rand-m9-mstd0.5-inc1}`)")
+    assert rows["augmentation"].endswith(
+        "(command line `data.augment={auto_augment: rand-m9-mstd0.5-inc1}`)"
+    )
     assert rows["steps"] == "10 epochs x 23 = 230; 64 examples a step (default)"
     assert rows["classes"].startswith("0 (142), 1 (146)")
 
@@ -75,14 +83,28 @@ def test_a_plugin_in_the_place_of_core_is_named(write: Write) -> None:
     ("row", "width", "wanted"),
     [
         (("data", "short", "r.yaml:1"), 80, ["  data              short (r.yaml:1)"]),
-        (("data", "x " * 30, "r.yaml:1"), 80, [f"  data              {('x ' * 30).strip()}", f"{'':20}(r.yaml:1)"]),
+        (
+            ("data", "x " * 30, "r.yaml:1"),
+            80,
+            [f"  data              {('x ' * 30).strip()}", f"{'':20}(r.yaml:1)"],
+        ),
         (("data", "a\nb", ""), 80, ["  data              a", f"{'':20}b"]),
-        (("data", "w" * 90, "r.yaml:1"), 60, [f"  data              {'w' * 90}", f"{'':20}(r.yaml:1)"]),
+        (
+            ("data", "w" * 90, "r.yaml:1"),
+            60,
+            [f"  data              {'w' * 90}", f"{'':20}(r.yaml:1)"],
+        ),
         (("a_label_that_is_long", "word", ""), 80, ["  a_label_that_is_long", f"{'':20}word"]),
-        (("data", "a", "/d/r.yaml:1, /e/f.yaml:2"), 80, ["  data              a (r.yaml:1, /e/f.yaml:2)"]),
+        (
+            ("data", "a", "/d/r.yaml:1, /e/f.yaml:2"),
+            80,
+            ["  data              a (r.yaml:1, /e/f.yaml:2)"],
+        ),
     ],
 )
-def test_a_row_is_wrapped_between_words(row: tuple[str, str, str], width: int, wanted: list[str]) -> None:
+def test_a_row_is_wrapped_between_words(
+    row: tuple[str, str, str], width: int, wanted: list[str]
+) -> None:
     assert list(lines(row, width, "/d")) == wanted
 
 
@@ -95,10 +117,12 @@ def test_words_for_augmentation_loss_and_schedule() -> None:
     assert "flip" not in words
     assert "jitter" not in words
     assert "colour jitter of strength 0.4" in augmentation_words(AugmentSpec())
-    assert loss_words(LossSpec(name="bce", smoothing=0.1, target_threshold=0.2)) == (
-        "bce, label smoothing 0.1, targets above 0.2 count as 1"
+    assert (
+        loss_words(LossSpec(name="bce", smoothing=0.1, target_threshold=0.2))
+        == "bce, label smoothing 0.1, targets above 0.2 count as 1"
     )
-    assert schedule_words(SchedulerSpec(name="step", warmup_epochs=5, args={"decay_rate": 0.1})) == (
-        "step, 5 epochs of warm-up from 1e-06, down to 0, decay_rate 0.1"
+    assert (
+        schedule_words(SchedulerSpec(name="step", warmup_epochs=5, args={"decay_rate": 0.1}))
+        == "step, 5 epochs of warm-up from 1e-06, down to 0, decay_rate 0.1"
     )
     assert schedule_words(SchedulerSpec(name="constant")) == "constant"

@@ -1,4 +1,6 @@
-"""What a plugin gets wrong is said in one line: which plugin, which hook, and the line of its file."""
+"""What a plugin gets wrong is said in one line: which plugin, which hook, and the line of its
+file.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,10 @@ WRONG: dict[str, tuple[str, str, str]] = {
                 p.grad.mul_(1) !!
         """,
         "before_optimizer_step",
-        "AttributeError: 'NoneType' object has no attribute 'mul_'; a parameter that is frozen, or that no loss",
+        (
+            "AttributeError: 'NoneType' object has no attribute 'mul_'; a parameter that is frozen,"
+            " or that no loss"
+        ),
     ),
     "an iterator at its end": (
         """
@@ -119,7 +124,9 @@ WRONG: dict[str, tuple[str, str, str]] = {
 
 
 def plugin(write: Callable[..., Path], code: str) -> tuple[str, int]:
-    """Write a plugin with this hook; return how a recipe names it, and the number of its wrong line."""
+    """Write a plugin with this hook; return how a recipe names it, and the number of its wrong
+    line.
+    """
     lines = textwrap.dedent(code).strip().splitlines()
     mark = f"@hookimpl{lines.pop(0)}" if lines[0].startswith("(") else "@hookimpl"
     text = HEAD + textwrap.indent("\n".join([mark, *lines]), "    ") + "\n"
@@ -133,11 +140,15 @@ def recipe_with(tiny: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_failing_hook_is_named_with_its_line(tiny: Path, write: Callable[..., Path], case: str) -> None:
+def test_a_failing_hook_is_named_with_its_line(
+    tiny: Path, write: Callable[..., Path], case: str
+) -> None:
     code, hook, said = WRONG[case]
     name, line = plugin(write, code)
     with pytest.raises(PluginError) as caught:
-        train(with_plugins(recipe_with(tiny, name), ["train.epochs=1", "scheduler.warmup_epochs=0"]))
+        train(
+            with_plugins(recipe_with(tiny, name), ["train.epochs=1", "scheduler.warmup_epochs=0"])
+        )
     message = str(caught.value)
     assert re.match(rf"plugin Mine: {hook} failed at \S*mine\.py:{line} \(`.*`\): ", message)
     assert said in message
@@ -146,14 +157,42 @@ def test_a_failing_hook_is_named_with_its_line(tiny: Path, write: Callable[..., 
 
 
 ANSWERS: dict[str, tuple[str, Any, str]] = {
-    "a number as loss": ("compute_loss", 0.5, "a float; it must be the mean loss as a scalar tensor"),
-    "a loss per example": ("compute_loss", torch.ones(3), "a tensor of shape [3]; it must be a scalar: take its mean"),
-    "a loss of one element": ("compute_loss", torch.ones(1), "a tensor of shape [1]; it must be a scalar"),
-    "a constant loss": ("compute_criterion", torch.tensor(1.0), "a loss that depends on no parameter"),
-    "logits alone": ("evaluate_batch", torch.ones(3, 4), "a Tensor; it must be trainkit.Predictions(logits, targets)"),
-    "one group": ("build_param_groups", {"params": []}, "a dict; it must be a list of dicts with `params`"),
+    "a number as loss": (
+        "compute_loss",
+        0.5,
+        "a float; it must be the mean loss as a scalar tensor",
+    ),
+    "a loss per example": (
+        "compute_loss",
+        torch.ones(3),
+        "a tensor of shape [3]; it must be a scalar: take its mean",
+    ),
+    "a loss of one element": (
+        "compute_loss",
+        torch.ones(1),
+        "a tensor of shape [1]; it must be a scalar",
+    ),
+    "a constant loss": (
+        "compute_criterion",
+        torch.tensor(1.0),
+        "a loss that depends on no parameter",
+    ),
+    "logits alone": (
+        "evaluate_batch",
+        torch.ones(3, 4),
+        "a Tensor; it must be trainkit.Predictions(logits, targets)",
+    ),
+    "one group": (
+        "build_param_groups",
+        {"params": []},
+        "a dict; it must be a list of dicts with `params`",
+    ),
     "no model": ("build_model", "resnet18", "a str; it must be a torch.nn.Module"),
-    "a scheduler of torch": ("build_scheduler", object(), "a object; it must be a scheduler (it has no step_update"),
+    "a scheduler of torch": (
+        "build_scheduler",
+        object(),
+        "a object; it must be a scheduler (it has no step_update",
+    ),
     "no optimizer": ("build_optimizer", torch.optim.SGD, "a type; it must be a torch optimizer"),
 }
 
@@ -178,7 +217,9 @@ def test_a_wrong_answer_is_refused_where_it_is_given(tiny: Path, case: str, wrap
     assert re.search(r" \(tests/test_plugin_errors\.py:\d+\)$", str(caught.value))
 
 
-@pytest.mark.parametrize("error", [UserError("no"), TrainingError("no"), Interrupted(None), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [UserError("no"), TrainingError("no"), Interrupted(None), KeyboardInterrupt()]
+)
 def test_what_is_raised_on_purpose_goes_on_as_it_is(tiny: Path, error: BaseException) -> None:
     class Stops(Plugin):
         @hookimpl(wrapper=True)
@@ -212,7 +253,9 @@ def test_the_plugin_that_raised_is_blamed_and_not_those_around_it(tiny: Path) ->
             yield
             raise KeyError("left")
 
-    with pytest.raises(PluginError, match=r"plugin Inner: prepare_batch failed at .*KeyError: 'left'"):
+    with pytest.raises(
+        PluginError, match=r"plugin Inner: prepare_batch failed at .*KeyError: 'left'"
+    ):
         train(with_plugins(tiny, [], Around(), Inner()))
 
 
@@ -227,10 +270,14 @@ def test_core_is_not_taken_for_a_plugin(tiny: Path) -> None:
         run.hook.compute_loss(model=run.model, batch=None, run=run)
 
 
-def test_the_state_is_asked_for_with_the_plugins_name(tiny: Path, write: Callable[..., Path]) -> None:
+def test_the_state_is_asked_for_with_the_plugins_name(
+    tiny: Path, write: Callable[..., Path]
+) -> None:
     code = "def on_fit_start(self):\n    pass\n\ndef state_dict(self):\n    return {}[1] !!"
     name, line = plugin(write, code)
-    with pytest.raises(PluginError, match=rf"plugin Mine: state_dict failed at \S*mine\.py:{line} .*KeyError: 1"):
+    with pytest.raises(
+        PluginError, match=rf"plugin Mine: state_dict failed at \S*mine\.py:{line} .*KeyError: 1"
+    ):
         train(with_plugins(recipe_with(tiny, name), []), tiny.parent)
 
 
@@ -240,7 +287,9 @@ def test_an_explanation_that_is_no_list_of_lines_is_refused(
 ) -> None:
     code = f"def on_fit_start(self):\n    pass\n\ndef explain(self, run):\n    return {answer!r} !!"
     name, _ = plugin(write, code)
-    with pytest.raises(PluginError, match=re.escape(f"plugin Mine: explain returned {answer!r}; it must")):
+    with pytest.raises(
+        PluginError, match=re.escape(f"plugin Mine: explain returned {answer!r}; it must")
+    ):
         make_plan(recipe_with(tiny, name), [])
 
 
@@ -260,10 +309,14 @@ def test_a_plugins_mistake_ends_with_exit_code_1_and_its_traceback_on_request(
     assert "Traceback" in done.output
 
 
-def test_code_that_fails_while_a_plugin_is_made_is_named(tiny: Path, write: Callable[..., Path]) -> None:
+def test_code_that_fails_while_a_plugin_is_made_is_named(
+    tiny: Path, write: Callable[..., Path]
+) -> None:
     code = "def model_post_init(self, context):\n    self.nothing['x'] !!"
     name, line = plugin(write, code.replace("self.nothing", "{}"))
-    with pytest.raises(PluginError, match=rf"plugin Mine: making it failed at \S*mine\.py:{line} .*KeyError: 'x'"):
+    with pytest.raises(
+        PluginError, match=rf"plugin Mine: making it failed at \S*mine\.py:{line} .*KeyError: 'x'"
+    ):
         make_plan(recipe_with(tiny, name), [])
 
 
@@ -278,10 +331,14 @@ def test_a_report_that_fails_loses_only_its_own_part(
     tiny: Path, write: Callable[..., Path], tmp_path: Path, returned: str, said: str
 ) -> None:
     name, line = plugin(
-        write, f"def on_fit_start(self):\n    pass\n\ndef report(self, history):\n    return {returned} !!"
+        write,
+        "def on_fit_start(self):\n    pass\n\ndef report(self, history):\n    return "
+        f"{returned} !!",
     )
     (tmp_path / "run").mkdir()
-    (mine,) = [entry.plugin for entry in read_entries(recipe_with(tiny, name)) if entry.name == "Mine"]
+    (mine,) = [
+        entry.plugin for entry in read_entries(recipe_with(tiny, name)) if entry.name == "Mine"
+    ]
     page = html.unescape(write_report(tmp_path / "run", [mine]).read_text())
     assert re.search(said.replace("{line}", str(line)), page)
 
@@ -302,7 +359,15 @@ def test_numbers_of_every_kind_are_logged() -> None:
     import numpy as np
 
     log = Log()
-    values = [True, 3, np.float32(0.5), np.int64(7), float("nan"), torch.tensor(True), torch.tensor([1, 2])]
+    values = [
+        True,
+        3,
+        np.float32(0.5),
+        np.int64(7),
+        float("nan"),
+        torch.tensor(True),
+        torch.tensor([1, 2]),
+    ]
     for i, value in enumerate(values):
         log.record(f"v{i}", value)
     log.commit(1, 0)

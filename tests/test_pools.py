@@ -1,4 +1,6 @@
-"""Images by class: the splits of each source, what a batch of them is, and clear words where files are missing."""
+"""Images by class: the splits of each source, what a batch of them is, and clear words where
+files are missing.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ GLYPHS = "{name: glyphs, image_size: 12, variants: 1"
 
 
 def recipe(write: Write, data: str, *overrides: str, chans: int = 1) -> Recipe:
-    return compose(write(f"model: {{name: test_vit, in_chans: {chans}}}\ndata: {data}\n"), overrides).recipe
+    return compose(
+        write(f"model: {{name: test_vit, in_chans: {chans}}}\ndata: {data}\n"), overrides
+    ).recipe
 
 
 def pools(write: Write, data: str, *overrides: str, chans: int = 1) -> list[ClassPool]:
@@ -87,7 +91,10 @@ def test_pixels_are_scaled_as_the_recipe_says(write: Write) -> None:
 
 
 def test_rotated_classes_are_classes_of_their_own(write: Write) -> None:
-    plain, turned = (class_pool(recipe(write, GLYPHS + f", rotations: {flag}}}"), "test") for flag in ("false", "true"))
+    plain, turned = (
+        class_pool(recipe(write, GLYPHS + f", rotations: {flag}}}"), "test")
+        for flag in ("false", "true")
+    )
     assert len(turned) == 4 * len(plain) == len(set(turned.names))
     assert turned.names[8:10] == (plain.names[2], f"{plain.names[2]}, 90 degrees")
     one = plain.batch([2, 3], [[4, 5], [6]]).inputs
@@ -110,19 +117,27 @@ def test_glyphs_are_split_by_script(write: Write) -> None:
         {"ARMENIAN", "GEORGIAN"},
     ]
     fewer = pools(write, GLYPHS + ", letters: 50}", "data.variants=2")
-    assert [(len(pool), set(pool.sizes)) for pool in fewer] == [(50, {24}), (112, {24}), (113, {24})]
+    assert [(len(pool), set(pool.sizes)) for pool in fewer] == [
+        (50, {24}),
+        (112, {24}),
+        (113, {24}),
+    ]
 
 
 def test_a_script_in_two_splits_is_refused(write: Write) -> None:
-    assert refusal(write, GLYPHS + "}", "data.val_scripts=[georgian]", split="test") == (
-        "2: data: georgian is in more than one of scripts, val_scripts and test_scripts"
+    assert (
+        refusal(write, GLYPHS + "}", "data.val_scripts=[georgian]", split="test")
+        == "2: data: georgian is in more than one of scripts, val_scripts and test_scripts"
     )
-    assert refusal(write, GLYPHS + ", letters: 2000}") == (
-        "2: data.letters: asks for 2000 letters, and latin, greek have 991"
+    assert (
+        refusal(write, GLYPHS + ", letters: 2000}")
+        == "2: data.letters: asks for 2000 letters, and latin, greek have 991"
     )
 
 
-def test_glyphs_larger_than_they_are_rendered_are_enlarged(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_glyphs_larger_than_they_are_rendered_are_enlarged(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("trainkit.data.glyphs.LARGEST", 12)
     pool = class_pool(recipe(write, GLYPHS + "}", "data.image_size=24"), "test")
     large, small = (
@@ -138,7 +153,9 @@ def test_digits_are_split_for_practice_and_whole_as_a_target(write: Write) -> No
     found = pools(write, data)
     assert [pool.names[0] for pool in found] == ["digit 0", "digit 4", "digit 7"]
     assert [len(pool) for pool in found] == [4, 3, 3]
-    whole = target_pool(recipe(write, GLYPHS + ", mean: [0.5]}"), {"name": "digits"}, "plugins", "x", "target")
+    whole = target_pool(
+        recipe(write, GLYPHS + ", mean: [0.5]}"), {"name": "digits"}, "plugins", "x", "target"
+    )
     assert (len(whole), sum(whole.sizes), whole.shape) == (10, 1797, (1, 12, 12))
     assert whole.batch([9], [[0]]).inputs.min() == -0.5
 
@@ -171,18 +188,22 @@ def test_omniglot_is_split_by_alphabet_or_by_character(write: Write, tmp_path: P
 def test_omniglot_says_where_it_looked(write: Write, tmp_path: Path) -> None:
     folder = tmp_path / "omniglot-py" / "images_background"
     data = f"{{name: omniglot, root: {tmp_path}}}"
-    assert refusal(write, data) == (
-        f"2: data: there are no alphabets in {folder}; expected images in {folder}/<alphabet>/<character>/ as "
-        "torchvision unpacks them, or data.download=true"
+    assert (
+        refusal(write, data) == f"2: data: there are no alphabets in {folder}; expected images in"
+        f" {folder}/<alphabet>/<character>/ as torchvision unpacks them, or data.download=true"
     )
     make_classes(folder / "One", ["a"], 1)
     make_classes(tmp_path / "omniglot-py" / "images_evaluation" / "Two", ["a"], 1)
-    assert refusal(write, data, split="validation") == (
-        f"2: data: there are too few alphabets in {tmp_path / 'omniglot-py'} for a validation split"
+    assert (
+        refusal(write, data, split="validation")
+        == f"2: data: there are too few alphabets in {tmp_path / 'omniglot-py'} for a validation"
+        " split"
     )
 
 
-def test_nothing_is_downloaded_unless_asked_for(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_downloaded_unless_asked_for(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def download(self: Any, root: Any, **options: Any) -> None:
@@ -193,7 +214,10 @@ def test_nothing_is_downloaded_unless_asked_for(write: Write, tmp_path: Path, mo
     data = f"{{name: omniglot, root: {tmp_path}}}"
     refusal(write, data)
     assert asked == []
-    assert refusal(write, data, "data.download=true") == "2: data: torchvision could not download Omniglot: no network"
+    assert (
+        refusal(write, data, "data.download=true")
+        == "2: data: torchvision could not download Omniglot: no network"
+    )
     assert asked == [{"background": True, "download": True}]
 
 
@@ -207,12 +231,15 @@ def test_cifar_fs_follows_its_authors_lists(write: Write, tmp_path: Path) -> Non
     assert [pool.names for pool in found] == [("boy", "apple"), ("dog",), ("cup",)]
     assert grey(found[0], [0, 1], [[2, 0], [1]]) == [112, 110, 101]
     target = target_pool(
-        recipe(write, "{name: digits, image_size: 10}"), {"name": "cifar_fs", "root": str(tmp_path)}, "x"
+        recipe(write, "{name: digits, image_size: 10}"),
+        {"name": "cifar_fs", "root": str(tmp_path)},
+        "x",
     )
     assert target.names == ("cup",)
     (lists / "val.txt").write_text("dog\nemu\n")
     assert refusal(write, f"{{name: cifar_fs, root: {tmp_path}}}", split="validation").startswith(
-        f"2: data: there are no images of class 'emu' in {tmp_path / 'data' / 'emu'}; expected images in "
+        f"2: data: there are no images of class 'emu' in {tmp_path / 'data' / 'emu'}; expected "
+        "images in "
     )
     (lists / "val.txt").unlink()
     assert refusal(write, f"{{name: cifar_fs, root: {tmp_path}}}", split="validation").startswith(
@@ -227,12 +254,16 @@ def test_class_folders_are_split_by_the_folder_they_are_in(write: Write, tmp_pat
     found = pools(write, data)
     assert [pool.names for pool in found] == [("n01", "n02"), ("n03",), ("n04",)]
     assert grey(found[0], [1], [[0, 1, 2]]) == [110, 111, 112]
-    assert refusal(write, data, "data.test_split=tests", split="test") == (
-        f"2: data: there are no class folders in {tmp_path / 'tests'}; expected images in {tmp_path}/tests/<class>/"
+    assert (
+        refusal(write, data, "data.test_split=tests", split="test")
+        == f"2: data: there are no class folders in {tmp_path / 'tests'}; expected images in"
+        f" {tmp_path}/tests/<class>/"
     )
     make_classes(tmp_path / "test", ["n02"])
-    assert refusal(write, data, split="test") == (
-        "2: data: class 'n02' is in 'test' and in 'train'; the splits of few-shot data have no class in common"
+    assert (
+        refusal(write, data, split="test")
+        == "2: data: class 'n02' is in 'test' and in 'train'; the splits of few-shot data have no"
+        " class in common"
     )
     (tmp_path / "train" / "n05").mkdir()
     (tmp_path / "test" / "n02").rename(tmp_path / "n02")
@@ -261,17 +292,24 @@ def test_colour_images_keep_their_colours_and_are_read_once(write: Write, tmp_pa
 def test_svhn_is_a_target(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.zeros((32, 32, 3, 20), np.uint8)
     images[..., 0, :] = np.arange(20) * 10
-    savemat(tmp_path / "test_32x32.mat", {"X": images, "y": np.tile(np.arange(1, 11), 2).reshape(-1, 1)})
-    monkeypatch.setattr(torchvision.datasets.SVHN, "_check_integrity", lambda self: True)  # no fake has the checksum
+    savemat(
+        tmp_path / "test_32x32.mat", {"X": images, "y": np.tile(np.arange(1, 11), 2).reshape(-1, 1)}
+    )
+    monkeypatch.setattr(
+        torchvision.datasets.SVHN, "_check_integrity", lambda self: True
+    )  # no fake has the checksum
     run = recipe(write, "{name: digits, image_size: 32}", chans=3)
     pool = target_pool(run, {"name": "svhn", "root": str(tmp_path)}, "plugins", "x")
     assert (len(pool), set(pool.sizes)) == (10, {2})
     shown = pool.batch([0, 1], [[0, 1], [0]]).inputs  # SVHN labels the digit 0 as 10
     assert (255 * shown[:, 0, 0, 0]).round().tolist() == [90, 190, 0]
     assert shown[:, 1:].max() == 0
-    assert "2: data: svhn has ten classes, too few to split" in refusal(write, f"{{name: svhn, root: {tmp_path}}}")
+    assert "2: data: svhn has ten classes, too few to split" in refusal(
+        write, f"{{name: svhn, root: {tmp_path}}}"
+    )
     with pytest.raises(
-        UserError, match=r"x: torchvision cannot read SVHN .*; expected .*test_32x32.mat, or x.download"
+        UserError,
+        match=r"x: torchvision cannot read SVHN .*; expected .*test_32x32.mat, or x.download",
     ):
         target_pool(run, {"name": "svhn", "root": str(tmp_path / "none")}, "x")
 
@@ -280,31 +318,43 @@ def test_svhn_is_a_target(write: Write, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_wrong_target_is_refused_with_its_place(write: Write) -> None:
-    text = "model: {name: test_vit}\ndata: {name: digits}\nplugins:\n  x:\n    also: {name: glyphs,\n      letter: 3}\n"
+    text = (
+        "model: {name: test_vit}\ndata: {name: digits}\nplugins:\n  x:\n    also: {name: glyphs,\n "
+        "     letter: 3}\n"
+    )
     found, source, _ = read_recipe(write(text))
     assert found is not None
     with pytest.raises(RecipeError) as caught:
-        target_pool(found, source.data["plugins"]["x"]["also"] | {"variants": 0}, "plugins", "x", "also")
-    assert [str(problem).split("recipe.yaml:")[1].split(" (known")[0] for problem in caught.value.problems] == [
+        target_pool(
+            found, source.data["plugins"]["x"]["also"] | {"variants": 0}, "plugins", "x", "also"
+        )
+    assert [
+        str(problem).split("recipe.yaml:")[1].split(" (known")[0]
+        for problem in caught.value.problems
+    ] == [
         "5: plugins.x.also.variants: should be greater than or equal to 1; got 0",
         "6: plugins.x.also.letter: there is no such option; did you mean 'letters'?",
     ]
 
 
 def test_augmented_tasks_are_refused(write: Write, tmp_path: Path) -> None:
-    assert refusal(write, GLYPHS + ", augment: {hflip: 0}}") == (
-        "2: data.augment: images of few-shot tasks are not augmented; set data.augment to null"
+    assert (
+        refusal(write, GLYPHS + ", augment: {hflip: 0}}")
+        == "2: data.augment: images of few-shot tasks are not augmented; set data.augment to null"
     )
     make_classes(tmp_path / "train", ["a"])
-    data = f"{{name: folder, root: {tmp_path}, image_size: 10}}"  # whose default for classification is to augment
+    data = (  # whose default for classification is to augment
+        f"{{name: folder, root: {tmp_path}, image_size: 10}}"
+    )
     assert len(class_pool(recipe(write, data), "train")) == 1
     assert "not augmented" in refusal(write, data, "data.augment={hflip: 0.1}")
 
 
 def test_other_timm_data_cannot_be_split(write: Write, tmp_path: Path) -> None:
-    assert refusal(write, f"{{name: torch/cifar100, root: {tmp_path}}}") == (
-        "2: data: the classes of 'torch/cifar100' cannot be split for few-shot tasks; use folder, with the images of "
-        "each split's classes in a folder of its own"
+    assert (
+        refusal(write, f"{{name: torch/cifar100, root: {tmp_path}}}")
+        == "2: data: the classes of 'torch/cifar100' cannot be split for few-shot tasks; use"
+        " folder, with the images of each split's classes in a folder of its own"
     )
 
 
@@ -314,5 +364,7 @@ def test_few_shot_data_are_not_for_classification(write: Write, tmp_path: Path, 
     from trainkit.training.device import Device
 
     made = recipe(write, f"{{name: {name}, root: {tmp_path}}}")
-    with pytest.raises(UserError, match=f"2: data: {name} has no class with both training and validation images"):
+    with pytest.raises(
+        UserError, match=f"2: data: {name} has no class with both training and validation images"
+    ):
         sources.build(made, Device(made.train))

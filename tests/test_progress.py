@@ -38,18 +38,28 @@ def make_run(epochs: int = 3, steps_per_epoch: int = 10, last_window: int = 64) 
     return SimpleNamespace(
         step=0,
         epoch=0,
-        recipe=SimpleNamespace(train=SimpleNamespace(epochs=epochs), checkpoint=SimpleNamespace(metric="accuracy")),
+        recipe=SimpleNamespace(
+            train=SimpleNamespace(epochs=epochs), checkpoint=SimpleNamespace(metric="accuracy")
+        ),
         data=SimpleNamespace(
-            train=SimpleNamespace(steps_per_epoch=steps_per_epoch, examples_per_step=64, window=window)
+            train=SimpleNamespace(
+                steps_per_epoch=steps_per_epoch, examples_per_step=64, window=window
+            )
         ),
         log=SimpleNamespace(notes=[]),
     )
 
 
-def show(*, terminal: bool, width: int = 100, **options: Any) -> tuple[Progress, Any, io.StringIO, Clock]:
-    """Return a progress display registered as core does it, its hook, what it writes, and its clock."""
+def show(
+    *, terminal: bool, width: int = 100, **options: Any
+) -> tuple[Progress, Any, io.StringIO, Clock]:
+    """Return a progress display registered as core does it, its hook, what it writes, and its
+    clock.
+    """
     file, clock = io.StringIO(), Clock()
-    console = Console(file=file, force_terminal=terminal, width=width, color_system="truecolor", _environ={})
+    console = Console(
+        file=file, force_terminal=terminal, width=width, color_system="truecolor", _environ={}
+    )
     progress = Progress(console, now=clock, **options)
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(Hooks)
@@ -58,7 +68,9 @@ def show(*, terminal: bool, width: int = 100, **options: Any) -> tuple[Progress,
     return progress, manager.hook, file, clock
 
 
-def train(hook: Any, run: Any, clock: Clock, *, step_seconds: float = 0.125, until: int = 10**9) -> None:
+def train(
+    hook: Any, run: Any, clock: Clock, *, step_seconds: float = 0.125, until: int = 10**9
+) -> None:
     """Call the hooks in the loop's order, with the log flushed at the end of every epoch."""
     hook.on_fit_start(run=run)
     for epoch in range(run.recipe.train.epochs):
@@ -275,9 +287,17 @@ def test_summary_table() -> None:
         "epochs": 10,
         "seconds": 72.3,
         "final": {"accuracy": 0.98333334, "nll": 0.0712, "calibration_error": None},
-        "best": {"epoch": 7, "metric": "accuracy", "value": 0.98611, "accuracy": 0.98611, "nll": 0.08},
+        "best": {
+            "epoch": 7,
+            "metric": "accuracy",
+            "value": 0.98611,
+            "accuracy": 0.98611,
+            "nll": 0.08,
+        },
     }
-    lines = [line.split("  ") for line in printed(summary_table(summary, Path("runs/x"))).splitlines()]
+    lines = [
+        line.split("  ") for line in printed(summary_table(summary, Path("runs/x"))).splitlines()
+    ]
     rows = [[cell.strip() for cell in line if cell.strip()] for line in lines]
     assert rows == [
         ["finished · 2,300 steps · 10 epochs · 1 min 12 s"],

@@ -85,8 +85,8 @@ def test_published_hooks_are_checked_as_cores_are() -> None:
             return "psst"
 
     assert refusals(Speaker(), Quieter()) == [
-        "r.yaml:2: plugins.quieter: hook choose_word has no argument 'stert'; did you mean 'start'? "
-        "(it has: start, run)"
+        "r.yaml:2: plugins.quieter: hook choose_word has no argument 'stert'; did you mean 'start'?"
+        " (it has: start, run)"
     ]
 
 
@@ -105,8 +105,17 @@ def test_two_plugins_cannot_publish_the_same_hook_nor_one_of_cores() -> None:
         hookspecs: ClassVar[type | None] = Quiet
 
     assert refusals(Speaker(), Again(), Steal(), Nothing()) == [
-        "r.yaml:2: plugins.again: it publishes a hook choose_word, but there is one of that name already; rename it",
-        "r.yaml:2: plugins.again: it publishes a hook word_spoken, but there is one of that name already; rename it",
-        "r.yaml:3: plugins.steal: it publishes a hook on_fit_start, but there is one of that name already; rename it",
+        (
+            "r.yaml:2: plugins.again: it publishes a hook choose_word, but there is one of that "
+            "name already; rename it"
+        ),
+        (
+            "r.yaml:2: plugins.again: it publishes a hook word_spoken, but there is one of that "
+            "name already; rename it"
+        ),
+        (
+            "r.yaml:3: plugins.steal: it publishes a hook on_fit_start, but there is one of that "
+            "name already; rename it"
+        ),
         "r.yaml:4: plugins.nothing: its hookspecs Quiet has no method marked @value or @moment",
     ]

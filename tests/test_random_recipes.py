@@ -1,4 +1,6 @@
-"""Any option with any kind of value is taken, or refused with its place: a small share of what the benchmark tries."""
+"""Any option with any kind of value is taken, or refused with its place: a small share of what
+the benchmark tries.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.random_recipes import KINDS, Outcome, base_of, check, in_a_child, mutated, options, put
+from benchmarks.random_recipes import (
+    KINDS,
+    Outcome,
+    base_of,
+    check,
+    in_a_child,
+    mutated,
+    options,
+    put,
+)
 from trainkit.commands.schema import recipe_schema
 from trainkit.training.build import compose
 

@@ -26,7 +26,9 @@ LINES = [(1, 10, 4), (1, 30, 2), (2, 10, 5), (2, 20, 3), (2, 30, 1), (3, 20, 4)]
 
 
 def load(write: Write, options: str) -> Data:
-    recipe = compose(write(f"model: {{name: autoencoder}}\ndata: {{name: ratings{options}}}\n")).recipe
+    recipe = compose(
+        write(f"model: {{name: autoencoder}}\ndata: {{name: ratings{options}}}\n")
+    ).recipe
     return sources.build(recipe, Device(recipe.train))
 
 
@@ -74,7 +76,9 @@ def test_how_many_ratings_a_user_has_says_nothing_about_them() -> None:
 def test_made_up_ratings_depend_on_their_own_seed_alone(write: Write) -> None:
     one, two = rows(load(write, ", seed: 1"))[0], rows(load(write, ", seed: 2"))[0]
     assert not torch.equal(one.inputs.isnan(), two.inputs.isnan())
-    recipe = compose(write("seed: 9\nmodel: {name: autoencoder}\ndata: {name: ratings, seed: 1}\n")).recipe
+    recipe = compose(
+        write("seed: 9\nmodel: {name: autoencoder}\ndata: {name: ratings, seed: 1}\n")
+    ).recipe
     again = rows(sources.build(recipe, Device(recipe.train)))[0]
     assert torch.equal(again.inputs.nan_to_num(), one.inputs.nan_to_num())
 
@@ -94,11 +98,15 @@ def test_held_out_ratings_are_targets_of_validation_and_inputs_of_nothing(write:
     assert torch.equal(known, ~train.targets.isnan())
     torch.testing.assert_close(train.targets[known], train.inputs[known] - mean, atol=1e-5, rtol=0)
     assert (~val.inputs.isnan() & ~val.targets.isnan()).sum() == 0
-    assert torch.equal(val.inputs.nan_to_num(), train.inputs[_users(train.inputs, val.inputs)].nan_to_num())
+    assert torch.equal(
+        val.inputs.nan_to_num(), train.inputs[_users(train.inputs, val.inputs)].nan_to_num()
+    )
     everything = made_up(RatingsSpec(name="ratings"))
     assert known.sum() + (~val.targets.isnan()).sum() == len(everything.r)
     assert f"{known.sum():,} ratings to train on" in data.summary
-    share = (~val.targets.isnan()).sum(dim=1) / ((~val.targets.isnan()).sum(dim=1) + (~val.inputs.isnan()).sum(dim=1))
+    share = (~val.targets.isnan()).sum(dim=1) / (
+        (~val.targets.isnan()).sum(dim=1) + (~val.inputs.isnan()).sum(dim=1)
+    )
     assert share.max() <= 0.1 + 1e-6
 
 
@@ -116,7 +124,9 @@ def test_a_user_keeps_a_rating_and_the_rest_is_floored() -> None:
 
 
 def test_rows_are_the_ratings_in_any_order_of_keys() -> None:
-    ratings = Ratings(np.array([2, 0, 2, 1]), np.array([1, 0, 0, 3]), np.array([5.0, 4.0, 3.0, 2.0]), 3, 4)
+    ratings = Ratings(
+        np.array([2, 0, 2, 1]), np.array([1, 0, 0, 3]), np.array([5.0, 4.0, 3.0, 2.0]), 3, 4
+    )
     nothing = ratings.of(np.zeros(4, dtype=bool))
     made = SparseRows(ratings, nothing, np.array([0, 1, 2]))
     inputs, targets = made.__getitems__([(0, 2), (5, 0), (0, 2)])
@@ -156,17 +166,35 @@ def test_a_file_of_ratings_becomes_data(write: Write) -> None:
     ("name", "content", "message"),
     [
         ("u.data", "1\t2\n", "u.data:1: not user, item, rating, time between tabs: '1\\t2'"),
-        ("ratings.dat", "1::2::3::4\n1:2:3\n", "ratings.dat:2: not user, item, rating, time between ::: '1:2:3'"),
+        (
+            "ratings.dat",
+            "1::2::3::4\n1:2:3\n",
+            "ratings.dat:2: not user, item, rating, time between ::: '1:2:3'",
+        ),
         ("ratings.csv", "u,i,r\n1,2,good\n", "ratings.csv:2: the rating 'good' is no number"),
         ("u.data", "1\t2\tinf\t4\n", "u.data:1: the rating 'inf' is no number"),
-        ("u.data", "1\t2\t3\t4\n\n1\t2\t5\t4\n", "u.data:3: user 1 has already rated item 2; keep one of the two"),
+        (
+            "u.data",
+            "1\t2\t3\t4\n\n1\t2\t5\t4\n",
+            "u.data:3: user 1 has already rated item 2; keep one of the two",
+        ),
         ("u.data", "", "u.data: holds no rating"),
         ("ratings.csv", "userId,movieId,rating,timestamp\n", "ratings.csv: holds no rating"),
-        ("u.data", b"1\t2\t\xff\t4\n", "u.data:1: is no text in UTF-8 (byte 0xff); save it as UTF-8"),
-        ("ratings.txt", "1,2,3\n", "ratings.txt: is not a file of ratings; expected u.data, ratings.dat, ratings.csv"),
+        (
+            "u.data",
+            b"1\t2\t\xff\t4\n",
+            "u.data:1: is no text in UTF-8 (byte 0xff); save it as UTF-8",
+        ),
+        (
+            "ratings.txt",
+            "1,2,3\n",
+            "ratings.txt: is not a file of ratings; expected u.data, ratings.dat, ratings.csv",
+        ),
     ],
 )
-def test_a_file_that_is_not_ratings_is_refused(write: Write, name: str, content: str, message: str) -> None:
+def test_a_file_that_is_not_ratings_is_refused(
+    write: Write, name: str, content: str, message: str
+) -> None:
     with pytest.raises(UserError) as caught:
         read_ratings(write(content, name))
     assert str(caught.value).split("/files/")[-1].startswith(message)
@@ -175,14 +203,17 @@ def test_a_file_that_is_not_ratings_is_refused(write: Write, name: str, content:
 def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere: there is no such file; expected u.data"):
         read_ratings(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"is not a file of ratings; expected u.data, ratings.dat, ratings.csv"):
+    with pytest.raises(
+        UserError, match=r"is not a file of ratings; expected u.data, ratings.dat, ratings.csv"
+    ):
         read_ratings(tmp_path)
 
 
 def test_nothing_to_hold_out_is_refused(write: Write) -> None:
     path = write(text("u.data"), "u.data")
     with pytest.raises(
-        UserError, match=r"recipe.yaml:2: data.val_fraction: 0.1 of any user's ratings is none; raise it"
+        UserError,
+        match=r"recipe.yaml:2: data.val_fraction: 0.1 of any user's ratings is none; raise it",
     ):
         load(write, f", path: '{path}'")
 
@@ -194,7 +225,9 @@ def test_shares_of_rated_items_are_checked(write: Write, rate: str) -> None:
 
 
 def test_more_of_the_known_ratings_can_be_hidden(write: Write) -> None:
-    plain, hidden = (rows(load(write, over)) for over in ("", ", missing: {kind: at_random, rate: [0.5, 0.5]}"))
+    plain, hidden = (
+        rows(load(write, over)) for over in ("", ", missing: {kind: at_random, rate: [0.5, 0.5]}")
+    )
     kept = ~hidden[0].inputs.isnan()
     assert kept.sum() / (~plain[0].inputs.isnan()).sum() == pytest.approx(0.5, abs=0.02)
     assert torch.equal(hidden[0].inputs[kept], plain[0].inputs[kept])

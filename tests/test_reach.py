@@ -1,4 +1,6 @@
-"""Parameters that no loss reaches: noted on one rank, named on several, where torch would wait or speak in riddles."""
+"""Parameters that no loss reaches: noted on one rank, named on several, where torch would wait
+or speak in riddles.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ class Spare(nn.Module):
         self.partly = nn.Linear(2, 2)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return nn.functional.linear(self.used(inputs), self.partly.weight) + self.spare(inputs).detach()
+        return (
+            nn.functional.linear(self.used(inputs), self.partly.weight)
+            + self.spare(inputs).detach()
+        )
 
 
 def test_the_parameters_that_no_path_leads_to_are_found() -> None:
@@ -38,10 +43,14 @@ def test_the_parameters_that_no_path_leads_to_are_found() -> None:
     loss = model(torch.ones(4, 3)).sum()
     assert unreached(loss, model) == ["spare.weight", "spare.bias", "partly.bias"]
     loss.backward()
-    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == unreached(loss, model)
+    assert [
+        n for n, p in model.named_parameters() if p.requires_grad and p.grad is None
+    ] == unreached(loss, model)
 
 
-@pytest.mark.parametrize(("reentrant", "found"), [(False, ["spare.weight", "spare.bias", "partly.bias"]), (True, [])])
+@pytest.mark.parametrize(
+    ("reentrant", "found"), [(False, ["spare.weight", "spare.bias", "partly.bias"]), (True, [])]
+)
 def test_a_graph_that_is_made_later_is_not_guessed_at(reentrant: bool, found: list[str]) -> None:
     model = Spare()
     inputs = torch.ones(4, 3, requires_grad=True)
@@ -70,7 +79,10 @@ class Extra(Plugin):
 def test_one_rank_notes_them_and_trains(tiny: Path) -> None:
     overrides = ["train.epochs=1", "scheduler.warmup_epochs=0", "optimizer.weight_decay=0.5"]
     run, _ = train(with_plugins(tiny, overrides, Extra()))
-    wanted = "no loss reaches 2 of the model's parameters: extra.weight, extra.bias; they have no gradient and stay"
+    wanted = (
+        "no loss reaches 2 of the model's parameters: extra.weight, extra.bias; they have no "
+        "gradient and stay"
+    )
     assert [note for note in run.log.notes if note.startswith(wanted)]
     assert not run.optimizer.state.get(run.model.extra.weight)
 
@@ -90,8 +102,9 @@ def test_what_torch_says_a_step_later_is_put_into_words() -> None:
     replicated, step_loss = nn.Module(), nn.Module()
     replicated.module, step_loss.model = step_loss, Spare()
     error = RuntimeError(
-        "Expected to have finished reduction in the prior iteration before starting a new one. … \nParameter indices "
-        "which did not receive grad for rank 1: 2 3\n In addition, you can set …"
+        "Expected to have finished reduction in the prior iteration before starting a new one. … "
+        "\nParameter indices which did not receive grad for rank 1: 2 3\n In addition, you can "
+        "set …"
     )
     said = explained(error, replicated)
     assert isinstance(said, TrainingError)
@@ -119,7 +132,9 @@ class Unused(Plugin):
     @hookimpl(wrapper=True)
     def compute_loss(self, model, run):
         loss = yield
-        return loss + model.extra.weight.sum() + model.extra.bias.sum() if self.late and run.step < 1 else loss
+        if self.late and run.step < 1:
+            loss = loss + model.extra.weight.sum() + model.extra.bias.sum()
+        return loss
 """
 
 
@@ -127,18 +142,48 @@ class Unused(Plugin):
 @pytest.mark.parametrize(
     ("late", "said"),
     [
-        ("false", "no loss reaches 2 of the model's parameters: extra.weight, extra.bias; each rank would wait"),
-        ("true", "the last step's loss did not reach extra.weight, extra.bias, which it reached before"),
+        (
+            "false",
+            (
+                "no loss reaches 2 of the model's parameters: extra.weight, extra.bias; each rank "
+                "would wait"
+            ),
+        ),
+        (
+            "true",
+            "the last step's loss did not reach extra.weight, extra.bias, which it reached before",
+        ),
     ],
 )
-def test_several_ranks_end_with_their_names(tiny: Path, write: Callable[..., Path], late: str, said: str) -> None:
+def test_several_ranks_end_with_their_names(
+    tiny: Path, write: Callable[..., Path], late: str, said: str
+) -> None:
     path = write(UNUSED, "unused.py")
     tiny.write_text(f"{tiny.read_text()}  {path}:Unused: {{late: {late}}}\n")
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+    ]
     root = Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, *launch, "-m", "trainkit", "train", str(tiny), "--run-dir", str(tiny.parent / "run")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(root), str(root / "plugins")])},
+        [
+            sys.executable,
+            *launch,
+            "-m",
+            "trainkit",
+            "train",
+            str(tiny),
+            "--run-dir",
+            str(tiny.parent / "run"),
+        ],
+        env=os.environ
+        | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(root), str(root / "plugins")]),
+        },
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,4 +1,6 @@
-"""A recipe: every mistake at once with its line, strict types, and a resolved text that means the same."""
+"""A recipe: every mistake at once with its line, strict types, and a resolved text that means
+the same.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ LEAST = "model: {name: test_vit}\ndata: {name: digits}\n"
 
 
 def mistakes(path: Path, overrides: Sequence[str] = ()) -> list[str]:
-    """Return everything that is wrong with a recipe before anything is built, without its folder."""
+    """Return everything that is wrong with a recipe before anything is built, without its
+    folder.
+    """
     with pytest.raises(RecipeError) as caught:
         compose(path, overrides)
     return str(caught.value).replace(f"{path.parent}/", "").splitlines()
@@ -43,20 +47,25 @@ def test_six_different_mistakes_get_six_lines_in_one_go(write: Write) -> None:
         "data: {name: digits, image_sise: 32}\n"
         "train: {epochs: ten}\n"
         "train: {epochs: 10}\n"
-        "plugins:\n"
-        "  grad_clipp: {max_norm: 1}\n"
+        "plugins:\n "
+        " grad_clipp: {max_norm: 1}\n"
     )
     found = mistakes(path, ["optimizer.lr=0"])
     assert found[0] == "recipe.yaml:1: seed: should be greater than or equal to 0; got -1"
     assert found[1].startswith("recipe.yaml:2: model.name: timm ")
     assert "has no model 'resnet10'; did you mean 'resnet" in found[1]
     assert found[2].startswith(
-        "recipe.yaml:3: data.image_sise: there is no such option; did you mean 'image_size'? (known: batch_size,"
+        "recipe.yaml:3: data.image_sise: there is no such option; did you mean 'image_size'? "
+        "(known: batch_size,"
     )
     assert found[3] == 'recipe.yaml:4: train.epochs: should be a valid integer; got "ten"'
     assert found[4] == "recipe.yaml:5: train: this key is already on line 4; remove one of them"
-    assert found[5].startswith("recipe.yaml:7: plugins.grad_clipp: no plugin of this name is installed")
-    assert found[6] == "command line `optimizer.lr=0`: optimizer.lr: should be greater than 0; got 0"
+    assert found[5].startswith(
+        "recipe.yaml:7: plugins.grad_clipp: no plugin of this name is installed"
+    )
+    assert (
+        found[6] == "command line `optimizer.lr=0`: optimizer.lr: should be greater than 0; got 0"
+    )
     assert len(found) == 7
 
 
@@ -65,40 +74,62 @@ def test_six_different_mistakes_get_six_lines_in_one_go(write: Write) -> None:
     [
         ("seed: yes", 'seed: should be a valid integer; got "yes"'),
         ("seed: 1.0", "seed: should be a valid integer; got 1.0"),
-        ("seed: 9223372036854775808", "seed: should be less than 9223372036854775808; got 9223372036854775808"),
+        (
+            "seed: 9223372036854775808",
+            "seed: should be less than 9223372036854775808; got 9223372036854775808",
+        ),
         ("train: {compile: on}", 'train.compile: should be a valid boolean; got "on"; write true'),
         ("train: {epochs: 0}", "train.epochs: should be greater than or equal to 1; got 0"),
-        ("train: {precision: fp8}", "train.precision: should be 'fp32', 'bf16' or 'fp16'; got \"fp8\""),
+        (
+            "train: {precision: fp8}",
+            "train.precision: should be 'fp32', 'bf16' or 'fp16'; got \"fp8\"",
+        ),
         (
             "train: {device: gpu}",
-            "train.device: string should match pattern '^(auto|cpu|mps|cuda(:\\d+)?)$'; got \"gpu\"",
+            (
+                "train.device: string should match pattern '^(auto|cpu|mps|cuda(:\\d+)?)$'; got"
+                ' "gpu"'
+            ),
         ),
         ("train: {accumulate: 2.5}", "train.accumulate: should be a valid integer; got 2.5"),
         ("train: {loss: {smoothing: 1}}", "train.loss.smoothing: should be less than 1; got 1"),
         (
             "train: {loss: {nme: bce}}",
-            "train.loss.nme: there is no such option; did you mean 'name'? (known: name, smoothing, target_threshold)",
+            (
+                "train.loss.nme: there is no such option; did you mean 'name'? (known: name, "
+                "smoothing, target_threshold)"
+            ),
         ),
         ("train:", "train: should be a mapping; got null"),
         ("optimizer: {lr: 0}", "optimizer.lr: should be greater than 0; got 0"),
         ("optimizer: {lr: .inf}", "optimizer.lr: should be a finite number; got Infinity"),
-        ("optimizer: {weight_decay: .nan}", "optimizer.weight_decay: should be a finite number; got NaN"),
+        (
+            "optimizer: {weight_decay: .nan}",
+            "optimizer.weight_decay: should be a finite number; got NaN",
+        ),
         ("checkpoint: {mode: most}", "checkpoint.mode: should be 'max' or 'min'; got \"most\""),
         (
             "scheduler: {name: plateau}",
-            "scheduler.name: should be 'cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt' or 'constant'; "
-            'got "plateau"',
+            (
+                "scheduler.name: should be 'cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', "
+                "'rsqrt' or 'constant'; got \"plateau\""
+            ),
         ),
         ("plugins: [ema]", 'plugins: should be a mapping; got ["ema"]; write `plugins: {ema: {}}`'),
         (
             "plugins: {ema: 3}",
-            "plugins.ema: should be a mapping; got 3; `ema:` with nothing behind it switches the plugin on",
+            (
+                "plugins.ema: should be a mapping; got 3; `ema:` with nothing behind it switches "
+                "the plugin on"
+            ),
         ),
         ("plugins: ema", 'plugins: should be a mapping; got "ema"; write `plugins: {ema: {}}`'),
         (
             "sceduler: {}",
-            "sceduler: there is no such option; did you mean 'scheduler'? "
-            "(known: seed, model, data, train, optimizer, scheduler, checkpoint, plugins)",
+            (
+                "sceduler: there is no such option; did you mean 'scheduler'? "
+                "(known: seed, model, data, train, optimizer, scheduler, checkpoint, plugins)"
+            ),
         ),
     ],
 )
@@ -122,7 +153,9 @@ def test_a_wrong_value_is_named_with_its_line(write: Write, text: str, expected:
         ("{name: folder, root: x, mean: [a]}", 'data.mean.0: should be a valid number; got "a"'),
     ],
 )
-def test_mistakes_in_the_data_name_keys_of_the_recipe_only(write: Write, data: str, expected: str) -> None:
+def test_mistakes_in_the_data_name_keys_of_the_recipe_only(
+    write: Write, data: str, expected: str
+) -> None:
     found = mistakes(write(f"model: {{name: test_vit}}\ndata: {data}\n"))
     assert len(found) == 1
     assert found[0].startswith(f"recipe.yaml:2: {expected}")
@@ -137,7 +170,9 @@ def test_an_empty_recipe_lacks_its_two_required_sections(write: Write, text: str
 
 
 def test_names_that_timm_does_not_know_are_told_beside_wrong_types(write: Write) -> None:
-    path = write("seed: x\nmodel: {name: rasnet18}\ndata: {name: digits}\noptimizer: {name: adamv}\n")
+    path = write(
+        "seed: x\nmodel: {name: rasnet18}\ndata: {name: digits}\noptimizer: {name: adamv}\n"
+    )
     first, second, third = mistakes(path)
     assert first == 'recipe.yaml:1: seed: should be a valid integer; got "x"'
     assert "recipe.yaml:2: model.name: timm" in second
@@ -148,7 +183,9 @@ def test_names_that_timm_does_not_know_are_told_beside_wrong_types(write: Write)
 
 def test_mistakes_come_in_the_order_of_the_file_and_overrides_last() -> None:
     late, early, line = Mark("b.yaml", 9), Mark("b.yaml", 2), Mark("command line `x`")
-    error = RecipeError([Problem(line, "x", "m"), Problem(late, "y", "m"), Problem(early, "z", "m")] * 2)
+    error = RecipeError(
+        [Problem(line, "x", "m"), Problem(late, "y", "m"), Problem(early, "z", "m")] * 2
+    )
     assert str(error) == "b.yaml:2: z: m\nb.yaml:9: y: m\ncommand line `x`: x: m"
 
 
@@ -172,7 +209,9 @@ def test_the_least_recipe_has_every_default(write: Write) -> None:
 
 
 def test_any_other_data_set_is_timms(write: Write) -> None:
-    recipe = recipe_of(write("model: {name: a}\ndata: {name: torch/cifar10, root: here, mean: [0.5, 0.5, 0.5]}\n"))
+    recipe = recipe_of(
+        write("model: {name: a}\ndata: {name: torch/cifar10, root: here, mean: [0.5, 0.5, 0.5]}\n")
+    )
     assert isinstance(recipe.data, TimmSpec)
     assert recipe.data.mean == (0.5, 0.5, 0.5)
     assert recipe.data.augment is not None
@@ -200,9 +239,9 @@ def resolved(write: Write, recipe: Recipe) -> Recipe:
 
 def test_the_resolved_recipe_is_the_same_recipe(write: Write) -> None:
     path = write(
-        "model:\n"
-        "  name: test_vit\n"
-        "  args: {label: '1e-3', pad: '08', word: on, deep: [1, 2.5e-9, null, true, {x: -.inf}]}\n"
+        "model:\n "
+        " name: test_vit\n "
+        " args: {label: '1e-3', pad: '08', word: on, deep: [1, 2.5e-9, null, true, {x: -.inf}]}\n"
         "data: {name: folder, root: ordner-ä, augment: {scale: [0.5, 1]}}\n"
         "optimizer: {lr: 1, args: {betas: [0.9, 0.999]}}\n"
         "plugins: {b: {max_norm: .inf}, a: {}}\n"
@@ -222,7 +261,9 @@ def test_the_resolved_recipe_is_the_same_recipe(write: Write) -> None:
 
 def test_the_resolved_recipe_names_local_plugins_by_their_whole_path(write: Write) -> None:
     write("plugins: {./trick.py:Trick: {size: 1}}\n", "shared/base.yaml")
-    path = write(f"extends: shared/base.yaml\n{LEAST}plugins: {{../own.py:Own: {{}}}}\n", "top.yaml")
+    path = write(
+        f"extends: shared/base.yaml\n{LEAST}plugins: {{../own.py:Own: {{}}}}\n", "top.yaml"
+    )
     recipe = recipe_of(path)
     folder = path.parent
     assert list(resolved(write, recipe).plugins.items()) == [

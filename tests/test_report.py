@@ -1,4 +1,6 @@
-"""The report page: what stands in it, that it stands alone, and that nothing in a run can spoil it."""
+"""The report page: what stands in it, that it stands alone, and that nothing in a run can spoil
+it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 
 class Page(HTMLParser):
-    """Reads a page and keeps its tags, its attributes and its text; a tag closed wrongly is an error."""
+    """Reads a page and keeps its tags, its attributes and its text; a tag closed wrongly is an
+    error.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -69,7 +73,11 @@ def records(steps: int = 60, per_epoch: int = 20, *, validate: bool = True) -> l
         made.append(Record(step, epoch, values))
         if validate and step % per_epoch == 0:
             accuracy = [0.75, 0.98333334, 0.9]
-            found = {"val/accuracy": accuracy[epoch % 3], "val/nll": 0.5, "val/calibration_error": 0.0123456}
+            found = {
+                "val/accuracy": accuracy[epoch % 3],
+                "val/nll": 0.5,
+                "val/calibration_error": 0.0123456,
+            }
             made.append(Record(step, epoch, found))  # type: ignore[arg-type]
     return made
 
@@ -82,7 +90,13 @@ SUMMARY = {
     "seconds": 72.3,
     "parameters": 4923456,
     "final": {"accuracy": 0.9, "nll": 0.5, "calibration_error": 0.0123456},
-    "best": {"epoch": 1, "metric": "accuracy", "value": 0.98333334, "accuracy": 0.98333334, "nll": 0.5},
+    "best": {
+        "epoch": 1,
+        "metric": "accuracy",
+        "value": 0.98333334,
+        "accuracy": 0.98333334,
+        "nll": 0.5,
+    },
     "notes": ["the last window is short", "<b>bold</b>"],
 }
 RECIPE = """\
@@ -98,12 +112,21 @@ plugins:
 """
 
 
-def write_run(folder: Path, logged: list[Record] | None = None, summary: dict[str, Any] | None = SUMMARY) -> Path:
+def write_run(
+    folder: Path, logged: list[Record] | None = None, summary: dict[str, Any] | None = SUMMARY
+) -> Path:
     logged = records() if logged is None else logged
     (folder / "metrics.jsonl").write_text("".join(r.to_json() + "\n" for r in logged))
     (folder / "recipe.yaml").write_text(RECIPE)
     (folder / "environment.json").write_text(
-        json.dumps({"torch": "2.15.0", "device": {"type": "cpu", "threads": 2}, "git": None, "ranks": [0, 1]})
+        json.dumps(
+            {
+                "torch": "2.15.0",
+                "device": {"type": "cpu", "threads": 2},
+                "git": None,
+                "ranks": [0, 1],
+            }
+        )
     )
     if summary is not None:
         (folder / "summary.json").write_text(json.dumps(summary))
@@ -142,7 +165,9 @@ def titles(page: Page) -> set[str]:
 
 def test_headline_numbers(tmp_path: Path) -> None:
     text = read(write_run(tmp_path)).text
-    assert text.startswith(f"resnet10t on digits · {tmp_path.name}\nresnet10t on digits\nfinished\n")
+    assert text.startswith(
+        f"resnet10t on digits · {tmp_path.name}\nresnet10t on digits\nfinished\n"
+    )
     assert "seed 7\ndigits: 1,437 training images\nwith radam, trick\n" in text
     assert "best accuracy\n0.9833\nafter epoch 2\n" in text
     assert "final accuracy\n0.9000\n" in text
@@ -195,7 +220,9 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
     assert "http" not in text
-    assert sorted(f.name for f in tmp_path.iterdir() if f.name.startswith("report")) == ["report.html"]
+    assert sorted(f.name for f in tmp_path.iterdir() if f.name.startswith("report")) == [
+        "report.html"
+    ]
 
 
 def test_ids_are_unique_in_the_page(tmp_path: Path) -> None:
@@ -211,7 +238,9 @@ def test_ids_are_unique_in_the_page(tmp_path: Path) -> None:
 def test_every_colour_has_a_value_on_the_light_and_on_the_dark_page(tmp_path: Path) -> None:
     write_run(tmp_path)
     text = write_report(tmp_path, []).read_text()
-    dark = re.search(r"@media screen and \(prefers-color-scheme: dark\) \{\s*:root \{(.*?)\}", text, re.DOTALL)
+    dark = re.search(
+        r"@media screen and \(prefers-color-scheme: dark\) \{\s*:root \{(.*?)\}", text, re.DOTALL
+    )
     assert dark is not None
     used = set(re.findall(r"var\(--(plot-[a-z]+)\)", text))
     assert used <= set(PALETTE)
@@ -242,7 +271,10 @@ def test_sections_of_a_plugin(tmp_path: Path) -> None:
         drawn, axes = figure()
         axes.plot(steps, sizes)
         table = [("quantity", "value"), ("largest", f"{max(sizes):.1f}")]
-        return [Section("Sizes", "One paragraph.\n\nAnother.", [drawn], table), Section("Words only", "Few.")]
+        return [
+            Section("Sizes", "One paragraph.\n\nAnother.", [drawn], table),
+            Section("Words only", "Few."),
+        ]
 
     page = read(write_run(tmp_path), sections(make))
     assert "trick\nOne line about it.\nSizes\nOne paragraph.\nAnother.\n" in page.text
@@ -257,7 +289,9 @@ def test_a_plain_figure_made_in_a_report_looks_like_the_others(tmp_path: Path) -
         return [Section("Plain", figures=[drawn])]
 
     write_run(tmp_path, [])
-    sections_html = write_report(tmp_path, [sections(make)]).read_text().split('aria-label="Plain"')[1]
+    sections_html = (
+        write_report(tmp_path, [sections(make)]).read_text().split('aria-label="Plain"')[1]
+    )
     assert "stroke: var(--plot-ink)" in sections_html
 
 
@@ -271,8 +305,13 @@ def test_a_plugin_that_raises_loses_only_its_own_section(tmp_path: Path) -> None
         return [Section("First", "Kept."), Section("Second", figures=[drawn])]
 
     good = sections(lambda _: [Section("Fine", "All is well.")], "good")
-    page = read(write_run(tmp_path), sections(fail, "failing"), sections(unprintable, "unprintable"), good)
-    assert "failing\nOne line about it.\nThis plugin's report failed: KeyError: 'no <such> name'\n" in page.text
+    page = read(
+        write_run(tmp_path), sections(fail, "failing"), sections(unprintable, "unprintable"), good
+    )
+    assert (
+        "failing\nOne line about it.\nThis plugin's report failed: KeyError: 'no <such> name'\n"
+        in page.text
+    )
     assert "in fail" in page.text
     assert "This plugin's report failed: ValueError" in page.text
     assert "First\nKept." in page.text
@@ -328,14 +367,21 @@ def test_a_single_step(tmp_path: Path) -> None:
 
 
 def test_no_validation_yet(tmp_path: Path) -> None:
-    page = read(write_run(tmp_path, records(15), SUMMARY | {"final": {}, "best": None, "status": "interrupted"}))
+    page = read(
+        write_run(
+            tmp_path, records(15), SUMMARY | {"final": {}, "best": None, "status": "interrupted"}
+        )
+    )
     assert titles(page) == {"Loss", "Learning rate"}
     assert "interrupted" in page.words
     assert "best accuracy" not in page.text
 
 
 def test_an_empty_metrics_file(tmp_path: Path) -> None:
-    page = read(write_run(tmp_path, [], None), sections(lambda h: [Section("Count", f"{len(h.records)} records")]))
+    page = read(
+        write_run(tmp_path, [], None),
+        sections(lambda h: [Section("Count", f"{len(h.records)} records")]),
+    )
     assert "Nothing has been logged yet." in page.text
     assert "0 records" in page.text
     assert "svg" not in page.tags
@@ -343,7 +389,9 @@ def test_an_empty_metrics_file(tmp_path: Path) -> None:
 
 def test_an_empty_folder(tmp_path: Path) -> None:
     page = read(tmp_path)
-    assert page.text.startswith(f"{tmp_path.name} · {tmp_path.name}\n{tmp_path.name}\nnot finished\n")
+    assert page.text.startswith(
+        f"{tmp_path.name} · {tmp_path.name}\n{tmp_path.name}\nnot finished\n"
+    )
     for name in ("summary.json", "environment.json", "recipe.yaml"):
         assert name in page.text
 
@@ -400,7 +448,10 @@ def test_a_loss_over_decades_gets_a_log_axis_and_a_spike_does_not_flatten_it() -
 
 
 def test_a_falling_metric_over_decades_gets_a_log_axis_and_a_rising_one_does_not() -> None:
-    logged = [Record(e, e, {"val/nll": 3.0 / 10**e, "val/accuracy": 0.01 * (e + 1) ** 3}) for e in range(4)]
+    logged = [
+        Record(e, e, {"val/nll": 3.0 / 10**e, "val/accuracy": 0.01 * (e + 1) ** 3})
+        for e in range(4)
+    ]
     scales = {plot.title: plot.figure.axes[0].get_yscale() for plot in core_plots(History(logged))}
     assert scales == {"Loss": "log", "Negative log likelihood": "log", "Accuracy": "linear"}
 
@@ -415,8 +466,9 @@ def test_a_long_run_makes_a_small_page() -> None:
 
 def test_importing_the_report_loads_nothing_heavy() -> None:
     code = (
-        "import sys, trainkit, trainkit.report.page, trainkit.report.plots, trainkit.report.figures\n"
-        "print([m for m in ('matplotlib', 'numpy', 'torch', 'timm', 'jinja2') if m in sys.modules])"
+        "import sys, trainkit, trainkit.report.page, trainkit.report.plots, "
+        "trainkit.report.figures\nprint([m for m in ('matplotlib', 'numpy', 'torch', 'timm', "
+        "'jinja2') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,6 @@
-"""A run folder is written by one process at a time, and who comes second is told so before torch is loaded."""
+"""A run folder is written by one process at a time, and who comes second is told so before torch
+is loaded.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ except UserError as error:
 
 
 def holder(folder: Path, how: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", HOLDS, str(folder), how], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(folder), how], stdout=subprocess.PIPE, text=True
+    )
 
 
 def said(process: subprocess.Popen[str]) -> str:
@@ -53,13 +57,19 @@ def test_a_folder_in_use_is_refused_until_its_process_is_killed(tmp_path: Path) 
     assert said(process) == "held"
     with pytest.raises(UserError) as caught, held(tmp_path):
         pass
-    assert str(caught.value) == (
-        f"{tmp_path}: is in use: another process (pid {process.pid} on {platform.node()}) writes there; wait for its "
-        "end, or end it"
+    assert (
+        str(caught.value)
+        == f"{tmp_path}: is in use: another process (pid {process.pid} on {platform.node()}) writes"
+        " there; wait for its end, or end it"
     )
-    for act in (lambda: session.resume(tmp_path, []), lambda: session.start(tmp_path / "r.yaml", [], tmp_path, [])):
+    for act in (
+        lambda: session.resume(tmp_path, []),
+        lambda: session.start(tmp_path / "r.yaml", [], tmp_path, []),
+    ):
         (tmp_path / "recipe.yaml").write_text("model: {name: test_vit}\ndata: {name: digits}\n")
-        (tmp_path / "r.yaml").write_text("model: {name: test_vit, in_chans: 1}\ndata: {name: digits}\n")
+        (tmp_path / "r.yaml").write_text(
+            "model: {name: test_vit, in_chans: 1}\ndata: {name: digits}\n"
+        )
         with pytest.raises(UserError, match="is in use"):
             act()
     killed(process)
@@ -111,7 +121,8 @@ from typer.testing import CliRunner
 from trainkit.commands.app import app
 for words in (
     ["train", "missing.yaml"], ["train", "--resume", "nothing"], ["train", "--resume", "used"],
-    ["train", "r.yaml", "--run-dir", "used"], ["train", "r.yaml", "--run-dir", "full"], ["report", "used"],
+    ["train", "r.yaml", "--run-dir", "used"], ["train", "r.yaml", "--run-dir", "full"],
+    ["report", "used"],
 ):
     done = CliRunner().invoke(app, words)
     print(done.exit_code, "torch" in sys.modules, done.stderr.strip())
@@ -125,11 +136,20 @@ def test_what_can_be_refused_without_torch_is(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("model: {name: test_vit}\ndata: {name: digits}\n")
     process = holder(tmp_path / "used", "hold")
     assert said(process) == "held"
-    done = subprocess.run([sys.executable, "-c", REFUSED], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     killed(process)
     lines = done.stdout.splitlines()
     assert [line.split()[:2] for line in lines] == [["2", "False"]] * 6
-    messages = ["no such file", "is no run folder", "is in use", "is in use", "is not empty", "is in use"]
+    messages = [
+        "no such file",
+        "is no run folder",
+        "is in use",
+        "is in use",
+        "is not empty",
+        "is in use",
+    ]
     assert all(message in line for message, line in zip(messages, lines, strict=True))
     assert sorted(p.name for p in (tmp_path / "full").iterdir()) == ["recipe.yaml"]
 

@@ -1,4 +1,6 @@
-"""Every room that is differentiated twice, against finite differences, in float64, as recipes build it."""
+"""Every room that is differentiated twice, against finite differences, in float64, as recipes
+build it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ CASES = {
     "maml, steps again": [AGAIN],
     "maml, clipped": ["plugins.maml.max_inner_norm=0.5"],
     "maml, support statistics": ["plugins.maml.norm_statistics=support"],
-    "maml, statistics of each step": [f"plugins.maml.{o}" for o in ("norm_statistics=per_step", "multi_step_epochs=2")],
+    "maml, statistics of each step": [
+        f"plugins.maml.{o}" for o in ("norm_statistics=per_step", "multi_step_epochs=2")
+    ],
     "maml, prototypes": ["plugins.maml.head=prototypes"],
     "maml, only the body": ["plugins.maml.adapt=body"],
     "meta_sgd": [META_SGD],
@@ -45,7 +49,10 @@ CASES = {
     "all together, steps again": [BALANCE, META_SGD, META_DROPOUT, AGAIN],
     "inverted residuals": [EFFICIENTNET, META_SGD],
     "ghost batches": [EFFICIENTNET, "plugins.ghost_batch_norm={size: 4}"],
-    "groups of channels": [EFFICIENTNET, "plugins.batch_group_norm={channel_groups: 2, examples: 2}"],
+    "groups of channels": [
+        EFFICIENTNET,
+        "plugins.batch_group_norm={channel_groups: 2, examples: 2}",
+    ],
     "groups of channels, another eps": [
         EFFICIENTNET,
         "plugins.batch_group_norm={channel_groups: 2, examples: 2}",
@@ -77,4 +84,6 @@ def test_the_meta_gradient_is_the_finite_difference(case: str, write: Callable[.
     assert not wrong
     still = {name for name, d in found.items() if abs(d.measured) < FLAT}
     # With norm parameters of their own for every step, those of the model are not used.
-    assert still == ({"norm1", "norm2", "norm3", "norm4"} if "each step" in case and "maml" in case else set())
+    assert still == (
+        {"norm1", "norm2", "norm3", "norm4"} if "each step" in case and "maml" in case else set()
+    )

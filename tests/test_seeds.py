@@ -21,8 +21,16 @@ PARTS = st.lists(st.integers() | st.text(max_size=5), min_size=1, max_size=4)
 
 
 def draws() -> list[float]:
-    """Take one number from each global generator (a Gaussian too: NumPy and Python keep its twin)."""
-    return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(()).item()]
+    """Take one number from each global generator (a Gaussian too: NumPy and Python keep its
+    twin).
+    """
+    return [
+        random.random(),
+        random.gauss(0, 1),
+        np.random.rand(),
+        np.random.randn(),
+        torch.rand(()).item(),
+    ]
 
 
 @given(parts=PARTS)
@@ -33,7 +41,9 @@ def test_a_seed_is_a_fixed_function_into_63_bits(parts: list[int | str]) -> None
 
 
 @given(first=PARTS, second=PARTS)
-def test_different_parts_give_different_seeds(first: list[int | str], second: list[int | str]) -> None:
+def test_different_parts_give_different_seeds(
+    first: list[int | str], second: list[int | str]
+) -> None:
     assert (derive_seed(*first) == derive_seed(*second)) == (first == second)
 
 
@@ -43,7 +53,8 @@ def test_a_number_is_not_its_digits() -> None:
 
 
 def test_seeds_are_the_same_in_every_process_and_version() -> None:
-    # These numbers fix the data order and initial weights of every published result: they may never change.
+    # These numbers fix the data order and initial weights of every published result: they may never
+    # change.
     assert [derive_seed(0, "model"), derive_seed(0, "data"), derive_seed(7, "order", 3)] == [
         FIXED["model"],
         FIXED["data"],

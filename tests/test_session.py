@@ -48,13 +48,17 @@ def last(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the plots, which take longer than the training; one test looks at a run with them."""
+    """Leave out the plots, which take longer than the training; one test looks at a run with
+    them.
+    """
     monkeypatch.setattr(session, "write_report", lambda folder, *_: folder)
 
 
 @pytest.fixture
 def plugged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return a function that puts plugins made in the test into every recipe that is read from then on."""
+    """Return a function that puts plugins made in the test into every recipe that is read from
+    then on.
+    """
 
     def put(*plugins: Plugin) -> None:
         def compose(path: Path, overrides: Any = ()) -> Setup:
@@ -90,7 +94,11 @@ def test_a_finished_run_leaves_everything(tiny: Path, tmp_path: Path) -> None:
     assert (told["model"], told["seed"], told["effective_batch_size"]) == ("test_vit", 3, 4)
     assert told["final"].keys() == {"accuracy", "nll", "calibration_error"}
     assert told["best"]["metric"] == "accuracy"
-    assert told["best"]["value"] == told["best"]["accuracy"] == max(e["value"] for e in last(folder)["best"])
+    assert (
+        told["best"]["value"]
+        == told["best"]["accuracy"]
+        == max(e["value"] for e in last(folder)["best"])
+    )
     facts = json.loads((folder / "environment.json").read_text())
     assert facts["packages"]["timm"] == timm.__version__
     assert facts["device"] == "cpu, fp32, 1 rank(s)"
@@ -98,13 +106,17 @@ def test_a_finished_run_leaves_everything(tiny: Path, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == len(lines) == 12 + 2
-    assert [float(row["loss"]) for row in rows if row["loss"]] == [row["loss"] for row in lines if "loss" in row]
+    assert [float(row["loss"]) for row in rows if row["loss"]] == [
+        row["loss"] for row in lines if "loss" in row
+    ]
     assert (folder / "recipe.yaml").read_text() == last(folder)["recipe"]
 
 
 @pytest.mark.usefixtures("no_report")
 def test_the_folders_own_recipe_repeats_the_run(tiny: Path, tmp_path: Path) -> None:
-    first = session.start(tiny, ["train.epochs=1", "scheduler.warmup_epochs=0"], tmp_path / "first", [])
+    first = session.start(
+        tiny, ["train.epochs=1", "scheduler.warmup_epochs=0"], tmp_path / "first", []
+    )
     again = session.start(first / "recipe.yaml", [], tmp_path / "again", [])
     assert next(differences(last(first), last(again)), None) is None
     for name in ("recipe.yaml", "metrics.jsonl", "weights.safetensors"):
@@ -123,7 +135,9 @@ def test_weights_are_measured_again_as_they_were(tiny: Path, tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("no_report")
 def test_weights_that_cannot_be_measured_are_refused(tiny: Path, tmp_path: Path) -> None:
-    folder = session.start(tiny, ["train.epochs=1", "scheduler.warmup_epochs=0"], tmp_path / "run", [])
+    folder = session.start(
+        tiny, ["train.epochs=1", "scheduler.warmup_epochs=0"], tmp_path / "run", []
+    )
     with pytest.raises(UserError, match=r"none\.pth: there are no weights here"):
         evaluate(session.open_run(folder, weights="none.pth"))
     other = tmp_path / "other.pth"
@@ -144,18 +158,25 @@ def test_a_folder_that_is_not_empty_is_left_alone(tiny: Path, tmp_path: Path) ->
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(UserError) as caught:
         session.start(tiny, [], tmp_path, [])
-    assert str(caught.value) == (f"{tmp_path}: is not empty; name another folder, or go on with `--resume {tmp_path}`")
+    assert (
+        str(caught.value)
+        == f"{tmp_path}: is not empty; name another folder, or go on with `--resume {tmp_path}`"
+    )
     assert (tmp_path / "mine.txt").read_text() == "keep me"
 
 
 @pytest.mark.parametrize("place", ["/proc/run", "/dev/null/run"])
 def test_a_folder_that_cannot_be_written_is_refused(tiny: Path, place: str) -> None:
-    with pytest.raises(UserError, match=rf"^{place}: cannot be written: .+; choose another --run-dir$"):
+    with pytest.raises(
+        UserError, match=rf"^{place}: cannot be written: .+; choose another --run-dir$"
+    ):
         session.start(tiny, [], Path(place), [])
 
 
 def test_a_file_in_the_folders_place_is_refused(tiny: Path, write: Callable[..., Path]) -> None:
-    with pytest.raises(UserError, match=r"cannot be written: File exists; choose another --run-dir"):
+    with pytest.raises(
+        UserError, match=r"cannot be written: File exists; choose another --run-dir"
+    ):
         session.start(tiny, [], write("text", "taken"), [])
 
 
@@ -205,7 +226,9 @@ def test_a_signal_stops_the_run_and_it_goes_on_to_the_same_end(
 
 
 @pytest.mark.usefixtures("no_report")
-def test_a_second_ctrl_c_stops_at_once(tiny: Path, tmp_path: Path, plugged: Callable[..., None]) -> None:
+def test_a_second_ctrl_c_stops_at_once(
+    tiny: Path, tmp_path: Path, plugged: Callable[..., None]
+) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -217,7 +240,9 @@ def test_a_second_ctrl_c_stops_at_once(tiny: Path, tmp_path: Path, plugged: Call
 
 
 @pytest.mark.usefixtures("no_report")
-def test_a_run_that_fails_is_never_called_finished(tiny: Path, tmp_path: Path, plugged: Callable[..., None]) -> None:
+def test_a_run_that_fails_is_never_called_finished(
+    tiny: Path, tmp_path: Path, plugged: Callable[..., None]
+) -> None:
     def fail() -> None:
         raise RuntimeError("out of memory")
 
@@ -250,14 +275,21 @@ def refusal(folder: Path) -> str:
 def test_a_finished_run_is_not_resumed(tiny: Path, tmp_path: Path) -> None:
     folder = session.start(tiny, [], tmp_path / "run", [])
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert refusal(folder) == f"{folder}: this run is finished after 12 steps; there is nothing to resume"
+    assert (
+        refusal(folder)
+        == f"{folder}: this run is finished after 12 steps; there is nothing to resume"
+    )
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("early", [False, True])
 def test_a_run_killed_after_its_last_step_is_brought_to_its_end(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugged: Callable[..., None], early: bool
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plugged: Callable[..., None],
+    early: bool,
 ) -> None:
     ended = []
 
@@ -297,15 +329,20 @@ def test_a_run_killed_after_its_last_step_is_brought_to_its_end(
 
 
 @pytest.mark.usefixtures("no_report")
-def test_a_changed_recipe_is_refused(tiny: Path, tmp_path: Path, plugged: Callable[..., None]) -> None:
+def test_a_changed_recipe_is_refused(
+    tiny: Path, tmp_path: Path, plugged: Callable[..., None]
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "compose", lambda p, o=(): with_plugins(p, o, At(step=2, act=_interrupt)))
+        patch.setattr(
+            session, "compose", lambda p, o=(): with_plugins(p, o, At(step=2, act=_interrupt))
+        )
         with pytest.raises(Interrupted):
             session.start(tiny, [], tmp_path / "run", [])
     recipe = tmp_path / "run" / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("lr: 0.002", "lr: 0.003"))
-    assert refusal(tmp_path / "run") == (
-        f"{recipe}: was changed since the checkpoint was written; restore it, or start a new run"
+    assert (
+        refusal(tmp_path / "run")
+        == f"{recipe}: was changed since the checkpoint was written; restore it, or start a new run"
     )
 
 
@@ -317,7 +354,10 @@ def test_a_folder_without_a_run_is_refused(tiny: Path, tmp_path: Path) -> None:
     assert refusal(tmp_path) == f"{tmp_path}: is no run folder (there is no recipe.yaml in it)"
     (tmp_path / "recipe.yaml").write_text(tiny.read_text())
     last_pt = tmp_path / "checkpoints" / "last.pt"
-    assert refusal(tmp_path) == f"{last_pt}: there is no checkpoint here; start the run anew, or name another folder"
+    assert (
+        refusal(tmp_path)
+        == f"{last_pt}: there is no checkpoint here; start the run anew, or name another folder"
+    )
     last_pt.parent.mkdir()
     last_pt.write_bytes(b"not a checkpoint")
     assert refusal(tmp_path).startswith(f"{last_pt}: damaged, or not a checkpoint of trainkit (")

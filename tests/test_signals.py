@@ -25,7 +25,9 @@ from trainkit.system.signals import ending_at_once, interruptible
 
 @pytest.fixture
 def unhardened() -> Iterator[None]:
-    """Obey SIGHUP and SIGINT, which who starts the tests in the background may have told them to ignore."""
+    """Obey SIGHUP and SIGINT, which who starts the tests in the background may have told them to
+    ignore.
+    """
     numbers = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in numbers.items()}
     yield
@@ -67,7 +69,9 @@ def workers_of(stream: Any) -> list[Any]:
 
 
 def rows(count: int = 12, width: int = 3) -> Rows:
-    return Rows(torch.arange(count * width, dtype=torch.float32).reshape(count, width), torch.arange(count))
+    return Rows(
+        torch.arange(count * width, dtype=torch.float32).reshape(count, width), torch.arange(count)
+    )
 
 
 def test_data_workers_obey_their_parent_alone() -> None:
@@ -77,7 +81,10 @@ def test_data_workers_obey_their_parent_alone() -> None:
     workers = workers_of(stream)
     for name in ("TERM", "INT", "HUP"):
         # From a process that is not their parent, as a scheduler's are.
-        subprocess.run(["sh", "-c", f"kill -{name} {' '.join(str(w.pid) for w in workers)}; sleep 0.2"], check=True)
+        subprocess.run(
+            ["sh", "-c", f"kill -{name} {' '.join(str(w.pid) for w in workers)}; sleep 0.2"],
+            check=True,
+        )
     alone = [first, *batches]
     here = list(ShuffledStream(rows(), seed=0, batch_size=2).batches(0, 0))
     assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(alone, here, strict=True))
@@ -104,7 +111,9 @@ def run_with(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     monkeypatch.setattr(session, "write_report", lambda folder, *_: folder)
 
     def run(act: Any) -> Path:
-        monkeypatch.setattr(session, "compose", lambda p, o=(): with_plugins(p, o, WithWorkers(step=4, act=act)))
+        monkeypatch.setattr(
+            session, "compose", lambda p, o=(): with_plugins(p, o, WithWorkers(step=4, act=act))
+        )
         session.start(tiny, ["data.workers=2"], tmp_path / "run", [])
         return tmp_path / "run"
 
@@ -115,7 +124,9 @@ def test_a_signal_to_everybody_saves_the_step(run_with: Any, tmp_path: Path) -> 
     def everybody() -> None:
         pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
         assert len(pids) >= 3
-        subprocess.run(["sh", "-c", f"kill -TERM {' '.join(map(str, pids))}; sleep 0.2"], check=True)
+        subprocess.run(
+            ["sh", "-c", f"kill -TERM {' '.join(map(str, pids))}; sleep 0.2"], check=True
+        )
 
     with pytest.raises(Interrupted):
         run_with(everybody)
@@ -130,14 +141,17 @@ def test_a_worker_that_is_killed_is_one_line(run_with: Any) -> None:
         time.sleep(1)
 
     with pytest.raises(
-        TrainingError, match=r"a data worker was ended from outside \(signal: Killed\), .*data\.workers"
+        TrainingError,
+        match=r"a data worker was ended from outside \(signal: Killed\), .*data\.workers",
     ):
         run_with(kill)
 
 
 @pytest.mark.parametrize("stream", ["training", "validation"])
 def test_batches_that_do_not_fit_into_shared_memory_come_all_the_same(stream: str) -> None:
-    """The system refuses shared memory above a size; /dev/shm that is full is refused in the same place."""
+    """The system refuses shared memory above a size; /dev/shm that is full is refused in the
+    same place.
+    """
     images, notes = rows(12, 100_000), []
 
     def read(workers: int) -> list[Any]:

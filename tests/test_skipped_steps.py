@@ -38,14 +38,19 @@ def failed(recipe: Path, folder: Path, overrides: list[str], *plugins: Plugin) -
 def saved(folder: Path) -> dict[str, Any]:
     """Return the last checkpoint, in which every number is one."""
     state = read_state(folder / "checkpoints" / "last.pt")
-    assert not_a_number({part: state[part] for part in ("model", "optimizer", "scheduler", "plugins")}) is None
+    assert (
+        not_a_number({part: state[part] for part in ("model", "optimizer", "scheduler", "plugins")})
+        is None
+    )
     for file in folder.rglob("*.safetensors"):
         assert not_a_number(load_file(file)) is None
     return state
 
 
 class Overflows(Plugin):
-    """Makes the gradients of some steps overflow in fp16, and spoils one behind the scaler's back."""
+    """Makes the gradients of some steps overflow in fp16, and spoils one behind the scaler's
+    back.
+    """
 
     steps: tuple[int, ...] = Field((), description="steps whose gradients overflow")
     behind: int = Field(0, description="step whose gradient is spoilt after unscaling")
@@ -74,7 +79,8 @@ def test_skipped_steps_are_logged_counted_and_said(tiny: Path, tmp_path: Path) -
     assert [i + 1 for i, flag in enumerate(skipped(tmp_path)) if flag] == [1, 2, 9]
     assert keeper.watch.skipped == 3
     assert run.log.notes == [
-        "fp16: 3 of 12 steps were skipped because gradients overflowed; the learning-rate schedule counts them"
+        "fp16: 3 of 12 steps were skipped because gradients overflowed; the learning-rate schedule "
+        "counts them"
     ]
     saved(tmp_path)
 
@@ -94,10 +100,14 @@ def test_a_run_that_never_steps_says_so(tiny: Path, tmp_path: Path) -> None:
     never = Overflows(steps=tuple(range(1, 100)))
     run, _ = train(with_plugins(tiny, [*FP16, "train.epochs=4"], never), tmp_path)
     assert [note.partition(":")[2] for note in run.log.notes] == [
-        f" the {IN_A_ROW} steps up to step 20 were all skipped, because gradients overflowed; bf16 has the range of "
-        "fp32 (train.precision=bf16)",
-        " 24 of 24 steps were skipped because gradients overflowed; the learning-rate schedule counts them: no weight "
-        "has moved",
+        (
+            f" the {IN_A_ROW} steps up to step 20 were all skipped, because gradients overflowed; "
+            "bf16 has the range of fp32 (train.precision=bf16)"
+        ),
+        (
+            " 24 of 24 steps were skipped because gradients overflowed; the learning-rate schedule "
+            "counts them: no weight has moved"
+        ),
     ]
 
 
@@ -120,7 +130,9 @@ def test_a_resumed_run_counts_on(tiny: Path, tmp_path: Path) -> None:
         parts = go(tmp_path / "parts", until)
     assert whole.log.notes == parts.log.notes
     assert len(whole.log.notes) == 2
-    states = [read_state(tmp_path / name / "checkpoints" / "last.pt") for name in ("whole", "parts")]
+    states = [
+        read_state(tmp_path / name / "checkpoints" / "last.pt") for name in ("whole", "parts")
+    ]
     assert next(differences(*states), None) is None
     assert states[0]["watch"] == {"skipped": 22, "in_a_row": 0}
 

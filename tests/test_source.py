@@ -1,4 +1,6 @@
-"""Recipes that extend one another, overrides on the command line, and where each value then stands."""
+"""Recipes that extend one another, overrides on the command line, and where each value then
+stands.
+"""
 
 from __future__ import annotations
 
@@ -55,11 +57,18 @@ def test_a_chain_is_followed_to_its_end_and_counts_paths_from_each_file(write: W
 def test_plugins_of_the_base_come_first_and_lists_are_replaced(write: Write) -> None:
     write("plugins: {a: {size: [1, 2]}, b: {}}\n", "base.yaml")
     path = write("extends: base.yaml\nplugins: {c: {}, a: {size: [3]}}\n", "top.yaml")
-    assert list(read_source(path).data["plugins"].items()) == [("a", {"size": [3]}), ("b", {}), ("c", {})]
+    assert list(read_source(path).data["plugins"].items()) == [
+        ("a", {"size": [3]}),
+        ("b", {}),
+        ("c", {}),
+    ]
 
 
 def test_plugins_with_nothing_behind_them_have_no_options(write: Write) -> None:
-    assert read_source(write("plugins:\n  ema:\n  radam: {}\n")).data["plugins"] == {"ema": {}, "radam": {}}
+    assert read_source(write("plugins:\n  ema:\n  radam: {}\n")).data["plugins"] == {
+        "ema": {},
+        "radam": {},
+    }
     assert read_source(write("plugins:\n")).data == {}
 
 
@@ -67,9 +76,15 @@ def test_plugins_with_nothing_behind_them_have_no_options(write: Write) -> None:
     ("line", "message"),
     [
         ("extends: 3", "extends: give the path of one recipe, relative to this file"),
-        ("extends: [a.yaml, b.yaml]", "extends: give the path of one recipe, relative to this file"),
+        (
+            "extends: [a.yaml, b.yaml]",
+            "extends: give the path of one recipe, relative to this file",
+        ),
         ("extends: top.yaml", "extends: top.yaml extends this file in turn; one of them must not"),
-        ("extends: ./sub/../top.yaml", "extends: ./sub/../top.yaml extends this file in turn; one of them must not"),
+        (
+            "extends: ./sub/../top.yaml",
+            "extends: ./sub/../top.yaml extends this file in turn; one of them must not",
+        ),
     ],
 )
 def test_what_cannot_be_extended_is_refused(write: Write, line: str, message: str) -> None:
@@ -85,7 +100,9 @@ def test_a_circle_is_refused_where_it_closes(write: Write) -> None:
     write("extends: c.yaml\n", "b.yaml")
     write("seed: 1\nextends: a.yaml\n", "c.yaml")
     path = write("extends: b.yaml\n", "a.yaml")
-    assert refusals(path) == ["c.yaml:2: extends: a.yaml extends this file in turn; one of them must not"]
+    assert refusals(path) == [
+        "c.yaml:2: extends: a.yaml extends this file in turn; one of them must not"
+    ]
 
 
 def test_two_recipes_may_extend_the_same_one(write: Write) -> None:
@@ -122,7 +139,10 @@ def test_a_path_counts_from_the_file_that_says_it(write: Write) -> None:
 
 # Overrides.
 
-BASE = "seed: 1\nmodel: {name: a, args: {depth: 2}}\nplugins:\n  ema: {decay: 0.9}\n  ./trick.py:Trick: {size: 1}\n"
+BASE = (
+    "seed: 1\nmodel: {name: a, args: {depth: 2}}\nplugins:\n  ema: {decay: 0.9}\n "
+    " ./trick.py:Trick: {size: 1}\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -186,11 +206,25 @@ def test_a_replaced_section_keeps_no_line_of_the_file(write: Write) -> None:
 def test_overrides_are_taken_in_turn(write: Write) -> None:
     source = read_source(write(BASE), ["seed=2", "seed=3", "~plugins.ema", "plugins.ema.decay=1"])
     assert source.data["seed"] == 3
-    assert list(source.data["plugins"].items()) == [("./trick.py:Trick", {"size": 1}), ("ema", {"decay": 1})]
+    assert list(source.data["plugins"].items()) == [
+        ("./trick.py:Trick", {"size": 1}),
+        ("ema", {"decay": 1}),
+    ]
 
 
 def test_every_wrong_override_is_named(write: Write) -> None:
-    wrong = ["seed", "=1", "a..b=1", "~seed=1", "~", "~sed", "~model.args.dpth", "seed.x=1", "~seed.x", "seed=[1"]
+    wrong = [
+        "seed",
+        "=1",
+        "a..b=1",
+        "~seed=1",
+        "~",
+        "~sed",
+        "~model.args.dpth",
+        "seed.x=1",
+        "~seed.x",
+        "seed=[1",
+    ]
     source = read_source(write(BASE), wrong)
     form, removal = "an override is `a.b=value`; `~a.b` removes a key", "`~a.b` removes a key"
     assert [str(problem) for problem in source.problems] == [
@@ -200,12 +234,16 @@ def test_every_wrong_override_is_named(write: Write) -> None:
         f"command line `~seed=1`: {removal}",
         f"command line `~`: {removal}",
         "command line `~sed`: sed: there is nothing of that name to remove; did you mean 'seed'?",
-        "command line `~model.args.dpth`: model.args.dpth: there is nothing of that name to remove; "
-        "did you mean 'depth'?",
+        (
+            "command line `~model.args.dpth`: model.args.dpth: there is nothing of that name to "
+            "remove; did you mean 'depth'?"
+        ),
         "command line `seed.x=1`: seed: has no keys below it",
         "command line `~seed.x`: seed: has no keys below it",
-        "command line `seed=[1`: seed: '[1' is not a value: not valid YAML: expected ',' or ']', but got "
-        "'<stream end>'; while parsing a flow sequence",
+        (
+            "command line `seed=[1`: seed: '[1' is not a value: not valid YAML: expected ',' or "
+            "']', but got '<stream end>'; while parsing a flow sequence"
+        ),
     ]
     assert source.data == read_source(write(BASE)).data
 
@@ -266,7 +304,10 @@ def test_a_list_is_read_as_a_tuple_and_an_int_as_a_float(write: Write) -> None:
     ("options", "message"),
     [
         ("{inner: {size: 0}}", "o.inner.size: should be greater than or equal to 1; got 0"),
-        ("{inner: {size: '1'}}", 'o.inner.size: should be a valid integer; got "1"; leave the quotes out'),
+        (
+            "{inner: {size: '1'}}",
+            'o.inner.size: should be a valid integer; got "1"; leave the quotes out',
+        ),
         ("{inner: {size: 1.0}}", "o.inner.size: should be a valid integer; got 1.0"),
         ("{inner: {size: true}}", "o.inner.size: should be a valid integer; got true"),
         ("{flag: 1}", "o.flag: should be a valid boolean; got 1"),
@@ -278,12 +319,20 @@ def test_a_list_is_read_as_a_tuple_and_an_int_as_a_float(write: Write) -> None:
         ("{inner: }", "o.inner: should be a mapping; got null"),
         ("{many: {}}", "o.many: should be a valid array"),
         ("{many: [{}, {size: 0}]}", "o.many.1.size: should be greater than or equal to 1; got 0"),
-        ("{inner: {sise: 1}}", "o.inner.sise: there is no such option; did you mean 'size'? (known: size)"),
-        ("{maybe: {sise: 1}}", "o.maybe.sise: there is no such option; did you mean 'size'? (known: size)"),
+        (
+            "{inner: {sise: 1}}",
+            "o.inner.sise: there is no such option; did you mean 'size'? (known: size)",
+        ),
+        (
+            "{maybe: {sise: 1}}",
+            "o.maybe.sise: there is no such option; did you mean 'size'? (known: size)",
+        ),
         (
             "{wrd: a}",
-            "o.wrd: there is no such option; did you mean 'word'? "
-            "(known: pair, inner, maybe, many, flag, word, needed)",
+            (
+                "o.wrd: there is no such option; did you mean 'word'? "
+                "(known: pair, inner, maybe, many, flag, word, needed)"
+            ),
         ),
         (
             "{zzz: a}",
@@ -292,16 +341,22 @@ def test_a_list_is_read_as_a_tuple_and_an_int_as_a_float(write: Write) -> None:
         (f"{{flag: {'x' * 100}}}", f'o.flag: should be a valid boolean; got "{"x" * 59}…'),
     ],
 )
-def test_a_wrong_value_says_what_is_wanted_and_what_was_given(write: Write, options: str, message: str) -> None:
+def test_a_wrong_value_says_what_is_wanted_and_what_was_given(
+    write: Write, options: str, message: str
+) -> None:
     assert check(write, f"o:\n  {options}\n") == [f"recipe.yaml:2: {message}"]
 
 
 def test_what_is_wrong_with_a_section_as_a_whole_is_said_where_it_begins(write: Write) -> None:
     assert check(write, "o:\n  pair: [2, 1]\n") == ["recipe.yaml:1: o: pair must rise"]
-    assert check(write, "o:\n  needed: -1\n") == ["recipe.yaml:1: o: needed must not be negative, got -1"]
+    assert check(write, "o:\n  needed: -1\n") == [
+        "recipe.yaml:1: o: needed must not be negative, got -1"
+    ]
 
 
 def test_a_source_made_in_code_has_a_place_too() -> None:
     source = Source()
     _, problems = validate(Inner, {"size": 0}, source, ("o",))
-    assert list(map(str, problems)) == ["recipe:1: o.size: should be greater than or equal to 1; got 0"]
+    assert list(map(str, problems)) == [
+        "recipe:1: o.size: should be greater than or equal to 1; got 0"
+    ]

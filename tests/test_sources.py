@@ -1,4 +1,6 @@
-"""Data by name: digits, folders and archives read through timm, and clear words where files are missing."""
+"""Data by name: digits, folders and archives read through timm, and clear words where files are
+missing.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ COLOURS = {"blue": (0, 0, 255), "grey": (128, 128, 128), "red": (255, 0, 0)}
 
 
 def make_folder(
-    root: Path, splits: Sequence[str] = ("train", "validation"), classes: Sequence[str] = tuple(COLOURS)
+    root: Path,
+    splits: Sequence[str] = ("train", "validation"),
+    classes: Sequence[str] = tuple(COLOURS),
 ) -> Path:
     """Write four images of one colour for each class and split, half of them grey files."""
     for split in splits:
@@ -49,7 +53,9 @@ def refusal(write: Write, data: str, *overrides: str) -> str:
     return str(caught.value).split("recipe.yaml:")[-1]
 
 
-PLAIN = "name: folder, image_size: 16, batch_size: 4, workers: 0, augment: null, mean: [0], std: [1]"
+PLAIN = (
+    "name: folder, image_size: 16, batch_size: 4, workers: 0, augment: null, mean: [0], std: [1]"
+)
 
 
 def colours(data: Data, count: int = 1) -> dict[int, set[tuple[float, ...]]]:
@@ -105,8 +111,13 @@ def test_digits_are_augmented_when_asked_and_validated_plain(write: Write) -> No
 
 @pytest.mark.parametrize("fraction", [0.001, 0.999])
 def test_a_share_too_small_for_every_class_is_refused(write: Write, fraction: float) -> None:
-    with pytest.raises(UserError, match=rf"data\.val_fraction: {fraction} of 1797 images leaves less than one of each"):
-        load(write, f"{{name: digits, image_size: 8, val_fraction: {fraction}}}", "model.in_chans=1")
+    with pytest.raises(
+        UserError,
+        match=rf"data\.val_fraction: {fraction} of 1797 images leaves less than one of each",
+    ):
+        load(
+            write, f"{{name: digits, image_size: 8, val_fraction: {fraction}}}", "model.in_chans=1"
+        )
 
 
 def test_the_share_held_out_is_the_recipes(write: Write) -> None:
@@ -122,7 +133,10 @@ def test_a_folder_of_images_is_read_through_timm(write: Write, tmp_path: Path) -
     data = load(write, f"{{{PLAIN}, root: {root}}}")
     assert data.summary == "folder: 12 training and 12 validation images, 3 classes"
     assert (data.num_classes, data.input_size) == (3, (3, 16, 16))
-    grey = {name: np.asarray(Image.new("RGB", (1, 1), c).convert("L"))[0, 0] / 255 for name, c in COLOURS.items()}
+    grey = {
+        name: np.asarray(Image.new("RGB", (1, 1), c).convert("L"))[0, 0] / 255
+        for name, c in COLOURS.items()
+    }
     expected = {
         i: {tuple(round(x / 255, 3) for x in colour), (round(float(grey[name]), 3),) * 3}
         for i, (name, colour) in enumerate(COLOURS.items())
@@ -142,7 +156,9 @@ def test_a_model_of_one_channel_sees_grey(write: Write, tmp_path: Path) -> None:
 def test_mean_and_deviation_are_the_recipes_or_the_models(write: Write, tmp_path: Path) -> None:
     root = make_folder(tmp_path / "images", classes=["grey", "red"])
     value = 128 / 255
-    given = load(write, f"{{{PLAIN}, root: {root}}}", "data.mean=[0.5, 0.25, 0]", "data.std=[0.5, 1, 2]")
+    given = load(
+        write, f"{{{PLAIN}, root: {root}}}", "data.mean=[0.5, 0.25, 0]", "data.std=[0.5, 1, 2]"
+    )
     expected = [(value - 0.5) / 0.5, value - 0.25, value / 2]
     assert sorted(colours(given)[0])[0] == pytest.approx(expected, abs=1e-3)
     own = load(write, f"{{{PLAIN}, root: {root}}}", "~data.mean", "~data.std")
@@ -158,7 +174,9 @@ def test_an_archive_is_read_as_a_folder_is(write: Write, tmp_path: Path) -> None
         with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
             archive.add(root / split, arcname=".")
     text = f"{{{PLAIN}, root: {tmp_path}}}"
-    assert colours(load(write, text, "data.name=tar")) == colours(load(write, f"{{{PLAIN}, root: {root}}}"))
+    assert colours(load(write, text, "data.name=tar")) == colours(
+        load(write, f"{{{PLAIN}, root: {root}}}")
+    )
 
 
 def test_augmented_folders_do_not_depend_on_workers(write: Write, tmp_path: Path) -> None:
@@ -175,16 +193,21 @@ def test_augmented_folders_do_not_depend_on_workers(write: Write, tmp_path: Path
 def test_a_missing_split_is_never_replaced_by_the_whole_root(
     write: Write, tmp_path: Path, name: str, missing: str
 ) -> None:
-    root = make_folder(tmp_path / "images", [split for split in ("train", "validation") if split != missing])
-    assert refusal(write, f"{{{PLAIN}, root: {root}}}", f"data.name={name}") == (
-        f"command line `data.name={name}`: data: cannot open split '{missing}' of '{name}' (it is not there); "
-        f"expected images in {root}/train/<class>/ and {root}/validation/<class>/"
+    root = make_folder(
+        tmp_path / "images", [split for split in ("train", "validation") if split != missing]
+    )
+    assert (
+        refusal(write, f"{{{PLAIN}, root: {root}}}", f"data.name={name}")
+        == f"command line `data.name={name}`: data: cannot open split '{missing}' of '{name}' (it"
+        f" is not there); expected images in {root}/train/<class>/ and "
+        f"{root}/validation/<class>/"
     )
 
 
 def test_a_missing_root_says_what_to_put_there(write: Write) -> None:
-    assert refusal(write, f"{{{PLAIN}, root: /nowhere}}") == (
-        "2: data: cannot open split 'train' of 'folder' (there is no /nowhere); "
+    assert (
+        refusal(write, f"{{{PLAIN}, root: /nowhere}}")
+        == "2: data: cannot open split 'train' of 'folder' (there is no /nowhere); "
         "expected images in /nowhere/train/<class>/ and /nowhere/validation/<class>/"
     )
     expected = "archives /nowhere/train.tar and /nowhere/validation.tar with a folder per class"
@@ -192,13 +215,20 @@ def test_a_missing_root_says_what_to_put_there(write: Write) -> None:
     assert message.endswith(f"(there is no /nowhere); expected {expected}")
 
 
-def test_a_data_set_of_torchvision_that_is_not_there_says_how_to_get_it(write: Write, tmp_path: Path) -> None:
+def test_a_data_set_of_torchvision_that_is_not_there_says_how_to_get_it(
+    write: Write, tmp_path: Path
+) -> None:
     message = refusal(write, f"{{name: torch/cifar10, root: {tmp_path}}}")
-    assert message.startswith("2: data: cannot open split 'train' of 'torch/cifar10' (Dataset not found or corrupted")
-    assert message.endswith(
-        f"; expected the extracted folder cifar-10-batches-py in {tmp_path}, or set data.download=true"
+    assert message.startswith(
+        "2: data: cannot open split 'train' of 'torch/cifar10' (Dataset not found or corrupted"
     )
-    assert "(Unknown torchvision dataset cifar11)" in refusal(write, f"{{name: torch/cifar11, root: {tmp_path}}}")
+    assert message.endswith(
+        f"; expected the extracted folder cifar-10-batches-py in {tmp_path}, or set "
+        "data.download=true"
+    )
+    assert "(Unknown torchvision dataset cifar11)" in refusal(
+        write, f"{{name: torch/cifar11, root: {tmp_path}}}"
+    )
 
 
 def test_an_empty_folder_is_refused(write: Write, tmp_path: Path) -> None:
@@ -213,8 +243,10 @@ def test_splits_with_different_classes_are_refused(write: Write, tmp_path: Path)
     root = make_folder(tmp_path / "images", ["train"])
     make_folder(root, ["validation"], ["blue", "red"])
     text = f"{{{PLAIN}, root: {root}}}"
-    assert refusal(write, text) == (
-        "2: data: the splits differ in their classes: 'grey' is in 'train' only; give both the same, or a class_map"
+    assert (
+        refusal(write, text)
+        == "2: data: the splits differ in their classes: 'grey' is in 'train' only; give both the"
+        " same, or a class_map"
     )
     (root / "classes.txt").write_text("blue\ngrey\nred\n")
     data = load(write, text, f"data.class_map={root / 'classes.txt'}")
@@ -226,9 +258,9 @@ def test_an_unknown_data_set_gets_a_suggestion(write: Write) -> None:
     with pytest.raises(RecipeError) as caught:
         load(write, "{name: dgits, root: x}")
     assert str(caught.value).endswith(
-        "recipe.yaml:2: data.name: no data set has this name; did you mean 'digits'? "
-        "(there are: digits, glyphs, table, ratings, omniglot, cifar_fs, svhn, folder, tar, torch/…, hfds/…); "
-        'got "dgits"'
+        "recipe.yaml:2: data.name: no data set has this name; did you mean 'digits'? (there are: "
+        "digits, glyphs, table, ratings, omniglot, cifar_fs, svhn, folder, tar, torch/…, hfds/…);"
+        ' got "dgits"'
     )
 
 
@@ -238,25 +270,32 @@ def test_streams_are_refused(write: Write, tmp_path: Path, monkeypatch: pytest.M
 
     stream = timm.data.IterableImageDataset("", reader=Reader())
     monkeypatch.setattr(timm.data, "create_dataset", lambda *_, **__: stream)
-    assert "(it is a stream, whose order and place cannot be restored; use one with random access)" in refusal(
-        write, f"{{name: wds/some, root: {tmp_path}}}"
+    assert (
+        "(it is a stream, whose order and place cannot be restored; use one with random access)"
+        in refusal(write, f"{{name: wds/some, root: {tmp_path}}}")
     )
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.in_chans=4", "model.in_chans: images have 1 (grey) or 3 (colour) channels, the model takes 4"),
+        (
+            "model.in_chans=4",
+            "model.in_chans: images have 1 (grey) or 3 (colour) channels, the model takes 4",
+        ),
         ("data.mean=[0.5, 0.5]", "data.mean: has 2 values; give one, or one for each of 3"),
         ("data.std=[1, 1, 1, 1]", "data.std: has 4 values; give one, or one for each of 3"),
         ("data.batch_size=2000", None),
     ],
 )
-def test_numbers_that_do_not_fit_are_refused(write: Write, override: str, message: str | None) -> None:
+def test_numbers_that_do_not_fit_are_refused(
+    write: Write, override: str, message: str | None
+) -> None:
     text = "{name: digits, image_size: 8, drop_last: true}"
     if message is None:
-        assert refusal(write, text, override) == (
-            "2: data: 1437 training examples do not fill one batch of 2000 on each of 1 rank(s)"
+        assert (
+            refusal(write, text, override)
+            == "2: data: 1437 training examples do not fill one batch of 2000 on each of 1 rank(s)"
         )
     else:
         assert refusal(write, text, override) == f"command line `{override}`: {message}"

@@ -1,4 +1,6 @@
-"""What a checkpoint may hold: the first value that could not be read back or is no number is named by its place."""
+"""What a checkpoint may hold: the first value that could not be read back or is no number is
+named by its place.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,11 @@ READABLE: list[Any] = [
     {"a": [1, 2.5, "x", None, True, (3, [4])], 7: torch.zeros(2)},
     OrderedDict(weight=torch.ones(1), inner=OrderedDict()),
     {"dtype": torch.bfloat16, "size": torch.Size([2, 3]), "device": torch.device("cpu")},
-    {"parameter": nn.Parameter(torch.ones(2)), "half": torch.zeros(1, dtype=torch.float16), "ints": torch.arange(3)},
+    {
+        "parameter": nn.Parameter(torch.ones(2)),
+        "half": torch.zeros(1, dtype=torch.float16),
+        "ints": torch.arange(3),
+    },
     {"best": INF, "worst": -INF, (1, 2): "a tuple as key", 0.5: "a number as key"},
     {"bytes": b"raw", "many": 2**900},
 ]
@@ -123,13 +129,17 @@ def test_what_could_not_be_read_back_is_found_wherever_it_is(kind: str) -> None:
 
 
 def test_keys_are_looked_at_too() -> None:
-    assert unreadable({"a": {Colour.RED: 1}}) == f"['a']: its key {Colour.RED!r} is of type {__name__}.Colour"
+    assert (
+        unreadable({"a": {Colour.RED: 1}})
+        == f"['a']: its key {Colour.RED!r} is of type {__name__}.Colour"
+    )
     assert (unreadable({np.int64(3): 1}) or "").endswith("is of type numpy.int64")
 
 
 def test_the_first_of_several_is_named() -> None:
-    assert unreadable({"a": 1, "b": [Path("x"), np.float64(1)], "c": deque()}) == (
-        f"['b'][0] is of type {type(Path('x')).__module__}.{type(Path('x')).__name__}"
+    assert (
+        unreadable({"a": 1, "b": [Path("x"), np.float64(1)], "c": deque()})
+        == f"['b'][0] is of type {type(Path('x')).__module__}.{type(Path('x')).__name__}"
     )
 
 
@@ -173,14 +183,25 @@ def test_finite_values_are_finite_however_large() -> None:
         "b": torch.tensor([65504.0] * 9, dtype=torch.float16),
         "c": torch.full((3,), 1e308, dtype=torch.float64),
     }
-    others = {"empty": torch.zeros(0), "ints": torch.tensor([2**62]), "flags": torch.tensor([True]), "best": INF}
+    others = {
+        "empty": torch.zeros(0),
+        "ints": torch.tensor([2**62]),
+        "flags": torch.tensor([True]),
+        "best": INF,
+    }
     assert not_a_number(state | others) is None
     assert magnitudes([large]).isfinite().all()
     assert torch.linalg.vector_norm(large).isinf()  # which is why the norm alone does not tell
 
 
 def test_the_first_bad_tensor_is_named_though_the_others_are_of_other_kinds() -> None:
-    tensors = [torch.zeros(0), torch.ones(2), torch.arange(2), torch.tensor([1.0, INF]).double(), torch.tensor(NAN)]
+    tensors = [
+        torch.zeros(0),
+        torch.ones(2),
+        torch.arange(2),
+        torch.tensor([1.0, INF]).double(),
+        torch.tensor(NAN),
+    ]
     assert first_bad(tensors) == (3, "inf")
     assert first_bad(tensors[:3]) is None
     assert first_bad([]) is None

@@ -60,9 +60,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         fit(run, keeper)
     last = folder / "checkpoints" / "last.pt"
     described = run.data.train.describe(1, 2)
-    assert str(caught.value) == (
-        f"the loss is {value} at step 9 (epoch 2, batch 2: {described}); last good checkpoint: {last} (step 6). "
-        "Lower the learning rate, lengthen the warm-up, or clip gradients"
+    assert (
+        str(caught.value)
+        == f"the loss is {value} at step 9 (epoch 2, batch 2: {described}); last good checkpoint:"
+        f" {last} (step 6). Lower the learning rate, lengthen the warm-up, or clip gradients"
     )
     state = read_state(last)
     assert state["step"] == 6
@@ -71,7 +72,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
 
 
 @pytest.mark.parametrize("log_every", [1, 2, 5, 100])
-def test_no_checkpoint_is_ever_written_after_such_a_loss(tiny: Path, tmp_path: Path, log_every: int) -> None:
+def test_no_checkpoint_is_ever_written_after_such_a_loss(
+    tiny: Path, tmp_path: Path, log_every: int
+) -> None:
     folder = tmp_path / "run"
     overrides = [f"train.log_every={log_every}", "checkpoint.every_steps=1"]
     run, keeper = start(with_plugins(tiny, overrides, Spoil(at=9)), folder)
@@ -81,7 +84,9 @@ def test_no_checkpoint_is_ever_written_after_such_a_loss(tiny: Path, tmp_path: P
 
 
 def test_a_first_step_without_a_checkpoint_says_so(tiny: Path) -> None:
-    with pytest.raises(TrainingError, match=r"at step 1 \(epoch 1, batch 0: .*last good checkpoint: none yet\."):
+    with pytest.raises(
+        TrainingError, match=r"at step 1 \(epoch 1, batch 0: .*last good checkpoint: none yet\."
+    ):
         train(with_plugins(tiny, [], Spoil(at=1)))
 
 
@@ -120,8 +125,13 @@ def test_an_interruption_at_the_end_of_an_epoch_validates_first(tiny: Path, tmp_
 def test_an_interruption_while_validating_saves_what_was_before_it(
     tiny: Path, tmp_path: Path, step: int, batch: int
 ) -> None:
-    """The first batch after the last step of an epoch, or one in the middle; validation is then done again."""
-    swapped = ["plugins.ema={decay: 0.5}", "train.log_every=4"]  # it has its own weights in the model meanwhile
+    """The first batch after the last step of an epoch, or one in the middle; validation is then
+    done again.
+    """
+    swapped = [
+        "plugins.ema={decay: 0.5}",
+        "train.log_every=4",
+    ]  # it has its own weights in the model meanwhile
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     fit(*start(compose(tiny, swapped), whole))
     run, keeper = start(compose(tiny, swapped), stopped)
@@ -174,7 +184,9 @@ def test_a_plugin_ends_training_with_the_epoch(tiny: Path, tmp_path: Path, hook:
     fit(run, keeper)
     assert (run.epoch, run.step) == (1, 6)
     assert run.stop_reason == f"enough, says {hook}"
-    assert read_state(tmp_path / "run" / "checkpoints" / "last.pt")["stop_reason"] == run.stop_reason
+    assert (
+        read_state(tmp_path / "run" / "checkpoints" / "last.pt")["stop_reason"] == run.stop_reason
+    )
 
 
 def test_a_run_that_has_ended_is_not_also_interrupted(tiny: Path, tmp_path: Path) -> None:
@@ -215,7 +227,9 @@ class Edges(Plugin):
         run.log.record("edge/fit_end", run.epoch)
 
 
-def test_values_logged_between_steps_stand_where_they_were_logged(tiny: Path, tmp_path: Path) -> None:
+def test_values_logged_between_steps_stand_where_they_were_logged(
+    tiny: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     fit(*start(with_plugins(tiny, [], Edges()), folder))
     edges = [
@@ -239,7 +253,9 @@ def test_values_logged_between_steps_stand_where_they_were_logged(tiny: Path, tm
 
 
 @pytest.mark.parametrize("until", [5, 6, 7])
-def test_they_are_not_lost_when_the_run_is_resumed_there(tiny: Path, tmp_path: Path, until: int) -> None:
+def test_they_are_not_lost_when_the_run_is_resumed_there(
+    tiny: Path, tmp_path: Path, until: int
+) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     fit(*start(with_plugins(tiny, [], Edges()), whole))
     run, keeper = start(with_plugins(tiny, [], Edges()), stopped)

@@ -52,12 +52,15 @@ def test_what_json_does_not_have_is_an_error() -> None:
         to_json({"z": 1j})
 
 
-def test_a_run_whose_metrics_are_nan_leaves_json_and_finite_weights(tiny: Path, tmp_path: Path) -> None:
+def test_a_run_whose_metrics_are_nan_leaves_json_and_finite_weights(
+    tiny: Path, tmp_path: Path
+) -> None:
     home = tmp_path / "unsure.py"
     home.write_text(
-        "import math, torch\nfrom trainkit import Plugin, Predictions, hookimpl\n\n\nclass Unsure(Plugin):\n"
-        '    """Answers with NaN."""\n\n    @hookimpl\n    def evaluate_batch(self, batch):\n'
-        "        return Predictions(torch.full((len(batch.targets), 4), math.nan), batch.targets)\n"
+        "import math, torch\nfrom trainkit import Plugin, Predictions, hookimpl\n\n\nclass"
+        ' Unsure(Plugin):\n    """Answers with NaN."""\n\n    @hookimpl\n    def'
+        " evaluate_batch(self, batch):\n        return Predictions(torch.full((len(batch.targets), "
+        "4), math.nan), batch.targets)\n"
     )
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{tiny.read_text()}  {home}:Unsure: {{}}\n")

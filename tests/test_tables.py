@@ -37,7 +37,9 @@ NA,Köln,3000,yes
 
 def load(write: Write, csv: str, options: str = "target: sick", name: str = "people.csv") -> Data:
     path = write(csv, name)
-    recipe = compose(write(f"model: {{name: mlp}}\ndata: {{name: table, path: '{path}', {options}}}\n")).recipe
+    recipe = compose(
+        write(f"model: {{name: mlp}}\ndata: {{name: table, path: '{path}', {options}}}\n")
+    ).recipe
     return sources.build(recipe, Device(recipe.train))
 
 
@@ -51,7 +53,9 @@ def refusal(write: Write, csv: str, options: str = "target: sick", name: str = "
 def everything(data: Data) -> tuple[Tensor, Tensor]:
     """Return all inputs and targets, the training rows first, in their own order."""
     count = data.train.examples_per_step * data.train.steps_per_epoch
-    rows = data.train._loader.dataset.__getitems__([(0, i) for i in range(len(data.train._loader.dataset))])  # type: ignore[attr-defined]
+    rows = data.train._loader.dataset.__getitems__(
+        [(0, i) for i in range(len(data.train._loader.dataset))]
+    )  # type: ignore[attr-defined]
     assert len(rows.inputs) <= count
     batches = [rows, *data.val]
     return torch.cat([b.inputs for b in batches]), torch.cat([b.targets for b in batches])
@@ -73,7 +77,9 @@ def test_numbers_are_standardised_words_become_features_and_gaps_stay(write: Wri
     cities = inputs[:, 1:4]
     assert set(cities[~cities.isnan()].tolist()) == {0.0, 1.0}
     assert (cities.nansum(dim=1) == (~cities.isnan().any(dim=1)).float()).all()
-    assert data.summary.endswith("people.csv: 6 training and 2 validation rows, 5 features (15.0% missing), 2 classes")
+    assert data.summary.endswith(
+        "people.csv: 6 training and 2 validation rows, 5 features (15.0% missing), 2 classes"
+    )
 
 
 HELD_OUT = set(split(Target(np.arange(8) % 2, 2), 0.25)[1].tolist())
@@ -100,7 +106,11 @@ def test_targets_are_classes_or_numbers(write: Write) -> None:
     csv = "\n".join(["x,number,whole,word", *rows]) + "\n"
     drop = {"number": "[whole, word]", "whole": "[number, word]", "word": "[number, whole]"}
     kinds = {t: load(write, csv, f"target: {t}, drop: {d}") for t, d in drop.items()}
-    assert [(d.targets, d.num_classes) for d in kinds.values()] == [("numbers", 1), ("classes", 3), ("classes", 3)]
+    assert [(d.targets, d.num_classes) for d in kinds.values()] == [
+        ("numbers", 1),
+        ("classes", 3),
+        ("classes", 3),
+    ]
     forced = load(write, csv, "target: whole, drop: [number, word], task: regression")
     assert (forced.targets, forced.num_classes) == ("numbers", 1)
     _, targets = everything(forced)
@@ -112,7 +122,10 @@ def test_classes_of_numbers_are_in_the_order_of_numbers(write: Write) -> None:
     csv = "x,y\n" + "".join(f"{i},{(2, 10, 9)[i % 3]}\n" for i in range(15))
     inputs, targets = everything(load(write, csv, "target: y"))
     place = {round(x, 4): i for i, x in enumerate(sorted(inputs[:, 0].tolist()))}
-    found = {place[round(x, 4)] % 3: t for x, t in zip(inputs[:, 0].tolist(), targets.tolist(), strict=True)}
+    found = {
+        place[round(x, 4)] % 3: t
+        for x, t in zip(inputs[:, 0].tolist(), targets.tolist(), strict=True)
+    }
     assert found == {0: 0, 1: 2, 2: 1}
 
 
@@ -131,7 +144,10 @@ def test_further_words_can_stand_for_a_gap(write: Write) -> None:
 
 def test_the_split_is_the_same_for_every_seed_and_stratified(write: Write) -> None:
     path = write("x,sick\n" + "".join(f"{i},{int(i % 4 == 0)}\n" for i in range(40)), "people.csv")
-    text = f"model: {{name: mlp}}\ndata: {{name: table, path: '{path}', target: sick, batch_size: 40}}\n"
+    text = (
+        f"model: {{name: mlp}}\ndata: {{name: table, path: '{path}', target: sick, batch_size: "
+        "40}\n"
+    )
     found = []
     for seed in (0, 1):
         recipe = compose(write(text), [f"seed={seed}"]).recipe
@@ -150,7 +166,9 @@ def test_the_split_is_the_same_for_every_seed_and_stratified(write: Write) -> No
         ("wine", ("classes", 3, (13,))),
     ],
 )
-def test_tables_of_scikit_learn_are_there(write: Write, name: str, facts: tuple[object, ...]) -> None:
+def test_tables_of_scikit_learn_are_there(
+    write: Write, name: str, facts: tuple[object, ...]
+) -> None:
     recipe = compose(write(f"model: {{name: mlp}}\ndata: {{name: table, path: {name}}}\n")).recipe
     data = sources.build(recipe, Device(recipe.train))
     assert (data.targets, data.num_classes, data.input_size) == facts
@@ -167,7 +185,10 @@ def test_parquet_is_read_as_csv_is(write: Write) -> None:
     }
     path = write("", "people.parquet")
     parquet.write_table(arrow.table(columns), path)
-    text = f"model: {{name: mlp}}\ndata: {{name: table, path: '{path}', target: sick, val_fraction: 0.25}}\n"
+    text = (
+        f"model: {{name: mlp}}\ndata: {{name: table, path: '{path}', target: sick, val_fraction: "
+        "0.25}\n"
+    )
     recipe = compose(write(text)).recipe
     found = everything(sources.build(recipe, Device(recipe.train)))
     wanted = everything(load(write, PEOPLE, "target: sick, val_fraction: 0.25"))
@@ -178,9 +199,13 @@ def test_parquet_is_read_as_csv_is(write: Write) -> None:
         read_table(str(path))
 
 
-def test_parquet_without_pyarrow_says_what_to_install(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_without_pyarrow_says_what_to_install(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"reading Parquet needs pyarrow: pip install 'trainkit\[parquet\]'"):
+    with pytest.raises(
+        UserError, match=r"reading Parquet needs pyarrow: pip install 'trainkit\[parquet\]'"
+    ):
         read_table(str(write("", "people.parquet")))
 
 
@@ -194,15 +219,19 @@ FEW = "x,sick\n" + "".join(f"{i},{i % 2}\n" for i in range(8))
         (
             PEOPLE,
             "target: sik",
-            "recipe.yaml:2: data.target: people.csv has no column 'sik'; did you mean 'sick'? "
-            "(it has: age, city, income, sick)",
+            (
+                "recipe.yaml:2: data.target: people.csv has no column 'sik'; did you mean 'sick'? "
+                "(it has: age, city, income, sick)"
+            ),
         ),
         (PEOPLE, "batch_size: 2", "recipe.yaml:2: data.target: is required: the column to predict"),
         (
             PEOPLE,
             "target: sick, drop: [agee]",
-            "recipe.yaml:2: data.drop: people.csv has no column 'agee'; did you mean 'age'? "
-            "(it has: age, city, income, sick)",
+            (
+                "recipe.yaml:2: data.drop: people.csv has no column 'agee'; did you mean 'age'? "
+                "(it has: age, city, income, sick)"
+            ),
         ),
         (PEOPLE, "target: sick, drop: [sick]", "recipe.yaml:2: data.drop: 'sick' is the target"),
         (
@@ -213,21 +242,29 @@ FEW = "x,sick\n" + "".join(f"{i},{i % 2}\n" for i in range(8))
         (
             PEOPLE.replace("52,Bonn", "old,Bonn"),
             "target: sick",
-            "people.csv:5: column 'age' has 'old' where its other 6 values are numbers; mend it, or name it as words: "
-            "data.categorical=[age]",
+            (
+                "people.csv:5: column 'age' has 'old' where its other 6 values are numbers; mend "
+                "it, or name it as words: data.categorical=[age]"
+            ),
         ),
         (
             "age,sick\n1,no\n,\n2,yes\n" + "3,no\n4,yes\n",
             "target: sick",
-            "people.csv:3: 1 row(s) have no target ('sick'), this is the first; take them out of the table",
+            (
+                "people.csv:3: 1 row(s) have no target ('sick'), this is the first; take them out "
+                "of the table"
+            ),
         ),
         (
             "age,gap,sick\n" + "".join(f"{i},NA,{i % 2}\n" for i in range(8)),
             "target: sick",
             "people.csv:2: column 'gap' has no value in any row; leave it out: data.drop=[gap]",
         ),
-        (FEW.replace("3,1", "inf,1"), "target: sick", "people.csv:5: column 'x' has an infinite number; mend it, or "
-         "leave the cell empty"),
+        (
+            FEW.replace("3,1", "inf,1"),
+            "target: sick",
+            "people.csv:5: column 'x' has an infinite number; mend it, or leave the cell empty",
+        ),
         ("", "target: sick", "people.csv: is empty; the first line names the columns"),
         ("\n\n", "target: sick", "people.csv: is empty; the first line names the columns"),
         ("age,sick\n", "target: sick", "people.csv: has column names and no row"),
@@ -251,8 +288,11 @@ FEW = "x,sick\n" + "".join(f"{i},{i % 2}\n" for i in range(8))
         (
             FEW + "9,2\n",
             "target: sick",
-            "people.csv:10: class '2' of 'sick' has this one row, and training and validation need one each; take the "
-            "row out, or set data.task to regression if it is a quantity",
+            (
+                "people.csv:10: class '2' of 'sick' has this one row, and training and validation "
+                "need one each; take the row out, or set data.task to regression if it is a "
+                "quantity"
+            ),
         ),
         (
             PEOPLE,
@@ -262,12 +302,19 @@ FEW = "x,sick\n" + "".join(f"{i},{i % 2}\n" for i in range(8))
         (
             MANY_WORDS,
             "target: sick",
-            "people.csv:2: column 'word' has 64 different words, more than the 50 that are taken for categories; leave "
-            "it out: data.drop=[word]",
+            (
+                "people.csv:2: column 'word' has 64 different words, more than the 50 that are "
+                "taken for categories; leave it out: data.drop=[word]"
+            ),
         ),
-        ("x,sick\n1,0\n2,1\n", "target: sick, task: regression, val_fraction: 0.9",
-         "recipe.yaml:2: data.val_fraction: 2 rows cannot be split so (with n_samples=2, test_size=0.9 and "
-            "train_size=None, the resulting train set will be empty)"),
+        (
+            "x,sick\n1,0\n2,1\n",
+            "target: sick, task: regression, val_fraction: 0.9",
+            (
+                "recipe.yaml:2: data.val_fraction: 2 rows cannot be split so (with n_samples=2, "
+                "test_size=0.9 and train_size=None, the resulting train set will be empty)"
+            ),
+        ),
         (
             PEOPLE,
             "target: sick, missing: {kind: depends, on: town}",
@@ -284,21 +331,32 @@ FEW = "x,sick\n" + "".join(f"{i},{i % 2}\n" for i in range(8))
             "recipe.yaml:2: data.missing.per: rows of features have no channels; leave it out",
         ),
     ],
-)  # fmt: skip
-def test_what_cannot_be_used_gets_one_clear_message(write: Write, csv: str, options: str, message: str) -> None:
+)
+def test_what_cannot_be_used_gets_one_clear_message(
+    write: Write, csv: str, options: str, message: str
+) -> None:
     assert refusal(write, csv, options) == message
 
 
 def test_a_column_without_a_value_in_the_training_rows_is_refused(write: Write) -> None:
     csv = "x,rare,sick\n" + "".join(f"{i},{i if i in HELD_OUT else ''},{i % 2}\n" for i in range(8))
-    message = "people.csv:2: column 'rare' has no value in the training rows; leave it out: data.drop=[rare]"
+    message = (
+        "people.csv:2: column 'rare' has no value in the training rows; leave it out: "
+        "data.drop=[rare]"
+    )
     assert refusal(write, csv, "target: sick, val_fraction: 0.25") == message
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("nowhere.csv", "nowhere.csv: there is no such file; name a .csv or .parquet file, or one of breast_cancer, "),
+        (
+            "nowhere.csv",
+            (
+                "nowhere.csv: there is no such file; name a .csv or .parquet file, or one of "
+                "breast_cancer, "
+            ),
+        ),
         ("{folder}", ": is a folder; name a .csv or .parquet file"),
         ("wines", "wines: there is no such file; .*diabetes, iris, wine"),
         ("{folder}/data.xls", "data.xls: .xls is no table that can be read; give .csv or .parquet"),
@@ -320,13 +378,16 @@ def test_a_table_with_numbers_to_predict_needs_its_own_loss_and_metric(write: Wr
         build(compose(write(text)))
     lines = str(caught.value).splitlines()
     assert [line.split("recipe.yaml:")[-1] for line in lines] == [
-        "1: train.loss.name: cross_entropy is for classes, the targets are numbers; set it to mse, and checkpoint to "
-        "{metric: rmse, mode: min}",
+        (
+            "1: train.loss.name: cross_entropy is for classes, the targets are numbers; set it to "
+            "mse, and checkpoint to {metric: rmse, mode: min}"
+        ),
         "1: checkpoint.metric: this run does not measure 'accuracy' (it measures: mae, rmse)",
     ]
     wrong = "model: {name: mlp}\ndata: {name: table, path: wine}\ntrain: {loss: {name: mse}}\n"
     with pytest.raises(
-        RecipeError, match=r"recipe.yaml:3: train.loss.name: mse is for numbers, the targets are classes"
+        RecipeError,
+        match=r"recipe.yaml:3: train.loss.name: mse is for numbers, the targets are classes",
     ):
         build(compose(write(wrong)))
 
@@ -334,7 +395,9 @@ def test_a_table_with_numbers_to_predict_needs_its_own_loss_and_metric(write: Wr
 def test_a_table_with_gaps_is_refused_unless_a_plugin_takes_them(write: Write) -> None:
     path = write(PEOPLE, "people.csv")
     text = f"model: {{name: mlp}}\ndata: {{name: table, path: '{path}', target: sick}}\n"
-    with pytest.raises(RecipeError, match=r"recipe.yaml:2: data: some inputs are missing, and no plugin says what"):
+    with pytest.raises(
+        RecipeError, match=r"recipe.yaml:2: data: some inputs are missing, and no plugin says what"
+    ):
         build(compose(write(text)))
 
 

@@ -1,4 +1,6 @@
-"""What trains in an epoch: frozen parameters keep every bit, and a resumed run knows which they were."""
+"""What trains in an epoch: frozen parameters keep every bit, and a resumed run knows which they
+were.
+"""
 
 from __future__ import annotations
 
@@ -61,14 +63,18 @@ def test_frozen_parameters_keep_every_bit_and_have_no_state(tiny: Path, optimize
         @hookimpl
         def on_epoch_end(self, run: Run) -> None:
             stateful = {n for n, p in run.model.named_parameters() if run.optimizer.state.get(p)}
-            at_the_end.append(({n: p.detach().clone() for n, p in run.model.named_parameters()}, stateful))
+            at_the_end.append(
+                ({n: p.detach().clone() for n, p in run.model.named_parameters()}, stateful)
+            )
 
     overrides = ["data.batch_size=8", "plugins.grad_clip={}", "plugins.ema={}", optimizer]
     train(with_plugins(tiny, overrides, HeadFirst(), Looks()))
     (first, held), (second, _) = at_the_end
     moved = {name for name in initial if not torch.equal(first[name], initial[name])}
     assert moved == held == {"head.weight", "head.bias"}
-    assert all(not torch.equal(second[name], first[name]) for name in initial if name.endswith("weight"))
+    assert all(
+        not torch.equal(second[name], first[name]) for name in initial if name.endswith("weight")
+    )
 
 
 @pytest.mark.parametrize("until", [1, 3, 4])
@@ -96,10 +102,19 @@ def test_a_resumed_run_freezes_what_was_frozen(tiny: Path, tmp_path: Path, until
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ("head.weight", "plugin Says: select_trainable returned a str; it must be names of parameters"),
-        ([nn.Parameter(torch.zeros(1))], "plugin Says: select_trainable returned a list; it must be names"),
+        (
+            "head.weight",
+            "plugin Says: select_trainable returned a str; it must be names of parameters",
+        ),
+        (
+            [nn.Parameter(torch.zeros(1))],
+            "plugin Says: select_trainable returned a list; it must be names",
+        ),
         (3, "plugin Says: select_trainable returned a int; it must be names of parameters"),
-        (["head.weight", "haed.bias"], "select_trainable: haed.bias cannot train: the model has no such parameter"),
+        (
+            ["head.weight", "haed.bias"],
+            "select_trainable: haed.bias cannot train: the model has no such parameter",
+        ),
         ([], "select_trainable: no parameter would train in epoch 1; leave some"),
     ],
 )
@@ -109,13 +124,17 @@ def test_a_wrong_answer_is_refused(tiny: Path, answer: Any, said: str) -> None:
     assert str(caught.value).startswith(said)
 
 
-@pytest.mark.parametrize("hook", ["on_fit_start", "on_epoch_start", "after_optimizer_step", "on_epoch_end"])
+@pytest.mark.parametrize(
+    "hook", ["on_fit_start", "on_epoch_start", "after_optimizer_step", "on_epoch_end"]
+)
 def test_freezing_by_hand_is_refused_with_the_right_way(tiny: Path, hook: str) -> None:
     def freeze(self: Plugin, run: Run) -> None:
         run.model.get_parameter("head.bias").requires_grad_(False)
 
     by_hand = type("ByHand", (Plugin,), {hook: hookimpl(freeze)})()
-    with pytest.raises(PluginError, match=r"requires_grad of head\.bias was changed .* hook select_trainable"):
+    with pytest.raises(
+        PluginError, match=r"requires_grad of head\.bias was changed .* hook select_trainable"
+    ):
         train(with_plugins(tiny, [], by_hand))
 
 
@@ -130,5 +149,7 @@ def test_a_parameter_that_is_frozen_from_the_start_cannot_be_chosen(tiny: Path) 
     run, _ = train(with_plugins(tiny, ["train.epochs=1", "scheduler.warmup_epochs=0"], Frozen()))
     names: Collection[str] = run.hook.select_trainable(model=run.model, run=run)
     assert "cls_token" not in names
-    with pytest.raises(PluginError, match=r"cls_token cannot train: .* the optimizer does not hold it"):
+    with pytest.raises(
+        PluginError, match=r"cls_token cannot train: .* the optimizer does not hold it"
+    ):
         train(with_plugins(tiny, [], Frozen(), Says(answer=[*names, "cls_token"])))

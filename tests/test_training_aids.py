@@ -34,7 +34,9 @@ Plugins = dict[str, Plugin]
 
 
 class Stripes:
-    """Images of horizontal or vertical stripes in noise: two classes that are learnt in a few steps."""
+    """Images of horizontal or vertical stripes in noise: two classes that are learnt in a few
+    steps.
+    """
 
     def __init__(self, count: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -55,10 +57,15 @@ class StripesData(Plugin):
     @hookimpl
     def build_data(self, recipe: Recipe, run: Run) -> Data:
         """Return the data."""
-        train, val = (Images(Stripes(n, seed), lambda x: x, None, cache=True) for n, seed in ((45, 0), (40, 1)))
+        train, val = (
+            Images(Stripes(n, seed), lambda x: x, None, cache=True)
+            for n, seed in ((45, 0), (40, 1))
+        )
         share = {"rank": run.device.rank, "world": run.device.world}
         size = 8 // run.device.world
-        stream = ShuffledStream(train, seed=0, batch_size=size, accumulate=recipe.train.accumulate, **share)
+        stream = ShuffledStream(
+            train, seed=0, batch_size=size, accumulate=recipe.train.accumulate, **share
+        )
         return Data(stream, OrderedStream(val, batch_size=40, **share), 2, (1, 32, 32), "stripes")
 
 
@@ -101,7 +108,9 @@ def test_the_data_end_in_an_odd_batch() -> None:
 
 @pytest.mark.parametrize("buffers", ["copy", "average", "recompute"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_averaging_leaves_training_alone_and_changes_what_is_validated(buffers: Any, precision: str) -> None:
+def test_averaging_leaves_training_alone_and_changes_what_is_validated(
+    buffers: Any, precision: str
+) -> None:
     spec = {"epochs": 2, "precision": precision}
     plain, kept = train({}, train=spec)
     run, keeper = train({"ema": Ema(decay=0.8, buffers=buffers, recompute_batches=2)}, train=spec)
@@ -116,7 +125,9 @@ def test_the_kept_weights_are_the_average(tmp_path: Path) -> None:
     assert average.keys() <= kept.keys()
     assert all(torch.equal(kept[name], value) for name, value in average.items())
     last = read_state(tmp_path / "checkpoints" / "last.pt")["model"]
-    assert not any(torch.equal(last[name], average[name]) for name in ("conv1.0.weight", "fc.weight"))
+    assert not any(
+        torch.equal(last[name], average[name]) for name in ("conv1.0.weight", "fc.weight")
+    )
 
 
 def aids() -> Plugins:
@@ -137,7 +148,9 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 @pytest.mark.parametrize(("accumulate", "stop"), [(1, 3), (1, 6), (2, 4)])
-def test_killed_and_resumed_equals_never_stopped(accumulate: int, stop: int, tmp_path: Path) -> None:
+def test_killed_and_resumed_equals_never_stopped(
+    accumulate: int, stop: int, tmp_path: Path
+) -> None:
     spec = {"train": {"epochs": 2, "accumulate": accumulate, "log_every": 1}}
     whole, kept = train(aids(), tmp_path / "whole", **spec)
     folder = tmp_path / "killed"
@@ -145,14 +158,21 @@ def test_killed_and_resumed_equals_never_stopped(accumulate: int, stop: int, tmp
     with pytest.raises(Interrupted):
         fit(first, keeper, until=stop)
     saved = Path(shutil.copy(folder / "checkpoints" / "last.pt", tmp_path))
-    for _ in ("goes on and logs, but is killed before it can save", "takes the same steps again, to the end"):
+    for _ in (
+        "goes on and logs, but is killed before it can save",
+        "takes the same steps again, to the end",
+    ):
         run, keeper = make(aids(), folder, **spec)
         keeper.restore(run, read_state(saved))
         fit(run, keeper)
     assert same(state(run), state(whole))
     assert (keeper.best, run.stop_reason) == (kept.best, whole.stop_reason)
-    assert same(run.plugins["ema"].state_dict()["average"], whole.plugins["ema"].state_dict()["average"])
-    assert run.plugins["early_stopping"].state_dict() == whole.plugins["early_stopping"].state_dict()
+    assert same(
+        run.plugins["ema"].state_dict()["average"], whole.plugins["ema"].state_dict()["average"]
+    )
+    assert (
+        run.plugins["early_stopping"].state_dict() == whole.plugins["early_stopping"].state_dict()
+    )
     assert scalars(folder) == scalars(tmp_path / "whole")
 
 

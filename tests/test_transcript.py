@@ -1,4 +1,6 @@
-"""What plugins see of a run: every hook in its order, and who is blamed when an answer is missing."""
+"""What plugins see of a run: every hook in its order, and who is blamed when an answer is
+missing.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ MOMENTS = [name for name in vars(Hooks) if not name.startswith("_") and name not
 
 
 def talker(name: str, transcript: list[str]) -> Plugin:
-    """Return a plugin of that name which writes down each call: `>` before and `<` after the value is there."""
+    """Return a plugin of that name which writes down each call: `>` before and `<` after the
+    value is there.
+    """
 
     def tells(hook: str) -> Any:
         def tell(self):
@@ -57,8 +61,16 @@ def talker(name: str, transcript: list[str]) -> Plugin:
 def test_the_whole_transcript_of_two_steps(tiny: Path) -> None:
     transcript: list[str] = []
     plugins = [talker(name, transcript) for name in "ABC"]
-    data = "plugins={DATA: {training: 8, validation: 3}}".replace("DATA", next(iter(_plugins(tiny))))
-    overrides = [data, "train.epochs=1", "data.batch_size=2", "train.accumulate=2", "train.log_every=1"]
+    data = "plugins={DATA: {training: 8, validation: 3}}".replace(
+        "DATA", next(iter(_plugins(tiny)))
+    )
+    overrides = [
+        data,
+        "train.epochs=1",
+        "data.batch_size=2",
+        "train.accumulate=2",
+        "train.log_every=1",
+    ]
     train(with_plugins(tiny, [*overrides, "scheduler.warmup_epochs=0"], *plugins))
 
     step = [
@@ -91,14 +103,20 @@ def test_the_whole_transcript_of_two_steps(tiny: Path) -> None:
         if hook in MOMENTS:
             expected += [f"A {hook}", f"B {hook}", f"C {hook}"]
         else:
-            expected += asked(hook, ["compute_output", "compute_criterion"] if hook == "compute_loss" else [])
+            expected += asked(
+                hook, ["compute_output", "compute_criterion"] if hook == "compute_loss" else []
+            )
     assert transcript == expected
 
 
 def asked(hook: str, within: Sequence[str] = ()) -> list[str]:
     """Return what three talkers write down of a value hook whose default asks for further ones."""
     inner = [line for further in within for line in asked(further)]
-    return [*(f"{who} {hook}" for who in ("A>", "B>", "C>")), *inner, *(f"{who} {hook}" for who in ("C<", "B<", "A<"))]
+    return [
+        *(f"{who} {hook}" for who in ("A>", "B>", "C>")),
+        *inner,
+        *(f"{who} {hook}" for who in ("C<", "B<", "A<")),
+    ]
 
 
 def _plugins(recipe: Path) -> dict[str, Any]:
@@ -140,8 +158,12 @@ def test_gradients_are_final_before_the_step_and_parameters_moved_after_it(tiny:
         def after_optimizer_step(self, model, batch, loss, run):
             steps.append(run.step)
             assert run.step == len(steps)
-            assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-            assert all(torch.equal(g, p.grad) for g, p in zip(gradients, model.parameters(), strict=True))
+            assert any(
+                not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)
+            )
+            assert all(
+                torch.equal(g, p.grad) for g, p in zip(gradients, model.parameters(), strict=True)
+            )
             assert loss.shape == ()
             assert not loss.requires_grad
             assert len(batch.targets) == (2 if run.step % 6 == 0 else 4)
@@ -151,7 +173,9 @@ def test_gradients_are_final_before_the_step_and_parameters_moved_after_it(tiny:
 
 
 def failure(tiny: Path, plugin: Plugin) -> str:
-    """Return what training says of a plugin's mistake, without the place in this file that it ends with."""
+    """Return what training says of a plugin's mistake, without the place in this file that it
+    ends with.
+    """
     with pytest.raises(PluginError) as caught:
         train(with_plugins(tiny, [], plugin))
     message, _, line = str(caught.value).rpartition(" (tests/test_transcript.py:")
@@ -164,8 +188,9 @@ def test_a_provider_that_answers_nothing_is_named(tiny: Path) -> None:
         @hookimpl
         def compute_loss(self, model, batch): ...
 
-    assert failure(tiny, Forgetful()) == (
-        "plugin Forgetful: compute_loss returned None; it must return the value it provides"
+    assert (
+        failure(tiny, Forgetful())
+        == "plugin Forgetful: compute_loss returned None; it must return the value it provides"
     )
 
 
@@ -175,8 +200,10 @@ def test_a_wrapper_that_drops_the_value_is_named(tiny: Path) -> None:
         def build_model(self):
             yield
 
-    assert failure(tiny, Dropper()) == (
-        "plugin Dropper: build_model returned None; a wrapper must return what it makes of `yield`"
+    assert (
+        failure(tiny, Dropper())
+        == "plugin Dropper: build_model returned None; a wrapper must return what it makes of"
+        " `yield`"
     )
 
 
@@ -188,8 +215,9 @@ def test_a_wrapper_that_does_not_yield_is_named(tiny: Path) -> None:
                 yield
             return batch
 
-    assert failure(tiny, Lazy()) == (
-        "plugin Lazy: the wrapper prepare_batch ended before its `yield`; it must yield once"
+    assert (
+        failure(tiny, Lazy())
+        == "plugin Lazy: the wrapper prepare_batch ended before its `yield`; it must yield once"
     )
 
 
@@ -200,8 +228,9 @@ def test_a_wrapper_that_yields_twice_is_named(tiny: Path) -> None:
             yield
             return (yield)
 
-    assert failure(tiny, Twice()) == (
-        "plugin Twice: the wrapper build_optimizer yields a second time; it must yield once"
+    assert (
+        failure(tiny, Twice())
+        == "plugin Twice: the wrapper build_optimizer yields a second time; it must yield once"
     )
 
 

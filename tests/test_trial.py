@@ -1,4 +1,6 @@
-"""The trial pass: what a model refuses is one line before training, and nothing of the run changes by looking."""
+"""The trial pass: what a model refuses is one line before training, and nothing of the run
+changes by looking.
+"""
 
 from __future__ import annotations
 
@@ -29,19 +31,36 @@ def refusal(tiny: Path, *overrides: str, plugins: tuple[Plugin, ...] = ()) -> st
             "model.num_classes: test_vit gives [N, 1000], and the 4 classes of",
         ),
         (["model.num_classes=0"], "model.num_classes: test_vit gives [N, 64], and the 4 classes"),
-        (["data.image_size=17"], "data.image_size: test_vit cannot take 2 inputs of 3 x 17 x 17: Input height (17)"),
-        (["data.image_size=8"], "data.image_size: test_vit cannot take 2 inputs of 3 x 8 x 8: Input height (8)"),
-        (["model.name=test_resnet", "model.args.features_only=true"], "model.args: test_resnet gives list, and the 4"),
+        (
+            ["data.image_size=17"],
+            "data.image_size: test_vit cannot take 2 inputs of 3 x 17 x 17: Input height (17)",
+        ),
+        (
+            ["data.image_size=8"],
+            "data.image_size: test_vit cannot take 2 inputs of 3 x 8 x 8: Input height (8)",
+        ),
+        (
+            ["model.name=test_resnet", "model.args.features_only=true"],
+            "model.args: test_resnet gives list, and the 4",
+        ),
         (
             ["model.name=test_resnet", "model.args.global_pool=''"],
             "model.args: test_resnet cannot take 2 inputs of 3 x 32 x",
         ),
-        (["model.name=test_resnet", "model.args.output_stride=3"], "model: timm cannot make test_resnet: "),
+        (
+            ["model.name=test_resnet", "model.args.output_stride=3"],
+            "model: timm cannot make test_resnet: ",
+        ),
         (["model.args.act_layer=guess"], "model: timm cannot make test_vit: "),
-        (["model.name=test_resnet", "model.args.global_pool=5"], "model: timm cannot make test_resnet: "),
+        (
+            ["model.name=test_resnet", "model.args.global_pool=5"],
+            "model: timm cannot make test_resnet: ",
+        ),
     ],
 )
-def test_what_the_model_refuses_is_one_line_before_training(tiny: Path, overrides: list[str], message: str) -> None:
+def test_what_the_model_refuses_is_one_line_before_training(
+    tiny: Path, overrides: list[str], message: str
+) -> None:
     found = refusal(tiny, *overrides)
     assert message in found
     assert found.startswith(("command line `", f"{tiny}:"))
@@ -59,23 +78,35 @@ def test_what_the_model_refuses_is_one_line_before_training(tiny: Path, override
         ("drop_path_rate=half", "model.args.drop_path_rate: should be a share"),
         ("proj_drop_rate=-0.1", "model.args.proj_drop_rate: should be a share"),
         ("depth=1000000000000", "model.args.depth: is larger than anything in a model"),
-        ("norm_layer={eps: [1000000000000]}", "model.args.norm_layer: is larger than anything in a model"),
+        (
+            "norm_layer={eps: [1000000000000]}",
+            "model.args.norm_layer: is larger than anything in a model",
+        ),
     ],
 )
-def test_arguments_that_core_says_or_no_model_takes_are_refused(tiny: Path, argument: str, message: str) -> None:
-    assert refusal(tiny, f"model.args.{argument}").startswith(f"command line `model.args.{argument}`: {message}")
+def test_arguments_that_core_says_or_no_model_takes_are_refused(
+    tiny: Path, argument: str, message: str
+) -> None:
+    assert refusal(tiny, f"model.args.{argument}").startswith(
+        f"command line `model.args.{argument}`: {message}"
+    )
 
 
 def test_an_image_size_said_twice_alike_is_no_mistake(tiny: Path) -> None:
     for said in ("32", "[32, 32]"):
-        assert build(compose(tiny, [f"model.args.img_size={said}"])).model.patch_embed.img_size == (32, 32)
+        assert build(compose(tiny, [f"model.args.img_size={said}"])).model.patch_embed.img_size == (
+            32,
+            32,
+        )
 
 
 def test_a_batch_of_one_is_refused_where_a_batch_norm_would_see_one_value(tiny: Path) -> None:
     model = "model.name=test_resnet"
     for further in ([], ["train.accumulate=4"]):
         found = refusal(tiny, model, "data.image_size=8", "data.batch_size=1", *further)
-        assert found.startswith("command line `data.batch_size=1`: data.batch_size: a training batch of 1 leaves a")
+        assert found.startswith(
+            "command line `data.batch_size=1`: data.batch_size: a training batch of 1 leaves a"
+        )
         assert "\n" not in found
     build(compose(tiny, [model, "data.image_size=8", "data.batch_size=2"]))
     build(compose(tiny, [model, "data.image_size=64", "data.batch_size=1"]))
@@ -84,15 +115,22 @@ def test_a_batch_of_one_is_refused_where_a_batch_norm_would_see_one_value(tiny: 
 
 @pytest.mark.parametrize("data", ["digits", "glyphs"])
 @pytest.mark.parametrize("size", [16_385, 10**12])
-def test_an_image_larger_than_any_is_refused_while_the_recipe_is_read(tiny: Path, data: str, size: int) -> None:
+def test_an_image_larger_than_any_is_refused_while_the_recipe_is_read(
+    tiny: Path, data: str, size: int
+) -> None:
     with pytest.raises(UserError) as caught:
         compose(tiny, [f"data.name={data}", f"data.image_size={size}"])
-    expected = f"command line `data.image_size={size}`: data.image_size: should be less than or equal to 16384"
+    expected = (
+        f"command line `data.image_size={size}`: data.image_size: should be less than or equal to "
+        "16384"
+    )
     assert str(caught.value) == f"{expected}; got {size}"
 
 
 class Probe(nn.Module):
-    """Counts its passes in a buffer and an attribute, draws, and asks for values, which the meta device has none of."""
+    """Counts its passes in a buffer and an attribute, draws, and asks for values, which the meta
+    device has none of.
+    """
 
     def __init__(self, outputs: int = 4) -> None:
         super().__init__()
@@ -131,7 +169,9 @@ class Evaluates(Plugin):
         return Predictions(model(batch.inputs)[:, :4], batch.targets)
 
 
-def test_a_model_that_cannot_run_on_shapes_alone_is_tried_in_earnest_and_left_as_it_was(tiny: Path) -> None:
+def test_a_model_that_cannot_run_on_shapes_alone_is_tried_in_earnest_and_left_as_it_was(
+    tiny: Path,
+) -> None:
     run = build(with_plugins(tiny, [], Provides()))
     assert isinstance(run.model, Probe)
     assert run.model.passes == 0
@@ -141,7 +181,8 @@ def test_a_model_that_cannot_run_on_shapes_alone_is_tried_in_earnest_and_left_as
     assert trial_problems(run) == []
     assert torch.equal(state, torch.get_rng_state())
     assert all(
-        torch.equal(a, b) and b.device.type == "cpu" for a, b in zip(weights, run.model.parameters(), strict=True)
+        torch.equal(a, b) and b.device.type == "cpu"
+        for a, b in zip(weights, run.model.parameters(), strict=True)
     )
 
 

@@ -1,4 +1,6 @@
-"""Whoever only looks leaves no trace: not in the model, not in random streams, not in what plugins collect."""
+"""Whoever only looks leaves no trace: not in the model, not in random streams, not in what
+plugins collect.
+"""
 
 from __future__ import annotations
 
@@ -65,8 +67,17 @@ class Collector(Plugin):
     def content(self) -> list[Any]:
         """Everything that it keeps, as values."""
         tensors = [self._sum, self._tally.mean, *self._average.state_dict().values(), *self._seen]
-        counts = [self._count, self._tally.calls, self._dice.getstate(), str(self._draws.bit_generator.state)]
-        return [*counts, {k: list(v) for k, v in self._named.items()}, *(t.tolist() for t in tensors)]
+        counts = [
+            self._count,
+            self._tally.calls,
+            self._dice.getstate(),
+            str(self._draws.bit_generator.state),
+        ]
+        return [
+            *counts,
+            {k: list(v) for k, v in self._named.items()},
+            *(t.tolist() for t in tensors),
+        ]
 
 
 def begun() -> tuple[Run, Collector]:

@@ -48,7 +48,10 @@ def failed(recipe: Path, folder: Path, overrides: list[str], *plugins: Plugin) -
 def saved(folder: Path) -> dict[str, Any]:
     """Return the last checkpoint, in which every number is one."""
     state = read_state(folder / "checkpoints" / "last.pt")
-    assert not_a_number({part: state[part] for part in ("model", "optimizer", "scheduler", "plugins")}) is None
+    assert (
+        not_a_number({part: state[part] for part in ("model", "optimizer", "scheduler", "plugins")})
+        is None
+    )
     for file in folder.rglob("*.safetensors"):
         assert not_a_number(load_file(file)) is None
     return state
@@ -61,12 +64,19 @@ def saved(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("overrides", [OFTEN, [*OFTEN, "train.accumulate=2", "data.batch_size=2"]])
 def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, overrides: list[str], at_once: bool
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    value: float,
+    overrides: list[str],
+    at_once: bool,
 ) -> None:
     monkeypatch.setattr("trainkit.checks.watch.at_hand", lambda device: at_once)
     said = failed(tiny, tmp_path, overrides, SpoilGradient(value=value))
     last = tmp_path / "checkpoints" / "last.pt"
-    assert said.startswith(f"the gradient of blocks.1.attn.proj.weight is {abs(value)} at step 5 (epoch 1, batch 4: ")
+    assert said.startswith(
+        f"the gradient of blocks.1.attn.proj.weight is {abs(value)} at step 5 (epoch 1, batch 4: "
+    )
     assert f" while the loss is finite; last good checkpoint: {last} (step 4). " in said
     assert saved(tmp_path)["step"] == 4
 
@@ -97,7 +107,9 @@ def test_the_first_bad_step_is_named_though_later_losses_are_bad_too(
     assert " while the loss is finite; " in said
 
 
-def test_the_step_that_spoilt_weights_is_named_though_the_next_loss_tells(tiny: Path, tmp_path: Path) -> None:
+def test_the_step_that_spoilt_weights_is_named_though_the_next_loss_tells(
+    tiny: Path, tmp_path: Path
+) -> None:
     said = failed(tiny, tmp_path, ["train.log_every=100"], SpoilLoss(weights=True, at=4))
     assert said.startswith("parameter head.weight became inf at step 4 (epoch 1, batch 3: ")
 
@@ -158,15 +170,23 @@ class SpoilLoss(Plugin):
 
 
 @pytest.mark.parametrize("hook", ["before", "after"])
-def test_a_plugin_that_fails_on_nan_gives_way_to_where_it_came_from(tiny: Path, tmp_path: Path, hook: str) -> None:
+def test_a_plugin_that_fails_on_nan_gives_way_to_where_it_came_from(
+    tiny: Path, tmp_path: Path, hook: str
+) -> None:
     late = "train.log_every=100"
-    assert failed(tiny, tmp_path, [late], SpoilLoss(), Decomposes(hook=hook)).startswith("the loss is nan at step 3 ")
+    assert failed(tiny, tmp_path, [late], SpoilLoss(), Decomposes(hook=hook)).startswith(
+        "the loss is nan at step 3 "
+    )
 
 
 def test_also_where_only_the_weights_tell(tiny: Path, tmp_path: Path) -> None:
     said = failed(tiny, tmp_path, [], SpoilLoss(weights=True), Decomposes())
-    assert said.startswith("parameter head.weight holds inf after step 3 (epoch 1); last good checkpoint: none yet. ")
-    said = failed(tiny, tmp_path / "late", [], SpoilLoss(weights=True, at=6), Decomposes(hook="evaluate"))
+    assert said.startswith(
+        "parameter head.weight holds inf after step 3 (epoch 1); last good checkpoint: none yet. "
+    )
+    said = failed(
+        tiny, tmp_path / "late", [], SpoilLoss(weights=True, at=6), Decomposes(hook="evaluate")
+    )
     assert said.startswith("parameter head.weight holds inf after step 6 (epoch 1); ")
 
 
@@ -226,7 +246,9 @@ def test_who_provides_a_loss_is_named_before_who_wraps_it(tiny: Path) -> None:
         def compute_loss(self, model: nn.Module, batch: Batch) -> Tensor:
             return nn.functional.cross_entropy(model(batch.inputs), batch.targets, reduction="none")
 
-    with pytest.raises(PluginError, match=r"plugin Provides: compute_loss returned a tensor of shape \[4\]"):
+    with pytest.raises(
+        PluginError, match=r"plugin Provides: compute_loss returned a tensor of shape \[4\]"
+    ):
         train(with_plugins(tiny, SGD, Provides(), Shaped(form="one")))
 
 
@@ -260,11 +282,17 @@ def keeps(later: Any, *, at: int = 3) -> Keeps:
 
 
 @pytest.mark.parametrize(
-    ("later", "what"), [(torch.tensor([1.0, NAN]), "holds nan"), (torch.tensor(INF), "holds inf"), (NAN, "is nan")]
+    ("later", "what"),
+    [(torch.tensor([1.0, NAN]), "holds nan"), (torch.tensor(INF), "holds inf"), (NAN, "is nan")],
 )
-def test_a_plugin_state_that_is_no_number_is_not_saved(tiny: Path, tmp_path: Path, later: Any, what: str) -> None:
+def test_a_plugin_state_that_is_no_number_is_not_saved(
+    tiny: Path, tmp_path: Path, later: Any, what: str
+) -> None:
     said = failed(tiny, tmp_path, OFTEN, keeps(later))
-    assert re.search(rf"plugins\.Keeps: its state_dict\(\)\['seen'\]\[1\] {what} after step 3 \(epoch 1\); ", said)
+    assert re.search(
+        rf"plugins\.Keeps: its state_dict\(\)\['seen'\]\[1\] {what} after step 3 \(epoch 1\); ",
+        said,
+    )
     assert "last.pt (step 2). " in said
     assert saved(tmp_path)["step"] == 2
 
@@ -286,7 +314,9 @@ def test_an_infinite_number_may_be_the_best_so_far(tiny: Path, tmp_path: Path) -
 def test_a_state_that_could_not_be_read_back_is_refused(
     tiny: Path, tmp_path: Path, later: Any, what: str, at: int
 ) -> None:
-    with pytest.raises(PluginError, match=rf"plugins\.Keeps: its state_dict\(\){what}, which can be saved but not"):
+    with pytest.raises(
+        PluginError, match=rf"plugins\.Keeps: its state_dict\(\){what}, which can be saved but not"
+    ):
         train(with_plugins(tiny, [*SGD, *OFTEN], keeps(later, at=at)), tmp_path)
     if at:
         assert saved(tmp_path)["step"] == 2
@@ -296,12 +326,16 @@ def test_a_state_that_could_not_be_read_back_is_refused(
 
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_state_that_cannot_be_had_names_the_plugin(tiny: Path, tmp_path: Path, at: int) -> None:
-    with pytest.raises(PluginError, match=r"plugin Keeps: state_dict failed at .*: KeyError: 'there is none'"):
+    with pytest.raises(
+        PluginError, match=r"plugin Keeps: state_dict failed at .*: KeyError: 'there is none'"
+    ):
         train(with_plugins(tiny, [*SGD, *OFTEN], keeps(KeyError("there is none"), at=at)), tmp_path)
     assert (tmp_path / "checkpoints" / "last.pt").exists() == bool(at)
 
 
-def test_the_state_of_a_plugins_own_optimizer_and_schedule_must_be_readable_too(tiny: Path, tmp_path: Path) -> None:
+def test_the_state_of_a_plugins_own_optimizer_and_schedule_must_be_readable_too(
+    tiny: Path, tmp_path: Path
+) -> None:
     class Odd(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
             for group in self.param_groups:
@@ -313,7 +347,10 @@ def test_the_state_of_a_plugins_own_optimizer_and_schedule_must_be_readable_too(
         def build_optimizer(self, param_groups: Any) -> torch.optim.Optimizer:
             return Odd(param_groups, lr=0.1)
 
-    with pytest.raises(PluginError, match=r"the optimizer Odd: its state_dict\(\)\['param_groups'\]\[0\]\['home'\] is"):
+    with pytest.raises(
+        PluginError,
+        match=r"the optimizer Odd: its state_dict\(\)\['param_groups'\]\[0\]\['home'\] is",
+    ):
         train(with_plugins(tiny, [*SGD[1:], *OFTEN], Own()), tmp_path)
 
     class Schedule(Plugin):
@@ -323,7 +360,9 @@ def test_the_state_of_a_plugins_own_optimizer_and_schedule_must_be_readable_too(
             scheduler.shape = lambda step: 0.5**step
             return scheduler
 
-    with pytest.raises(PluginError, match=r"the scheduler \w+: its state_dict\(\)\['shape'\] is of type function"):
+    with pytest.raises(
+        PluginError, match=r"the scheduler \w+: its state_dict\(\)\['shape'\] is of type function"
+    ):
         train(with_plugins(tiny, SGD, Schedule()), tmp_path)
 
 
@@ -345,7 +384,9 @@ def test_whatever_else_is_saved_is_looked_at_too(tiny: Path, tmp_path: Path) -> 
         def on_epoch_end(self, run: Run) -> None:
             run.stop_reason = Path("here")  # type: ignore[assignment]
 
-    with pytest.raises(PluginError, match=r"the run: its state_dict\(\)\['stop_reason'\] is of type pathlib"):
+    with pytest.raises(
+        PluginError, match=r"the run: its state_dict\(\)\['stop_reason'\] is of type pathlib"
+    ):
         train(with_plugins(tiny, SGD, Sets()), tmp_path)
 
 
@@ -373,7 +414,11 @@ class SpoilState(Plugin):
     ("what", "said", "step"),
     [
         ("buffer", "buffer bn1.running_var holds inf after step 3 (epoch 1); ", 2),
-        ("momentum", "['momentum_buffer'] holds nan for conv1.0.weight after step 3 (epoch 1); ", 2),
+        (
+            "momentum",
+            "['momentum_buffer'] holds nan for conv1.0.weight after step 3 (epoch 1); ",
+            2,
+        ),
         ("average", "parameter conv1.0.weight holds nan after step 12 (epoch 2); ", 11),
     ],
 )
@@ -405,13 +450,17 @@ def test_weights_that_are_not_finite_are_not_trained_from(tiny: Path, tmp_path: 
             nn.init.constant_(model.head.bias, NAN)
             return model
 
-    assert failed(tiny, tmp_path, [], Broken()).startswith("parameter head.bias holds nan after step 0 ")
+    assert failed(tiny, tmp_path, [], Broken()).startswith(
+        "parameter head.bias holds nan after step 0 "
+    )
 
 
 # The best weights.
 
 
-def test_a_metric_that_is_not_finite_never_ranks_above_one_that_is(tiny: Path, tmp_path: Path) -> None:
+def test_a_metric_that_is_not_finite_never_ranks_above_one_that_is(
+    tiny: Path, tmp_path: Path
+) -> None:
     run = build(with_plugins(tiny, ["checkpoint.keep_best=3"]), tmp_path)
     keeper = Keeper(tmp_path, run)
     for run.epoch, value in enumerate([NAN, INF, 0.25, NAN, 0.5]):

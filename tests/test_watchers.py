@@ -1,4 +1,6 @@
-"""A plugin that only watches leaves everything as it is: weights, and what every other plugin logs."""
+"""A plugin that only watches leaves everything as it is: weights, and what every other plugin
+logs.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def trained(plugins: tuple[str, ...], like: tuple[str, ...], folder: Path) -> Tr
 
 
 def seen_to_differ(watcher: str, other: str, folder: Path) -> list[str]:
-    """Return what is different where the watcher is on: weights, and logged values that the run has without it."""
+    """Return what is different where the watcher is on: weights, and logged values that the run
+    has without it.
+    """
     try:
         alone = trained((other,), (other, watcher), folder)
         together = trained((other, watcher), (other, watcher), folder)
@@ -43,9 +47,14 @@ def seen_to_differ(watcher: str, other: str, folder: Path) -> list[str]:
         return []  # they do not go together, and the page says why
     with_it, without = together.state["model"], alone.state["model"]
     found = [name for name in without if not torch.equal(with_it[name], without[name])]
-    values = [{(r.step, n): repr(v) for r in t.records for n, v in r.values.items()} for t in (alone, together)]
+    values = [
+        {(r.step, n): repr(v) for r in t.records for n, v in r.values.items()}
+        for t in (alone, together)
+    ]
     return found + [
-        f"{name} at step {step}" for (step, name), v in values[0].items() if values[1].get((step, name)) != v
+        f"{name} at step {step}"
+        for (step, name), v in values[0].items()
+        if values[1].get((step, name)) != v
     ]
 
 
@@ -65,5 +74,9 @@ def test_a_watcher_is_not_seen(watcher: str, other: str, tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("watcher", WATCHERS)
 def test_no_watcher_is_seen_beside_any_plugin(watcher: str, tmp_path: Path) -> None:
-    seen = {other: seen_to_differ(watcher, other, tmp_path) for other in sorted(installed()) if other != watcher}
+    seen = {
+        other: seen_to_differ(watcher, other, tmp_path)
+        for other in sorted(installed())
+        if other != watcher
+    }
     assert {other: found for other, found in seen.items() if found} == {}

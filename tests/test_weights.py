@@ -1,4 +1,6 @@
-"""Weights from files: read by their content, never run, fitted whole, and named where they do not fit."""
+"""Weights from files: read by their content, never run, fitted whole, and named where they do
+not fit.
+"""
 
 from __future__ import annotations
 
@@ -69,11 +71,16 @@ class Opens:
         lambda state: {f"module.{n}": t for n, t in state.items()},
         lambda state: {f"_orig_mod.module.{n}": t for n, t in state.items()},
         lambda state: {"state_dict": {f"model.net.{n}": t for n, t in state.items()}},
-        lambda state: {"n_averaged": torch.tensor(3), **{f"module.{n}": t for n, t in state.items()}},
+        lambda state: {
+            "n_averaged": torch.tensor(3),
+            **{f"module.{n}": t for n, t in state.items()},
+        },
     ],
     ids=["plain", "timm", "model", "averaged", "ddp", "compiled", "lightning", "swa"],
 )
-def test_weights_are_found_in_what_training_programs_write(tmp_path: Path, wrap: Callable[[State], Any]) -> None:
+def test_weights_are_found_in_what_training_programs_write(
+    tmp_path: Path, wrap: Callable[[State], Any]
+) -> None:
     wanted, other = model(), model()
     nn.init.ones_(other.get_parameter("head.bias"))
     for load in (load_weights, start_from):
@@ -114,8 +121,14 @@ def test_a_file_that_is_cut_off_is_named(tmp_path: Path, kind: str, share: float
     ("content", "message"),
     [
         (b"", "it is empty"),
-        (b"<!DOCTYPE html><title>Not found</title>", "it is a web page, not the file that it should be"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "it is only the pointer to a file in Git LFS"),
+        (
+            b"<!DOCTYPE html><title>Not found</title>",
+            "it is a web page, not the file that it should be",
+        ),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1",
+            "it is only the pointer to a file in Git LFS",
+        ),
         (bytes(2000), "it begins with nothing but zeros"),
         (b"\x89HDF\r\n\x1a\n", "it is an HDF5 file"),
         (b"hello", "it is neither safetensors nor a file of torch.save"),
@@ -123,7 +136,9 @@ def test_a_file_that_is_cut_off_is_named(tmp_path: Path, kind: str, share: float
         ((20).to_bytes(8, "little") + b'{"a": [1, 2, 3]}    ', "it is cut off or damaged"),
     ],
 )
-def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_of_another_kind_is_named_for_what_it_is(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     (tmp_path / "x.pth").write_bytes(content)
     assert refusal(tmp_path / "x.pth").startswith(f"cannot be read as weights: {message}")
 
@@ -139,15 +154,21 @@ def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path: Path, content:
         ({"model": {"name": "resnet18"}}, "it holds no tensors (its keys are name)"),
     ],
 )
-def test_a_file_without_weights_says_what_it_holds(tmp_path: Path, value: Any, message: str) -> None:
+def test_a_file_without_weights_says_what_it_holds(
+    tmp_path: Path, value: Any, message: str
+) -> None:
     assert refusal(saved(value, tmp_path / "x.pth")) == f"cannot be read as weights: {message}"
 
 
 def test_nothing_in_a_file_runs(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    for value, name in (({"head.bias": Opens(trace)}, r"\w+.open"), (model(), "trainkit.training.models.Mlp")):
+    for value, name in (
+        ({"head.bias": Opens(trace)}, r"\w+.open"),
+        (model(), "trainkit.training.models.Mlp"),
+    ):
         message = (
-            f"cannot be read as weights: beside tensors it holds {name}, and reading that could run code; where it "
+            f"cannot be read as weights: beside tensors it holds {name}, and reading that could run"
+            " code; where it "
         )
         for new in (True, False):
             torch.save(value, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
@@ -168,7 +189,10 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path) == "is a folder; name the weights.safetensors in it"
     assert refusal(Path("/dev/zero")) == "is no file but a device, a pipe or a socket"
     (tmp_path / "x.npz").write_bytes(b"PK")
-    assert refusal(tmp_path / "x.npz") == "cannot be read as weights: this model takes no weights of NumPy"
+    assert (
+        refusal(tmp_path / "x.npz")
+        == "cannot be read as weights: this model takes no weights of NumPy"
+    )
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -178,8 +202,8 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     state["layers.9.weight"] = torch.zeros(1)
     state["layers.0.bias"] = torch.zeros(7)
     expected = (
-        "these weights do not fit the model: Missing keys: layers.0.weight; unknown keys: layers.9.weight; other "
-        "shapes: layers.0.bias (7 in the file, 4 here)"
+        "these weights do not fit the model: Missing keys: layers.0.weight; unknown keys: "
+        "layers.9.weight; other shapes: layers.0.bias (7 in the file, 4 here)"
     )
     for do in (load_weights, start_from):
         assert refusal(saved(state, file), do) == expected
@@ -198,8 +222,12 @@ def test_a_model_starts_with_a_new_classifier_where_the_classes_differ(tmp_path:
     file = saved(model(1000).state_dict(), tmp_path / "x.pth")
     assert "head.weight (1000 x 4 in the file, 10 x 4 here)" in refusal(file)
     started = model()
-    assert start_from(started, file) == [f"the classifier head is new (1,000 classes in {file}, 10 here)"]
-    assert torch.equal(started.get_parameter("layers.0.weight"), model(1000).get_parameter("layers.0.weight"))
+    assert start_from(started, file) == [
+        f"the classifier head is new (1,000 classes in {file}, 10 here)"
+    ]
+    assert torch.equal(
+        started.get_parameter("layers.0.weight"), model(1000).get_parameter("layers.0.weight")
+    )
     assert torch.equal(started.get_parameter("head.weight"), model().get_parameter("head.weight"))
 
 
@@ -207,13 +235,17 @@ def test_weights_without_a_classifier_leave_a_new_one(tmp_path: Path) -> None:
     file = saved(model(0).state_dict(), tmp_path / "x.pth")
     assert start_from(model(), file) == [f"the classifier head is new ({file} has none)"]
     whole = saved(model().state_dict(), file)
-    assert start_from(model(0), whole) == [f"the classifier head of {file} is left out: the model has none"]
+    assert start_from(model(0), whole) == [
+        f"the classifier head of {file} is left out: the model has none"
+    ]
 
 
 def test_a_classifier_that_differs_in_more_than_its_classes_is_a_misfit(tmp_path: Path) -> None:
     state = model(1000).state_dict() | {"head.weight": torch.zeros(1000, 5)}
     message = refusal(saved(state, tmp_path / "x.pth"), start_from)
-    assert message.startswith("these weights do not fit the model: other shapes: head.weight (1000 x 5 in the file")
+    assert message.startswith(
+        "these weights do not fit the model: other shapes: head.weight (1000 x 5 in the file"
+    )
 
 
 RECIPE = """\
@@ -233,13 +265,21 @@ def test_a_recipe_says_where_its_weights_are_wrong(write: Write, tmp_path: Path)
     for do in (lambda: build(compose(recipe)), lambda: open_run(recipe)):
         with pytest.raises(UserError) as caught:
             do()
-        assert str(caught.value) == (
-            f"{recipe}:5: model.checkpoint: {file}: cannot be read as weights: it holds a list, not tensors with names"
+        assert (
+            str(caught.value)
+            == f"{recipe}:5: model.checkpoint: {file}: cannot be read as weights: it holds a list,"
+            " not tensors with names"
         )
 
 
-def test_a_recipe_notes_a_new_classifier_and_starts_from_the_rest(write: Write, tmp_path: Path) -> None:
+def test_a_recipe_notes_a_new_classifier_and_starts_from_the_rest(
+    write: Write, tmp_path: Path
+) -> None:
     wanted = model(7)
     run = build(compose(write(RECIPE.format(file=saved(wanted.state_dict(), tmp_path / "x.pth")))))
-    assert run.log.notes == [f"the classifier head is new (7 classes in {tmp_path / 'x.pth'}, 10 here)"]
-    assert torch.equal(run.model.get_parameter("layers.0.weight"), wanted.get_parameter("layers.0.weight"))
+    assert run.log.notes == [
+        f"the classifier head is new (7 classes in {tmp_path / 'x.pth'}, 10 here)"
+    ]
+    assert torch.equal(
+        run.model.get_parameter("layers.0.weight"), wanted.get_parameter("layers.0.weight")
+    )

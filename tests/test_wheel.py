@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 def build(kind: str, folder: Path) -> list[str]:
     # In a process of its own, because hatchling's entry points act on the current folder.
     code = f"import sys, hatchling.build as b; print(b.build_{kind}(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return zipfile.ZipFile(folder / done.stdout.split()[-1]).namelist()
 
 
@@ -31,8 +33,14 @@ def test_a_wheel_has_exactly_two_top_level_packages(wheel):
 
 def test_a_wheel_carries_every_recipe_and_the_files_that_are_not_code(wheel):
     recipes = {path.name for path in (ROOT / "recipes").glob("*.yaml")}
-    assert {name.split("/")[-1] for name in wheel if name.startswith("trainkit/recipes/")} == recipes
-    assert {"trainkit/py.typed", "trainkit_plugins/py.typed", "trainkit/report/templates/report.html.j2"} <= set(wheel)
+    assert {
+        name.split("/")[-1] for name in wheel if name.startswith("trainkit/recipes/")
+    } == recipes
+    assert {
+        "trainkit/py.typed",
+        "trainkit_plugins/py.typed",
+        "trainkit/report/templates/report.html.j2",
+    } <= set(wheel)
 
 
 def test_an_editable_install_holds_no_copy_of_anything(tmp_path):

@@ -64,7 +64,9 @@ class Draws(Plugin):
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_asked_for_where_the_parameters_are_it_is_the_same_and_the_run_too(tiny: Path, setting: str) -> None:
+def test_asked_for_where_the_parameters_are_it_is_the_same_and_the_run_too(
+    tiny: Path, setting: str
+) -> None:
     overrides = [DROPOUT, *SHORT, *SETTINGS[setting]]
     plain, _ = train(with_plugins(tiny, overrides, Draws()))
     again, _ = train(with_plugins(tiny, overrides, Draws(), Again()))
@@ -124,7 +126,9 @@ class Spoils(Plugin):
 
     @hookimpl
     def on_fit_start(self, run: Run) -> None:
-        run.device.scaler.load_state_dict(run.device.scaler.state_dict() | {"scale": 1024.0})  # nothing overflows
+        run.device.scaler.load_state_dict(
+            run.device.scaler.state_dict() | {"scale": 1024.0}
+        )  # nothing overflows
 
     @hookimpl(wrapper=True)
     def compute_loss(self, model: nn.Module, run: Run) -> Any:
@@ -144,7 +148,11 @@ class Spoils(Plugin):
 
     @hookimpl
     def after_optimizer_step(self, model: nn.Module) -> None:
-        self._moved.append(any(not torch.equal(p, b) for p, b in zip(model.parameters(), self._before, strict=True)))
+        self._moved.append(
+            any(
+                not torch.equal(p, b) for p, b in zip(model.parameters(), self._before, strict=True)
+            )
+        )
 
 
 @pytest.mark.parametrize("which", ["first", "second"])

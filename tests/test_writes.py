@@ -1,4 +1,6 @@
-"""Files that cannot be written: one line says which and why, the old ones are whole, and nothing else is left."""
+"""Files that cannot be written: one line says which and why, the old ones are whole, and nothing
+else is left.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def room_for(size: int) -> Iterator[None]:
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "text": lambda path: write_text(path, "x" * 50_000),
-    "checkpoint": lambda path: atomically(path, lambda part: torch.save({"a": torch.zeros(50_000)}, part)),
+    "checkpoint": lambda path: atomically(
+        path, lambda part: torch.save({"a": torch.zeros(50_000)}, part)
+    ),
     "weights": lambda path: save_weights(nn.Linear(100, 500), path, {}),
     "log": lambda path: append(path, "x" * 50_000, None),
 }
@@ -49,8 +53,10 @@ def test_a_full_disk_leaves_the_old_file_and_one_line(tmp_path: Path, kind: str,
     path.write_text("old")
     with room_for(room), pytest.raises(WriteError) as caught:
         WRITERS[kind](path)
-    assert str(caught.value) == (
-        f"{path}: cannot be written: File too large; raise the limit on the size of a file (ulimit -f)"
+    assert (
+        str(caught.value)
+        == f"{path}: cannot be written: File too large; raise the limit on the size of a file"
+        " (ulimit -f)"
     )
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
@@ -61,7 +67,9 @@ def test_a_folder_that_is_gone_is_named(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "gone" / "file"
     with pytest.raises(WriteError) as caught:
         WRITERS[kind](path)
-    assert str(caught.value).startswith(f"{path}: cannot be written: No such file or directory; it or its folder")
+    assert str(caught.value).startswith(
+        f"{path}: cannot be written: No such file or directory; it or its folder"
+    )
 
 
 def test_what_is_no_fault_of_the_disk_goes_on_as_it_is(tmp_path: Path) -> None:
@@ -75,7 +83,10 @@ def test_a_log_that_somebody_else_writes_is_noticed(tmp_path: Path) -> None:
     size = append(path, "one\n", 0)
     assert append(path, "two\n", size) == 8
     path.write_text("one\ntwo\nother\n")
-    with pytest.raises(WriteError, match=r"has 14 bytes where this run wrote 8: something else writes in its folder"):
+    with pytest.raises(
+        WriteError,
+        match=r"has 14 bytes where this run wrote 8: something else writes in its folder",
+    ):
         append(path, "three\n", 8)
     path.unlink()
     with pytest.raises(WriteError, match="No such file or directory"):
@@ -92,7 +103,9 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("room", [0, 300])
-def test_a_run_without_room_for_its_recipe_leaves_no_folder(tiny: Path, tmp_path: Path, room: int) -> None:
+def test_a_run_without_room_for_its_recipe_leaves_no_folder(
+    tiny: Path, tmp_path: Path, room: int
+) -> None:
     with room_for(room), pytest.raises(WriteError, match=r"run/recipe\.yaml: cannot be written"):
         session.start(tiny, [], tmp_path / "run", [])
     assert not (tmp_path / "run").exists()
@@ -103,7 +116,10 @@ def test_a_run_that_found_no_room_goes_on_when_there_is(tiny: Path, tmp_path: Pa
     whole = session.start(tiny, [], tmp_path / "whole", [])
     folder = tmp_path / "run"
     overrides = ["checkpoint.every_steps=4"]
-    with room_for(10_000), pytest.raises(WriteError, match=r"checkpoints/last\.pt: cannot be written"):
+    with (
+        room_for(10_000),
+        pytest.raises(WriteError, match=r"checkpoints/last\.pt: cannot be written"),
+    ):
         session.start(tiny, overrides, folder, [])
     assert list(folder.rglob(".*")) == []
     assert json.loads((folder / "summary.json").read_text())["status"].startswith("failed: ")
@@ -111,7 +127,9 @@ def test_a_run_that_found_no_room_goes_on_when_there_is(tiny: Path, tmp_path: Pa
     other = session.start(tiny, overrides, folder, [])
     (other / "summary.json").unlink()  # as if there had been no room for it
     session.resume(other, [])
-    states = [read_state(f / "checkpoints" / "last.pt") | {"recipe": ""} for f in (whole, other) if f]
+    states = [
+        read_state(f / "checkpoints" / "last.pt") | {"recipe": ""} for f in (whole, other) if f
+    ]
     assert list(differences(*states)) == []
 
 
@@ -157,7 +175,9 @@ def test_a_folder_removed_while_training_is_one_line(
     from tests.reference.tiny import with_plugins
 
     monkeypatch.setattr(session, "compose", lambda p, o=(): with_plugins(p, o, Removes()))
-    with pytest.raises(WriteError, match=r"run/metrics\.jsonl: cannot be written: No such file or directory"):
+    with pytest.raises(
+        WriteError, match=r"run/metrics\.jsonl: cannot be written: No such file or directory"
+    ):
         session.start(tiny, [], folder, [])
     assert not folder.exists()
 
@@ -166,16 +186,25 @@ def test_a_recipe_that_cannot_be_copied_leaves_nothing(tmp_path: Path) -> None:
     with room_for(100):
         done = CliRunner().invoke(app, ["recipes", "copy", "digits", "--to", str(tmp_path)])
     assert done.exit_code == 1
-    assert done.stderr.startswith(f"error: {tmp_path}/digits.yaml: cannot be written: File too large")
+    assert done.stderr.startswith(
+        f"error: {tmp_path}/digits.yaml: cannot be written: File too large"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("no_report")
-def test_an_event_file_without_room_is_one_line(tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_event_file_without_room_is_one_line(
+    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("tensorboard")
-    whole = session.start(tiny, ["train.epochs=1", "scheduler.warmup_epochs=0"], tmp_path / "whole", [])
+    whole = session.start(
+        tiny, ["train.epochs=1", "scheduler.warmup_epochs=0"], tmp_path / "whole", []
+    )
     room = len((whole / "recipe.yaml").read_bytes()) + 100  # the event file holds it indented
     overrides = ["train.epochs=1", "scheduler.warmup_epochs=0", "plugins.tensorboard={}"]
-    with room_for(room), pytest.raises(WriteError, match=r"run/tensorboard: cannot be written: File too large"):
+    with (
+        room_for(room),
+        pytest.raises(WriteError, match=r"run/tensorboard: cannot be written: File too large"),
+    ):
         session.start(tiny, overrides, tmp_path / "run", [])
     assert capfd.readouterr().err == ""

@@ -1,4 +1,6 @@
-"""`python -m trainkit`, as torchrun starts it: `torchrun --nproc-per-node 2 -m trainkit train …`."""
+"""`python -m trainkit`, as torchrun starts it: `torchrun --nproc-per-node 2 -m trainkit train
+…`.
+"""
 
 from trainkit.commands.app import main
 

@@ -1,4 +1,6 @@
-"""What trainkit says when it cannot go on. Everything here reaches the user as text, never as a traceback."""
+"""What trainkit says when it cannot go on. Everything here reaches the user as text, never as a
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 _MANY = 50  # mistakes of one recipe that are shown
 
 
 def printable(text: str) -> str:
-    """Return `text` with every character that would command the terminal, or stand there unseen, written out.
+    """Return `text` with every character that would command the terminal, or stand there unseen,
+    written out.
 
-    Left as they are: tabs and line breaks. A file of a stranger can so neither colour nor erase what is read.
+    Left as they are: tabs and line breaks. A file of a stranger can so neither colour nor erase
+    what is read.
     """
     return _UNSEEN.sub(lambda found: repr(found[0])[1:-1], text)
 
@@ -27,7 +33,9 @@ def one_line(text: str, most: int = 1500) -> str:
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a value was written: a line of a file, or an override on the command line (`line` 0)."""
+    """Where a value was written: a line of a file, or an override on the command line (`line`
+    0).
+    """
 
     file: str
     line: int = 0
@@ -39,7 +47,9 @@ class Mark:
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake in a recipe: where it stands, which key it concerns, what is wrong and what to do."""
+    """One mistake in a recipe: where it stands, which key it concerns, what is wrong and what to
+    do.
+    """
 
     mark: Mark
     key: str
@@ -47,11 +57,17 @@ class Problem:
 
     def __str__(self) -> str:
         message = one_line(self.message)
-        return f"{self.mark}: {one_line(self.key, 200)}: {message}" if self.key else f"{self.mark}: {message}"
+        return (
+            f"{self.mark}: {one_line(self.key, 200)}: {message}"
+            if self.key
+            else f"{self.mark}: {message}"
+        )
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used (exit code 2). The message says what, where, and the fix."""
+    """Something the user gave cannot be used (exit code 2). The message says what, where, and
+    the fix.
+    """
 
 
 class RecipeError(UserError):
@@ -59,7 +75,9 @@ class RecipeError(UserError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(
-            sorted(dict.fromkeys(problems), key=lambda p: (p.mark.line == 0, p.mark.file, p.mark.line))
+            sorted(
+                dict.fromkeys(problems), key=lambda p: (p.mark.line == 0, p.mark.file, p.mark.line)
+            )
         )
         lines = list(map(str, self.problems[:_MANY]))
         if len(self.problems) > _MANY:
@@ -68,7 +86,9 @@ class RecipeError(UserError):
 
 
 class TrainingError(Exception):
-    """The run cannot go on although its input was fine (exit code 1): the loss is not finite, say."""
+    """The run cannot go on although its input was fine (exit code 1): the loss is not finite,
+    say.
+    """
 
 
 class PluginError(TrainingError):
@@ -76,7 +96,9 @@ class PluginError(TrainingError):
 
 
 class WriteError(TrainingError):
-    """A file could not be written: the disk is full, the folder gone or read-only. The message names it."""
+    """A file could not be written: the disk is full, the folder gone or read-only. The message
+    names it.
+    """
 
 
 class Interrupted(Exception):
@@ -98,7 +120,9 @@ def some(names: Sequence[str], most: int = 5) -> str:
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
-    """Return `; did you mean 'x'?` for the known word nearest to `word`, or nothing when none is near."""
+    """Return `; did you mean 'x'?` for the known word nearest to `word`, or nothing when none is
+    near.
+    """
     import difflib
 
     if len(word) > 100:  # no slip of the finger, and slow to compare

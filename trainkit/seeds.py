@@ -1,7 +1,8 @@
 """Random streams: every use of randomness has a seed of its own, derived from the recipe's.
 
-Nothing in trainkit draws from a stream that something else also draws from. So switching a plugin on, evaluating
-more often or using more data workers never changes what another part of the run sees.
+Nothing in trainkit draws from a stream that something else also draws from. So switching a plugin
+on, evaluating more often or using more data workers never changes what another part of the run
+sees.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Return a seed in [0, 2^63) that is a fixed function of `parts` (the recipe seed, then a purpose)."""
+    """Return a seed in [0, 2^63) that is a fixed function of `parts` (the recipe seed, then a
+    purpose).
+    """
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -33,7 +36,9 @@ def seed_everything(seed: int) -> None:
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """Return the state of every global generator this process uses, as plain containers and tensors."""
+    """Return the state of every global generator this process uses, as plain containers and
+    tensors.
+    """
     import numpy as np
     import torch
 
@@ -41,7 +46,12 @@ def rng_state(device: torch.device) -> dict[str, Any]:
     _, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     state: dict[str, Any] = {
         "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
-        "numpy": [torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [
+            torch.from_numpy(keys.astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
         "torch": torch.get_rng_state(),
     }
     if device.type == "cuda":

@@ -1,4 +1,6 @@
-"""Gradient noise (Neelakantan et al. 2015): Gaussian noise on the gradients, less and less of it."""
+"""Gradient noise (Neelakantan et al. 2015): Gaussian noise on the gradients, less and less of
+it.
+"""
 
 import torch
 from pydantic import Field

@@ -1,4 +1,6 @@
-"""Gradual unfreezing (Howard & Ruder 2018): fine-tune the last layer first, then one layer more at a time."""
+"""Gradual unfreezing (Howard & Ruder 2018): fine-tune the last layer first, then one layer more
+at a time.
+"""
 
 from pydantic import Field
 from timm.models import group_parameters
@@ -15,7 +17,9 @@ class GradualUnfreezing(Plugin):
   booktitle={Annual Meeting of the Association for Computational Linguistics},
   year={2018}
 }"""
-    first: int = Field(1, ge=1, description="layers, as timm counts them, that train from the start")
+    first: int = Field(
+        1, ge=1, description="layers, as timm counts them, that train from the start"
+    )
     every: int = Field(1, ge=1, description="epochs from one layer to the next")
 
     @hookimpl(wrapper=True)

@@ -25,7 +25,9 @@ class RDrop(Plugin):
         batch = yield
         if self.alpha == 0:
             return batch
-        return batch._replace(inputs=torch.cat([batch.inputs] * 2), targets=torch.cat([batch.targets] * 2))
+        return batch._replace(
+            inputs=torch.cat([batch.inputs] * 2), targets=torch.cat([batch.targets] * 2)
+        )
 
     @hookimpl(wrapper=True)
     def compute_criterion(self, output, run):

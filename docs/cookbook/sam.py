@@ -1,4 +1,6 @@
-"""Sharpness-aware minimization (Foret et al. 2021): step along the gradient at the worst point near the weights."""
+"""Sharpness-aware minimization (Foret et al. 2021): step along the gradient at the worst point
+near the weights.
+"""
 
 import torch
 from pydantic import Field

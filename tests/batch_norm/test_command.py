@@ -36,7 +36,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Return a function that calls `trainkit tune-bn` and returns its exit code, output and error messages."""
+    """Return a function that calls `trainkit tune-bn` and returns its exit code, output and
+    error messages.
+    """
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["trainkit", "tune-bn", *map(str, arguments)])
@@ -64,25 +66,44 @@ def test_a_run_folder_is_tuned_and_its_weights_stay(folder: Path, tune: Any) -> 
     assert not (folder / "tune-bn" / "weights.safetensors").exists()
 
 
-def test_statistics_measured_anew_are_written_for_plain_timm(folder: Path, tune: Any, tmp_path: Path) -> None:
+def test_statistics_measured_anew_are_written_for_plain_timm(
+    folder: Path, tune: Any, tmp_path: Path
+) -> None:
     code, out, _ = tune(
-        folder, "--reestimate", 2, "--out", tmp_path / "here", "--json", "--alphas", "0.1", "--metric", "accuracy"
+        folder,
+        "--reestimate",
+        2,
+        "--out",
+        tmp_path / "here",
+        "--json",
+        "--alphas",
+        "0.1",
+        "--metric",
+        "accuracy",
     )
     assert code == 0
     facts = json.loads(out)
     assert facts["reestimated_on"] == 16
     assert [point["alpha"] for point in facts["curve"]] == [0.0, 0.1]
     assert list(facts["stages"])[:2] == ["as it came", "statistics measured anew"]
-    old, new = load_file(folder / "weights.safetensors"), load_file(tmp_path / "here" / "weights.safetensors")
+    old, new = (
+        load_file(folder / "weights.safetensors"),
+        load_file(tmp_path / "here" / "weights.safetensors"),
+    )
     changed = {name.rpartition(".")[2] for name in old if not torch.equal(old[name], new[name])}
     assert changed == {"running_mean", "running_var", "num_batches_tracked"}
-    timm.create_model("test_resnet", num_classes=4, checkpoint_path=str(tmp_path / "here" / "weights.safetensors"))
+    timm.create_model(
+        "test_resnet", num_classes=4, checkpoint_path=str(tmp_path / "here" / "weights.safetensors")
+    )
 
 
-def test_a_timm_model_with_weights_and_data(tmp_path: Path, tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timm_model_with_weights_and_data(
+    tmp_path: Path, tune: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     torch.save(
-        {"state_dict": timm.create_model("test_resnet", in_chans=1, num_classes=10).state_dict()}, tmp_path / "w.pth"
+        {"state_dict": timm.create_model("test_resnet", in_chans=1, num_classes=10).state_dict()},
+        tmp_path / "w.pth",
     )
     monkeypatch.chdir(tmp_path)
     data = ["data.name=digits", "data.image_size=32", "model.in_chans=1", "data.val_fraction=0.01"]
@@ -102,17 +123,25 @@ DIGITS = ("data.name=digits", "data.image_size=32", "model.in_chans=1")
         (["test_resnet"], "command line: data: is required and not given"),
         (["test_resnet", *DIGITS], "never trained has nothing to tune; name a file with --weights"),
         (["test_resnet", *DIGITS, "--weights", "gone.pth"], "gone.pth: there are no weights here"),
-        (["RUN", "--alphas", "0,some"], "--alphas: '0,some' is no list of numbers such as 0,0.05,0.1"),
+        (
+            ["RUN", "--alphas", "0,some"],
+            "--alphas: '0,some' is no list of numbers such as 0,0.05,0.1",
+        ),
         (["RUN", "--alphas", "0,2"], "--alphas: '0,2' has a number outside [0, 1]"),
         (["RUN", "--alphas", "nan"], "--alphas: 'nan' has a number outside [0, 1]"),
         (["RUN", "model.name=test_vit"], "these weights do not fit the model"),
         (["RUN", "--out", "/proc/nowhere"], "/proc/nowhere: cannot be written"),
         (["RUN", "--reestimate", "-1"], "Invalid value for '--reestimate'"),
         (["RUN", "--metric", "f1"], "Invalid value for '--metric'"),
-        (["RUN", f"plugins.{TINY_DATA}:TinyData.validation=1"], "1 example cannot be split into one half to tune on"),
+        (
+            ["RUN", f"plugins.{TINY_DATA}:TinyData.validation=1"],
+            "1 example cannot be split into one half to tune on",
+        ),
     ],
 )
-def test_what_cannot_be_tuned_is_said(folder: Path, tune: Any, arguments: list[str], message: str) -> None:
+def test_what_cannot_be_tuned_is_said(
+    folder: Path, tune: Any, arguments: list[str], message: str
+) -> None:
     code, _, err = tune(*(folder if argument == "RUN" else argument for argument in arguments))
     assert code == 2
     assert message in err
@@ -121,8 +150,12 @@ def test_what_cannot_be_tuned_is_said(folder: Path, tune: Any, arguments: list[s
 
 def test_a_model_without_batch_norm_is_refused(tmp_path: Path, tune: Any) -> None:
     (tmp_path / "vit.yaml").write_text(RECIPE.replace("test_resnet", "test_vit"))
-    torch.save(timm.create_model("test_vit", num_classes=4, img_size=32).state_dict(), tmp_path / "w.pth")
-    code, _, err = tune(tmp_path / "vit.yaml", "--weights", tmp_path / "w.pth", "--out", tmp_path / "out")
+    torch.save(
+        timm.create_model("test_vit", num_classes=4, img_size=32).state_dict(), tmp_path / "w.pth"
+    )
+    code, _, err = tune(
+        tmp_path / "vit.yaml", "--weights", tmp_path / "w.pth", "--out", tmp_path / "out"
+    )
     assert code == 2
     assert "VisionTransformer has no BatchNorm layer; it normalises with" in err
 
@@ -131,7 +164,10 @@ def test_help_names_it_without_importing_torch() -> None:
     code = "import sys, trainkit.commands.app as c; sys.argv = ['trainkit', '--help']\n"
     code += "try: c.main()\nexcept SystemExit: pass\n"
     done = subprocess.run(
-        [sys.executable, "-c", code + "assert 'torch' not in sys.modules"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code + "assert 'torch' not in sys.modules"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert any(line.startswith("  tune-bn ") for line in done.stdout.splitlines())

@@ -24,18 +24,28 @@ PAIRS = list(combinations(OPTIONS, 2))
 
 def beside(name: str, *others: str) -> Case:
     """Return the plugin `name` to be examined in a recipe in which `others` are on in every run."""
-    return Case(name, OPTIONS[name], recipe={"plugins": {other: OPTIONS[other] for other in others}})
+    return Case(
+        name, OPTIONS[name], recipe={"plugins": {other: OPTIONS[other] for other in others}}
+    )
 
 
-@trainkit.testing.parametrize(beside("norm_decay", "ghost_batch_norm", "batch_group_norm", "example_weighing"))
+@trainkit.testing.parametrize(
+    beside("norm_decay", "ghost_batch_norm", "batch_group_norm", "example_weighing")
+)
 def test_conformance(check: Callable[[], None]) -> None:
     check()
 
 
-TUNED = Case("example_weighing", {"alpha": "tune"}, recipe={"plugins": {"ema": {}, "ghost_batch_norm": {"size": 4}}})
+TUNED = Case(
+    "example_weighing",
+    {"alpha": "tune"},
+    recipe={"plugins": {"ema": {}, "ghost_batch_norm": {"size": 4}}},
+)
 
 
-@pytest.mark.parametrize("check", [c for c in trainkit.testing.checks() if c.__name__ != "check_effect"])
+@pytest.mark.parametrize(
+    "check", [c for c in trainkit.testing.checks() if c.__name__ != "check_effect"]
+)
 def test_tuning_conforms_and_leaves_training_alone(check: Callable[[Case], None]) -> None:
     with contextlib.suppress(NotApplicableError):
         check(TUNED)

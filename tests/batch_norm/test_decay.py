@@ -1,4 +1,6 @@
-"""Decay of scales and shifts: the authors' gradients, every optimizer's own kind of decay, groups kept whole."""
+"""Decay of scales and shifts: the authors' gradients, every optimizer's own kind of decay,
+groups kept whole.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,18 @@ def parameters(values: list[float], dtype: torch.dtype = F64) -> torch.nn.Parame
 
 
 def test_sgd_takes_the_gradient_of_the_authors_penalty() -> None:
-    """Their penalty, differentiated by autograd and added to the loss, against plain SGD with decay toward one."""
+    """Their penalty, differentiated by autograd and added to the loss, against plain SGD with
+    decay toward one.
+    """
     wd, lr = 0.3, 0.1
     gamma, beta = parameters([2.0, 1.0, 0.25]), parameters([0.5, 0.0, -1.0])
-    twin_gamma, twin_beta = gamma.detach().clone().requires_grad_(), beta.detach().clone().requires_grad_()
-    groups = decay_groups([{"params": [gamma, beta]}], [gamma], [beta], scale=(wd, ""), shift=(wd, ""))
+    twin_gamma, twin_beta = (
+        gamma.detach().clone().requires_grad_(),
+        beta.detach().clone().requires_grad_(),
+    )
+    groups = decay_groups(
+        [{"params": [gamma, beta]}], [gamma], [beta], scale=(wd, ""), shift=(wd, "")
+    )
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
     plain = torch.optim.SGD([twin_gamma, twin_beta], lr=lr, momentum=0.9)
     decay_toward_one(optimizer, [gamma])
@@ -46,13 +55,18 @@ def test_decay_alone_moves_as_it_must() -> None:
     """gamma = 1 and beta = 0 stay exactly; gamma = 2 moves by lr * wd; nothing ever passes one."""
     gamma, beta = parameters([1.0, 2.0, 0.0]), parameters([0.0, 0.0, 0.0])
     optimizer = torch.optim.SGD(
-        decay_groups([{"params": [gamma, beta]}], [gamma], [beta], scale=(0.5, ""), shift=(0.5, "")), lr=0.1
+        decay_groups(
+            [{"params": [gamma, beta]}], [gamma], [beta], scale=(0.5, ""), shift=(0.5, "")
+        ),
+        lr=0.1,
     )
     decay_toward_one(optimizer, [gamma])
     for parameter in (gamma, beta):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    torch.testing.assert_close(gamma.detach(), torch.tensor([1.0, 1.95, 0.05], dtype=F64), rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        gamma.detach(), torch.tensor([1.0, 1.95, 0.05], dtype=F64), rtol=0, atol=1e-15
+    )
     assert gamma[0] == 1.0
     assert not beta.any()
     for _ in range(2000):
@@ -88,11 +102,21 @@ MAKERS = [sgd, adam, adamw, radam, *map(of_timm, ("lion", "nadamw", "rmsproptf",
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
-def test_any_optimizer_decays_toward_one_as_it_decays_toward_zero(make: Callable[[Any], Optimizer]) -> None:
-    """Of gamma with decay toward one and delta = gamma - 1 with plain decay, the one stays the other plus one."""
-    start, pulls = [1.5, 0.2, 1.0, -0.7], torch.randn(30, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
+def test_any_optimizer_decays_toward_one_as_it_decays_toward_zero(
+    make: Callable[[Any], Optimizer],
+) -> None:
+    """Of gamma with decay toward one and delta = gamma - 1 with plain decay, the one stays the
+    other plus one.
+    """
+    start, pulls = (
+        [1.5, 0.2, 1.0, -0.7],
+        torch.randn(30, 4, dtype=F64, generator=torch.Generator().manual_seed(0)),
+    )
     gamma, delta = parameters(start), parameters([s - 1 for s in start])
-    shifted, plain = make([{"params": [gamma], "weight_decay": 0.2}]), make([{"params": [delta], "weight_decay": 0.2}])
+    shifted, plain = (
+        make([{"params": [gamma], "weight_decay": 0.2}]),
+        make([{"params": [delta], "weight_decay": 0.2}]),
+    )
     free = parameters(start)
     undecayed = make([{"params": [free], "weight_decay": 0.0}])
     decay_toward_one(shifted, [gamma])
@@ -106,7 +130,9 @@ def test_any_optimizer_decays_toward_one_as_it_decays_toward_zero(make: Callable
 
 def test_without_a_decay_the_optimizer_is_what_it_was() -> None:
     gammas = [parameters([1.5, 0.3], torch.float32), parameters([1.5, 0.3], torch.float32)]
-    optimizers = [torch.optim.AdamW([{"params": [g], "weight_decay": 0.0}], lr=0.01) for g in gammas]
+    optimizers = [
+        torch.optim.AdamW([{"params": [g], "weight_decay": 0.0}], lr=0.01) for g in gammas
+    ]
     end = decay_toward_one(optimizers[0], [gammas[0]])
     for step in range(200):
         for optimizer, gamma in zip(optimizers, gammas, strict=True):
@@ -128,7 +154,9 @@ def test_groups_keep_what_they_say_and_are_not_changed() -> None:
         {"params": [gamma, beta], "weight_decay": 0.7, "name": "no_decay", "lr_scale": 0.25},
         {"params": [other], "weight_decay": 0.0, "name": "rest", "lr_scale": 1.0},
     ]
-    found = decay_groups(groups, [gamma, other, frozen], [beta], scale=(0.01, "up"), shift=(0.02, "down"))
+    found = decay_groups(
+        groups, [gamma, other, frozen], [beta], scale=(0.01, "up"), shift=(0.02, "down")
+    )
     assert [(g["name"], g["weight_decay"], g["lr_scale"]) for g in found] == [
         ("decay", 0.1, 0.5),
         ("norm_scale_no_decay", 0.01, 0.25),
@@ -136,7 +164,9 @@ def test_groups_keep_what_they_say_and_are_not_changed() -> None:
         ("norm_shift", 0.02, 0.25),
     ]
     assert [group.get("rule") for group in found] == [None, "up", "up", "down"]
-    assert [id(p) for g in found for p in g["params"]] == [id(p) for p in (weight, gamma, other, beta)]
+    assert [id(p) for g in found for p in g["params"]] == [
+        id(p) for p in (weight, gamma, other, beta)
+    ]
     assert [len(g["params"]) for g in groups] == [1, 2, 1]
     assert decay_groups(groups, [], [], scale=(0.1, ""), shift=(0.1, "")) == groups
 

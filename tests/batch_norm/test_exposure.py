@@ -1,4 +1,6 @@
-"""Which batch norms are exposed: answers that were checked by hand and by gradients, and what the walk leaves alone."""
+"""Which batch norms are exposed: answers that were checked by hand and by gradients, and what
+the walk leaves alone.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ ANSWERS: dict[str, list[str]] = {
     "efficientnet_b0": ["bn2"],
     "mobilenetv2_050": ["bn2"],
     "mobilenetv3_small_050": ["blocks.5.0.bn1"],
-    "regnetx_002": ["s4.b1.conv3.bn", "s4.b1.downsample.bn", *(f"s4.b{i}.conv3.bn" for i in range(2, 8))],
+    "regnetx_002": [
+        "s4.b1.conv3.bn",
+        "s4.b1.downsample.bn",
+        *(f"s4.b{i}.conv3.bn" for i in range(2, 8)),
+    ],
     "repvgg_a0": ["stages.3.0.conv_kxk.bn", "stages.3.0.conv_1x1.bn"],
     "levit_128s": ["head.bn", "head_dist.bn"],
     "convnext_atto": [],
@@ -39,7 +45,11 @@ def test_the_answer_for_a_timm_model(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "size", "alone", "with_others"),
-    [("mobilevit_xxs", 256, 1, 1), ("xcit_nano_12_p8_224", 224, 13, 0), ("coatnet_nano_rw_224", 224, 8, 0)],
+    [
+        ("mobilevit_xxs", 256, 1, 1),
+        ("xcit_nano_12_p8_224", 224, 13, 0),
+        ("coatnet_nano_rw_224", 224, 8, 0),
+    ],
 )
 def test_other_norms_block_where_asked(name: str, size: int, alone: int, with_others: int) -> None:
     model = on_meta(name)
@@ -56,7 +66,9 @@ def test_every_output_counts() -> None:
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_byobnet", "resnet10t", "starnet_s050"])
 def test_gradients_say_the_same(name: str) -> None:
-    """A norm is exposed exactly where its scale still has a gradient when nothing flows into any norm."""
+    """A norm is exposed exactly where its scale still has a gradient when nothing flows into any
+    norm.
+    """
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3)
     norms = {n: m for n, m in model.named_modules() if is_batch_norm(m)}
@@ -69,7 +81,9 @@ def test_gradients_say_the_same(name: str) -> None:
 
 
 class Branches(nn.Module):
-    """Two norms in a row, and a third beside them that may be skipped; a norm that is called twice."""
+    """Two norms in a row, and a third beside them that may be skipped; a norm that is called
+    twice.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +96,10 @@ class Branches(nn.Module):
         x = nn.functional.relu(x, inplace=True)
         y = nn.functional.relu(self.second(self.first(x)), inplace=True)
         z = self.last(self.twice(y))
-        return {"logits": (z, [self.twice(x) + y]), "extra": nn.functional.relu(self.beside(x), inplace=True)}
+        return {
+            "logits": (z, [self.twice(x) + y]),
+            "extra": nn.functional.relu(self.beside(x), inplace=True),
+        }
 
 
 def test_in_place_work_frozen_and_bare_norms_and_nested_outputs() -> None:
@@ -90,7 +107,9 @@ def test_in_place_work_frozen_and_bare_norms_and_nested_outputs() -> None:
 
 
 def test_a_norm_that_does_not_block_is_seen_and_passed() -> None:
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.LayerNorm([3, 4, 4]), nn.BatchNorm2d(3))
+    model = nn.Sequential(
+        nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.LayerNorm([3, 4, 4]), nn.BatchNorm2d(3)
+    )
     assert exposed_norms(model, (3, 4, 4), blocking=lambda m: False) == ["0", "1", "3"]
     assert exposed_norms(model, (3, 4, 4), blocking=lambda m: isinstance(m, nn.LayerNorm)) == ["3"]
 
@@ -124,11 +143,17 @@ def test_shared_modules_are_not_changed() -> None:
 @pytest.mark.parametrize(
     ("model", "size", "message"),
     [
-        (nn.BatchNorm2d(3), None, r"BatchNorm2d does not say how large its input is; give input_size=\(C, H, W\)"),
+        (
+            nn.BatchNorm2d(3),
+            None,
+            r"BatchNorm2d does not say how large its input is; give input_size=\(C, H, W\)",
+        ),
         (nn.BatchNorm2d(3), (4, 8, 8), r"cannot run on inputs of size \(4, 8, 8\)"),
     ],
 )
-def test_what_cannot_be_walked_is_said(model: nn.Module, size: tuple[int, ...] | None, message: str) -> None:
+def test_what_cannot_be_walked_is_said(
+    model: nn.Module, size: tuple[int, ...] | None, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         exposed_norms(model, size)
 

@@ -11,7 +11,12 @@ import torch
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.utils import ModelEmaV3
 from torch import nn
-from trainkit_plugins.batch_norm import convert_batch_norm, converted_layers, is_converted, revert_batch_norm
+from trainkit_plugins.batch_norm import (
+    convert_batch_norm,
+    converted_layers,
+    is_converted,
+    revert_batch_norm,
+)
 
 C = 6
 KINDS = {
@@ -35,7 +40,9 @@ def make(*shape, seed=0):
 
 
 def twins(kind, **options):
-    """Return a layer with random parameters, its converted copy, and a function that makes batches for both."""
+    """Return a layer with random parameters, its converted copy, and a function that makes
+    batches for both.
+    """
     cls, space = KINDS[kind]
     plain = cls(C, **options)
     with torch.no_grad():
@@ -190,7 +197,11 @@ def test_copies_and_pickles(kind):
     loaded = torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), loaded, copy.copy(net)):
         assert type(other[0]) is type(ours)
-        assert (other[0].ghost_size, other[0].channel_groups, other[0].blocks) == (4, 3, "consecutive")
+        assert (other[0].ghost_size, other[0].channel_groups, other[0].blocks) == (
+            4,
+            3,
+            "consecutive",
+        )
         assert torch.equal(other(batch(8)), net(batch(8)))
     revert_batch_norm(loaded)
     assert type(loaded[0]) is KINDS[kind][0]
@@ -203,7 +214,12 @@ def test_copies_and_pickles(kind):
 def small_net():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), BatchNormAct2d(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(128, 5)
+        nn.Conv2d(3, 8, 3),
+        BatchNormAct2d(8),
+        nn.Conv2d(8, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.Flatten(),
+        nn.Linear(128, 5),
     )
 
 

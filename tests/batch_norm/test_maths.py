@@ -1,4 +1,6 @@
-"""The functions and the layer against the slow twin, known special cases, limits and finite differences."""
+"""The functions and the layer against the slow twin, known special cases, limits and finite
+differences.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def exact(a, b):
 
 
 def make(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def nested(x):
@@ -45,7 +49,9 @@ def doubles(numbers):
 
 
 def train(x, weight=None, bias=None, **how):
-    return normalise_blocks(x, weight, bias, **({"ghost_size": None, "channel_groups": None, "eps": EPS} | how))
+    return normalise_blocks(
+        x, weight, bias, **({"ghost_size": None, "channel_groups": None, "eps": EPS} | how)
+    )
 
 
 def arranged(x, lay):
@@ -87,28 +93,44 @@ def values_per_statistic(x, ghost, groups):
 def taken_for(size):
     """Choose among the ways that differ by the size of tensors."""
     long, threads = 0 if size == "large" else cpu._LONG, 2 if size == "small" else 1
-    with mock.patch.object(cpu, "_LONG", long), mock.patch.object(torch, "get_num_threads", return_value=threads):
+    with (
+        mock.patch.object(cpu, "_LONG", long),
+        mock.patch.object(torch, "get_num_threads", return_value=threads),
+    ):
         yield
 
 
-@given(**SHAPES, dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
+@given(
+    **SHAPES, dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
+)
 @settings(max_examples=150)
 def test_training_is_the_slow_twin(batch, ghost, channels, space, lay, blocks, affine, size, dtype):
     C, G = channels
     x = arranged(make(batch, C, *space, dtype=dtype) * 2 + 1, lay)
-    weight, bias = (make(C, seed=1, dtype=dtype), make(C, seed=2, dtype=dtype)) if affine else (None, None)
+    weight, bias = (
+        (make(C, seed=1, dtype=dtype), make(C, seed=2, dtype=dtype)) if affine else (None, None)
+    )
     if values_per_statistic(x, ghost, G) == 1:
         with pytest.raises(ValueError, match="more than 1 value"):
             train(x, weight, bias, **ways_of(ghost, G, blocks))
         return
     with taken_for(size):
         done = train(x, weight, bias, **ways_of(ghost, G, blocks))
-    gamma, beta = (t.double().tolist() for t in (weight, bias)) if affine else ([1.0] * C, [0.0] * C)
+    gamma, beta = (
+        (t.double().tolist() for t in (weight, bias)) if affine else ([1.0] * C, [0.0] * C)
+    )
     index = reference.blocks_of(batch, ghost, strided=strided(x, blocks))
     y = doubles(reference.train(nested(x), gamma, beta, index, G, EPS))
     assert done.output.dtype == dtype
-    tolerance = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}[dtype]
-    torch.testing.assert_close(done.output.double(), y.reshape(x.shape), rtol=tolerance, atol=tolerance)
+    tolerance = {
+        torch.float64: 1e-9,
+        torch.float32: 1e-3,
+        torch.bfloat16: 3e-2,
+        torch.float16: 1e-2,
+    }[dtype]
+    torch.testing.assert_close(
+        done.output.double(), y.reshape(x.shape), rtol=tolerance, atol=tolerance
+    )
     m1, m2 = map(doubles, reference.running(nested(x), [0.0] * C, [0.0] * C, 0.0))
     tolerance = 1e-9 if dtype == torch.float64 else 1e-4
     torch.testing.assert_close(done.mean.double(), m1, rtol=tolerance, atol=tolerance)
@@ -117,7 +139,9 @@ def test_training_is_the_slow_twin(batch, ghost, channels, space, lay, blocks, a
 
 @given(**SHAPES, order=st.sampled_from(["same", "contiguous", "expanded"]))
 @settings(max_examples=150)
-def test_gradients_are_those_of_ordinary_operations(batch, ghost, channels, space, lay, blocks, affine, size, order):
+def test_gradients_are_those_of_ordinary_operations(
+    batch, ghost, channels, space, lay, blocks, affine, size, order
+):
     C, G = channels
     x = arranged(make(batch, C, *space), lay).requires_grad_()
     if values_per_statistic(x, ghost, G) == 1:
@@ -126,9 +150,13 @@ def test_gradients_are_those_of_ordinary_operations(batch, ghost, channels, spac
     wanted = [t for t in (x, *params) if t is not None]
     how = Settings(tuple(block_sizes(batch, ghost)), G, EPS, not strided(x, blocks))
     dy = make(*x.shape, seed=3)
-    dy = {"same": arranged(dy, lay), "contiguous": dy, "expanded": dy.flatten()[0].expand(x.shape)}[order]
+    dy = {"same": arranged(dy, lay), "contiguous": dy, "expanded": dy.flatten()[0].expand(x.shape)}[
+        order
+    ]
     with taken_for(size):
-        ours = torch.autograd.grad(train(x, *params, **ways_of(ghost, G, blocks)).output, wanted, dy)
+        ours = torch.autograd.grad(
+            train(x, *params, **ways_of(ghost, G, blocks)).output, wanted, dy
+        )
     theirs = torch.autograd.grad(normalise(x, *params, how)[0], wanted, dy)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
@@ -142,14 +170,24 @@ def test_an_activation_in_place_may_follow(size, lay, dtype):
     for inplace in (True, False):
         x = arranged(make(8, 4, 3, 3, dtype=dtype), lay).requires_grad_()
         with taken_for(size):
-            y = torch.relu_(train(x, ghost_size=2).output) if inplace else torch.relu(train(x, ghost_size=2).output)
+            y = (
+                torch.relu_(train(x, ghost_size=2).output)
+                if inplace
+                else torch.relu(train(x, ghost_size=2).output)
+            )
         results.append((y, *torch.autograd.grad(y.sum(), x)))
     assert all(map(torch.equal, *results))
 
 
 @pytest.mark.parametrize(
     ("ghost", "groups", "blocks"),
-    [(2, 4, "strided"), (3, 4, "consecutive"), (1, 2, "strided"), (2, 2, "consecutive"), (4, 1, "strided")],
+    [
+        (2, 4, "strided"),
+        (3, 4, "consecutive"),
+        (1, 2, "strided"),
+        (2, 2, "consecutive"),
+        (4, 1, "strided"),
+    ],
 )
 def test_finite_differences(ghost, groups, blocks):
     def f(*t):
@@ -160,7 +198,12 @@ def test_finite_differences(ghost, groups, blocks):
     torch.autograd.gradgradcheck(f, [inputs[0], *inputs[1:]], fast_mode=True)
 
 
-@given(batch=st.integers(1, 9), G=st.sampled_from([1, 2, 3, 6]), alpha=st.floats(0, 1), space=SHAPES["space"])
+@given(
+    batch=st.integers(1, 9),
+    G=st.sampled_from([1, 2, 3, 6]),
+    alpha=st.floats(0, 1),
+    space=SHAPES["space"],
+)
 def test_inference_is_the_slow_twin(batch, G, alpha, space):
     x, gamma, beta = make(batch, C, *space), make(C, seed=1), make(C, seed=2)
     m1, var = make(C, seed=3), make(C, seed=4).square() + 0.1
@@ -176,16 +219,25 @@ def test_special_cases_are_torch_layers():
     exact(train(x, weight, bias).output, F.batch_norm(x, None, None, weight, bias, True, 0.1, EPS))
     halves = [F.batch_norm(c, None, None, weight, bias, True, 0.1, EPS) for c in x.split(4)]
     exact(train(x, weight, bias, ghost_size=4, blocks="consecutive").output, torch.cat(halves))
-    exact(train(x, weight, bias, ghost_size=1, channel_groups=3).output, F.group_norm(x, 3, **affine))
-    exact(train(x, weight, bias, ghost_size=1, channel_groups=1).output, F.group_norm(x, 1, **affine))
+    exact(
+        train(x, weight, bias, ghost_size=1, channel_groups=3).output, F.group_norm(x, 3, **affine)
+    )
+    exact(
+        train(x, weight, bias, ghost_size=1, channel_groups=1).output, F.group_norm(x, 1, **affine)
+    )
     exact(train(x, ghost_size=1, channel_groups=1).output, F.layer_norm(x, x.shape[1:], eps=EPS))
-    exact(train(x, weight, bias, ghost_size=1).output, F.instance_norm(x, None, None, weight, bias, eps=EPS))
+    exact(
+        train(x, weight, bias, ghost_size=1).output,
+        F.instance_norm(x, None, None, weight, bias, eps=EPS),
+    )
 
 
 def test_group_norm_at_inference_is_example_weight_one():
     x, running = make(N, C, 5, 5), (make(C, seed=3), make(C, seed=4).square())
     for groups in (1, 3, 6):
-        y = normalise_examples(x, *running, None, None, example_weight=1.0, channel_groups=groups, eps=EPS)
+        y = normalise_examples(
+            x, *running, None, None, example_weight=1.0, channel_groups=groups, eps=EPS
+        )
         exact(y, F.group_norm(x, groups, eps=EPS))
 
 
@@ -196,7 +248,9 @@ def test_an_outlier_is_bounded_by_the_block_in_training_and_by_alpha_at_inferenc
     assert train(x, eps=0.0).output.abs().max().item() == pytest.approx(math.sqrt(n - 1), rel=1e-9)
     alpha, zero, one = 1 / n, torch.zeros(1).double(), torch.ones(1).double()
     limit = math.sqrt((1 - alpha) / alpha)
-    seen = normalise_examples(x * 1e6, zero, one, None, None, example_weight=alpha, channel_groups=None, eps=0.0)
+    seen = normalise_examples(
+        x * 1e6, zero, one, None, None, example_weight=alpha, channel_groups=None, eps=0.0
+    )
     assert seen.max().item() == pytest.approx(limit, rel=1e-9)
     assert limit == pytest.approx(math.sqrt(n - 1))
 
@@ -289,7 +343,9 @@ def test_half_precision_is_summed_in_float32():
     x = (1000 + make(64, C, 16, 16)).to(torch.float16)
     done = train(x, ghost_size=32)
     torch.testing.assert_close(done.mean.double(), x.double().mean((0, 2, 3)), rtol=1e-6, atol=0)
-    torch.testing.assert_close(done.var.double(), x.double().var((0, 2, 3), correction=0), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        done.var.double(), x.double().var((0, 2, 3), correction=0), rtol=1e-3, atol=0
+    )
 
 
 def test_the_layer_and_the_functions_are_one():

@@ -1,4 +1,6 @@
-"""Running statistics measured anew: against the definition over all data at once, and what is left alone."""
+"""Running statistics measured anew: against the definition over all data at once, and what is
+left alone.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from trainkit_plugins.batch_norm.statistics import reestimate_statistics
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3), nn.Dropout(0.5), nn.BatchNorm2d(3), nn.ReLU())
+    return nn.Sequential(
+        nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3), nn.Dropout(0.5), nn.BatchNorm2d(3), nn.ReLU()
+    )
 
 
 @pytest.mark.parametrize("converted", [False, True])
@@ -25,15 +29,21 @@ def test_moments_are_those_of_all_examples_together(converted: bool) -> None:
     assert torch.equal(torch.get_rng_state(), stream)
     used = data[:10].transpose(0, 1).flatten(1).double()
     torch.testing.assert_close(model[0].running_mean.double(), used.mean(1), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(model[0].running_var.double(), used.var(1, correction=0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        model[0].running_var.double(), used.var(1, correction=0), rtol=1e-6, atol=1e-6
+    )
     assert model[0].num_batches_tracked == 3
     # The second layer sees what the first makes of each batch, normalised by that batch.
     model.train()
     model[2].eval()
     with torch.no_grad():
-        seen = torch.cat([model[:3](part) for part in parts[:3]]).transpose(0, 1).flatten(1).double()
+        seen = (
+            torch.cat([model[:3](part) for part in parts[:3]]).transpose(0, 1).flatten(1).double()
+        )
     torch.testing.assert_close(model[3].running_mean.double(), seen.mean(1), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(model[3].running_var.double(), seen.var(1, correction=0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        model[3].running_var.double(), seen.var(1, correction=0), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_modes_momenta_parameters_and_hooks_are_as_before() -> None:

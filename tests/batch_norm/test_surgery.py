@@ -8,7 +8,12 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
-from trainkit_plugins.batch_norm import convert_batch_norm, converted_layers, is_converted, revert_batch_norm
+from trainkit_plugins.batch_norm import (
+    convert_batch_norm,
+    converted_layers,
+    is_converted,
+    revert_batch_norm,
+)
 
 
 class Odd(nn.BatchNorm2d):
@@ -41,7 +46,10 @@ def snapshot(model):
 def test_there_and_back_again():
     model = net(Named)
     before = snapshot(model)
-    assert convert_batch_norm(model, ghost_size=4, channels_per_group=2, example_weight=0.1) == ["bn1", "bn2"]
+    assert convert_batch_norm(model, ghost_size=4, channels_per_group=2, example_weight=0.1) == [
+        "bn1",
+        "bn2",
+    ]
     changed = snapshot(model)
     assert changed[:2] == before[:2]
     assert isinstance(model.bn1, Named)
@@ -56,8 +64,13 @@ def test_several_conversions_compose():
     model = net()
     convert_batch_norm(model, ghost_size=4)
     convert_batch_norm(model, example_weight=0.2, only=["bn2"])
-    convert_batch_norm(model, channel_groups=4, blocks="consecutive", only=lambda name, m: m.num_features == 8)
-    fields = [(m.ghost_size, m.channel_groups, m.example_weight, m.blocks) for m in converted_layers(model).values()]
+    convert_batch_norm(
+        model, channel_groups=4, blocks="consecutive", only=lambda name, m: m.num_features == 8
+    )
+    fields = [
+        (m.ghost_size, m.channel_groups, m.example_weight, m.blocks)
+        for m in converted_layers(model).values()
+    ]
     assert fields == [(4, 4, 0.0, "consecutive"), (4, None, 0.2, "any")]
     convert_batch_norm(model, example_weight=0.0)
     assert model.bn2.example_weight == 0.0
@@ -130,9 +143,14 @@ def test_a_lazy_layer_that_has_seen_data_is_an_ordinary_one():
 
 
 def test_a_model_without_batch_norm_hears_what_it_has():
-    with pytest.raises(ValueError, match="Sequential has no BatchNorm layer; it normalises with GroupNorm, LayerNorm"):
+    with pytest.raises(
+        ValueError,
+        match="Sequential has no BatchNorm layer; it normalises with GroupNorm, LayerNorm",
+    ):
         convert_batch_norm(nn.Sequential(nn.LayerNorm(3), nn.GroupNorm(1, 3)), ghost_size=4)
-    with pytest.raises(ValueError, match="Linear has no BatchNorm layer; it has no normalisation layer at all"):
+    with pytest.raises(
+        ValueError, match="Linear has no BatchNorm layer; it has no normalisation layer at all"
+    ):
         convert_batch_norm(nn.Linear(2, 2), ghost_size=4)
 
 

@@ -1,4 +1,6 @@
-"""timm's own models with their BatchNorm layers converted: trained, evaluated, saved, reloaded, reverted, fused."""
+"""timm's own models with their BatchNorm layers converted: trained, evaluated, saved, reloaded,
+reverted, fused.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ def train_a_step(model, x):
     assert loss.isfinite()
     norm = next(iter(norms(model).values()))
     assert norm.weight.grad is not None
-    # On maps of 1 x 1 a block of two examples has gradients of 1e5; what follows is not about so large a step.
+    # On maps of 1 x 1 a block of two examples has gradients of 1e5; what follows is not about so
+    # large a step.
     assert nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite()
     optimizer.step()
 
@@ -71,8 +74,11 @@ def check(family):
     assert torch.equal(logits(plain, x), ours)
 
     convert_batch_norm(model, example_weight=0.2)
-    # Some layers of rexnet have an odd number of channels, which cannot be divided into groups of two.
-    convert_batch_norm(model, channels_per_group=2, only=lambda name, layer: layer.num_features % 2 == 0)
+    # Some layers of rexnet have an odd number of channels, which cannot be divided into groups of
+    # two.
+    convert_batch_norm(
+        model, channels_per_group=2, only=lambda name, layer: layer.num_features % 2 == 0
+    )
     train_a_step(model, x)
     weighed = logits(model, x)
     torch.testing.assert_close(logits(model, x[:1]), weighed[:1], rtol=1e-3, atol=1e-3)
@@ -109,7 +115,9 @@ def check_fusing(family):
         with pytest.raises(RuntimeError, match="revert_batch_norm"):
             reparameterize_model(model)
     revert_batch_norm(model)
-    torch.testing.assert_close(logits(reparameterize_model(model), x), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        logits(reparameterize_model(model), x), expected, rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("family", FUSING)
@@ -147,7 +155,9 @@ def test_symbolic_trace_takes_a_layer_for_a_leaf():
 
 
 @pytest.mark.slow  # compiling takes seconds
-@pytest.mark.parametrize("how", [{"ghost_size": 2}, {"channel_groups": 2, "ghost_size": 3, "blocks": "consecutive"}])
+@pytest.mark.parametrize(
+    "how", [{"ghost_size": 2}, {"channel_groups": 2, "ghost_size": 3, "blocks": "consecutive"}]
+)
 def test_compiled_training_is_eager_training(how):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
     convert_batch_norm(net, example_weight=0.2, **how)
@@ -179,19 +189,34 @@ def test_export(alpha):
     x = torch.randn(9, 3, 6, 6)
     torch.testing.assert_close(program.module()(x), net(x))
     calls = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
-    assert (calls == ["aten.conv2d.default", "aten.batch_norm.default", "aten.relu.default"]) == (alpha == 0)
+    assert (calls == ["aten.conv2d.default", "aten.batch_norm.default", "aten.relu.default"]) == (
+        alpha == 0
+    )
 
 
 @pytest.mark.slow
 def test_two_ranks_keep_the_same_weights(tmp_path):
-    run = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    run = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+    ]
     script = [str(ROOT / "tests" / "reference" / "batch_norm_ranks.py"), str(tmp_path)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *run, *script], env=env, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *run, *script],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    first, second = (
+        torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)
+    )
     assert first["1.num_batches_tracked"] == 2
     for name, tensor in first.items():
         if "running" not in name:

@@ -1,4 +1,6 @@
-"""Choosing alpha: scores against torchmetrics, the sweep against one model at a time, honesty of the reported gain."""
+"""Choosing alpha: scores against torchmetrics, the sweep against one model at a time, honesty of
+the reported gain.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ ALPHAS = (0.0, 0.1, 1.0)
 def made_up(n: int = 157, k: int = 7, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     targets = torch.randint(k, (n,), generator=generator)
-    return 3 * torch.randn(n, k, generator=generator) + 2 * nn.functional.one_hot(targets, k), targets
+    return (
+        3 * torch.randn(n, k, generator=generator) + 2 * nn.functional.one_hot(targets, k),
+        targets,
+    )
 
 
 def test_points_are_the_metrics_that_runs_report() -> None:
@@ -47,7 +52,9 @@ def test_points_are_the_metrics_that_runs_report() -> None:
 def test_calibration_error_by_hand() -> None:
     confidence = torch.tensor([0.05, 0.05, 0.95, 1.0], dtype=torch.float64)
     correct = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
-    assert calibration_error(confidence, correct) == pytest.approx((abs(1 - 0.1) + abs(1 - 1.95)) / 4)
+    assert calibration_error(confidence, correct) == pytest.approx(
+        (abs(1 - 0.1) + abs(1 - 1.95)) / 4
+    )
     assert math.isnan(calibration_error(torch.tensor([math.nan]), torch.ones(1)))
 
 
@@ -108,7 +115,9 @@ def test_halves_share_sorted_classes_and_need_two_examples() -> None:
 
 
 def test_no_example_is_measured_with_an_alpha_that_it_chose() -> None:
-    """Even examples prefer alpha 1, odd ones alpha 0: each half gets what the other wants, and loses by it."""
+    """Even examples prefer alpha 1, odd ones alpha 0: each half gets what the other wants, and
+    loses by it.
+    """
     nll = torch.tensor([[1.0, 0.0] * 4, [0.0, 2.0] * 4], dtype=torch.float64)
     correct = torch.tensor([[0.0, 1.0] * 4, [1.0, 1.0] * 4], dtype=torch.float64)
     found = tune(torch.stack([nll, torch.ones(2, 8), correct], dim=1), (0.0, 1.0), "nll")
@@ -124,7 +133,9 @@ def test_no_example_is_measured_with_an_alpha_that_it_chose() -> None:
 
 
 def test_the_gain_of_choosing_among_equals_is_no_gain() -> None:
-    """Alphas that differ by noise alone: the best looks better on the data that chose it, but not when cross-fitted."""
+    """Alphas that differ by noise alone: the best looks better on the data that chose it, but
+    not when cross-fitted.
+    """
     alphas, seen, told = tuple(i / 10 for i in range(11)), [], []
     for seed in range(200):
         generator = torch.Generator().manual_seed(seed)
@@ -144,7 +155,9 @@ def test_an_alpha_that_is_better_by_luck_is_not_taken() -> None:
         taken += choose_alpha(scores, alphas, "nll") > 0
         scores[3, 0] -= 0.2
         scores[3, 2] += 0.2
-        found += choose_alpha(scores, alphas, "nll") == choose_alpha(scores, alphas, "accuracy") == 0.3
+        found += (
+            choose_alpha(scores, alphas, "nll") == choose_alpha(scores, alphas, "accuracy") == 0.3
+        )
     assert taken < 40
     assert found == 100
     assert choose_alpha(torch.rand(11, 3, 1), alphas, "nll") == 0.0
@@ -154,13 +167,17 @@ def test_gain_has_the_interval_of_the_paired_mean() -> None:
     values, baseline = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.0, 0.0, 0.0])
     found = gain(values, baseline)
     assert found.mean == pytest.approx(7 / 3)
-    assert found.half == pytest.approx(1.96 * (((1 - 7 / 3) ** 2 + (2 - 7 / 3) ** 2 + (4 - 7 / 3) ** 2) / 2 / 3) ** 0.5)
+    assert found.half == pytest.approx(
+        1.96 * (((1 - 7 / 3) ** 2 + (2 - 7 / 3) ** 2 + (4 - 7 / 3) ** 2) / 2 / 3) ** 0.5
+    )
     assert str(found).startswith("+2.3333 ± ")
     assert math.isnan(gain(values[:1], baseline[:1]).half)
 
 
 def test_the_half_that_reports_has_no_say() -> None:
-    """Even examples prefer alpha 1 and odd ones lose by it: it is chosen all the same, and the loss is told."""
+    """Even examples prefer alpha 1 and odd ones lose by it: it is chosen all the same, and the
+    loss is told.
+    """
     nll = torch.tensor([[1.0, 0.0] * 4, [0.0, 2.0] * 4], dtype=torch.float64)
     correct = torch.tensor([[0.0, 1.0] * 4, [1.0, 0.0] * 4], dtype=torch.float64)
     scores = torch.stack([nll, torch.ones(2, 8), correct], dim=1)
@@ -168,7 +185,9 @@ def test_the_half_that_reports_has_no_say() -> None:
     assert (found.alpha, found.examples) == (1.0, (4, 4))
     assert list(found.stages) == ["as it came", "alpha 1"]
     assert (found.nll.mean, found.accuracy.mean) == (2.0, -1.0)
-    assert found.summary().startswith("alpha 1; against the model as it came: nll +2.0000 ± 0.0000, accuracy -1")
+    assert found.summary().startswith(
+        "alpha 1; against the model as it came: nll +2.0000 ± 0.0000, accuracy -1"
+    )
     assert found.verdict()[1:] == [
         ["as it came", "1.0000", "0.0000", "0.0000"],
         ["alpha 1", "0.0000", "2.0000", "1.0000"],
@@ -177,5 +196,6 @@ def test_the_half_that_reports_has_no_say() -> None:
     assert list(renewed.stages) == ["as it came", "statistics measured anew", "alpha 0"]
     assert renewed.nll.mean == 1.5
     assert (
-        "alpha 0 is kept: on the half that chooses no other is better by more than chance; against" in renewed.summary()
+        "alpha 0 is kept: on the half that chooses no other is better by more than chance; against"
+        in renewed.summary()
     )

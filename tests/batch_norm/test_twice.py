@@ -1,4 +1,6 @@
-"""The training pass differentiated twice: the hand-derived gradient, and its cost over the depth of a network."""
+"""The training pass differentiated twice: the hand-derived gradient, and its cost over the depth
+of a network.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def normed(x, weight, bias, ghost, groups, blocks):
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize(("batch", "channels", "space", "ghost", "groups", "blocks"), WAYS)
-def test_second_derivatives_are_finite_differences(batch, channels, space, ghost, groups, blocks, last):
+def test_second_derivatives_are_finite_differences(
+    batch, channels, space, ghost, groups, blocks, last
+):
     def f(x, weight, bias):
         return normed(x.transpose(1, -1) if last else x, weight, bias, ghost, groups, blocks)
 
@@ -48,7 +52,9 @@ def test_second_derivatives_are_finite_differences(batch, channels, space, ghost
 
 @pytest.mark.parametrize(("batch", "channels", "space", "ghost", "groups", "blocks"), WAYS)
 @pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
-def test_third_derivatives_are_those_of_ordinary_operations(batch, channels, space, ghost, groups, blocks, affine):
+def test_third_derivatives_are_those_of_ordinary_operations(
+    batch, channels, space, ghost, groups, blocks, affine
+):
     how = Settings(tuple(block_sizes(batch, ghost)), groups, EPS, blocks == "consecutive")
 
     def third(norm):
@@ -56,7 +62,9 @@ def test_third_derivatives_are_those_of_ordinary_operations(batch, channels, spa
         wanted = [x, weight, bias] if affine else [x]
         y = norm(*wanted, *[None] * (3 - len(wanted)))
         for power in (3, 2):  # so that no derivative is zero
-            found = torch.autograd.grad(y.pow(power).sum(), wanted, create_graph=True, materialize_grads=True)
+            found = torch.autograd.grad(
+                y.pow(power).sum(), wanted, create_graph=True, materialize_grads=True
+            )
             y = sum(g.sin().sum() for g in found)
         return torch.autograd.grad(y, wanted, materialize_grads=True)
 
@@ -79,19 +87,27 @@ class Count(TorchDispatchMode):
 
 
 def calls_of_second_order(depth, **how):
-    """Count the operations of a loss, its gradient, and the gradient of that through `depth` norms."""
+    """Count the operations of a loss, its gradient, and the gradient of that through `depth`
+    norms.
+    """
     torch.manual_seed(0)
-    layers = [layer for _ in range(depth) for layer in (nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh())]
+    layers = [
+        layer for _ in range(depth) for layer in (nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh())
+    ]
     model = nn.Sequential(*layers)
     convert_batch_norm(model, **how)
     weights = [m.weight for m in model if isinstance(m, nn.Linear)]
     with Count() as count:
-        first = torch.autograd.grad(model(make(6, 4).float()).square().sum(), weights, create_graph=True)
+        first = torch.autograd.grad(
+            model(make(6, 4).float()).square().sum(), weights, create_graph=True
+        )
         torch.stack([g.square().sum() for g in first]).sum().backward()
     return count.calls
 
 
-@pytest.mark.parametrize("how", [{"channel_groups": 2}, {"ghost_size": 2}, {"ghost_size": 3, "channel_groups": 4}])
+@pytest.mark.parametrize(
+    "how", [{"channel_groups": 2}, {"ghost_size": 2}, {"ghost_size": 3, "channel_groups": 4}]
+)
 def test_the_work_of_two_derivatives_grows_with_depth_and_no_faster(how):
     few, more, many = (calls_of_second_order(depth, **how) for depth in (2, 4, 8))
     assert many - more == 2 * (more - few)
@@ -99,7 +115,9 @@ def test_the_work_of_two_derivatives_grows_with_depth_and_no_faster(how):
 
 @pytest.mark.parametrize("sizes", [(6, 9), (9, 6, 4), (3, 8, 3)])
 def test_passes_of_other_sizes_may_lie_between_a_pass_and_its_gradient(sizes):
-    """One block is torch's own norm, several write the running moments: neither spoils the other's graph."""
+    """One block is torch's own norm, several write the running moments: neither spoils the
+    other's graph.
+    """
     layer = nn.BatchNorm1d(4)
     convert_batch_norm(layer, ghost_size=4)
     inputs = [make(size, 4, seed=size).float().requires_grad_() for size in sizes]

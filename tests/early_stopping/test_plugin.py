@@ -30,7 +30,9 @@ def make_run(metric: str = "accuracy", mode: str = "max") -> Run:
 
 
 def stops_at(values: list[float], run: Run | None = None, **options: Any) -> int | None:
-    """Return the validation, from 1, at which the plugin asks for the end; `values` are of what it watches."""
+    """Return the validation, from 1, at which the plugin asks for the end; `values` are of what
+    it watches.
+    """
     run, plugin = run or make_run(), EarlyStopping(**options)
     plugin.on_fit_start(run)
     for i, value in enumerate(values, start=1):
@@ -51,7 +53,9 @@ def test_it_stops_after_patience_validations_without_improvement() -> None:
 def test_the_reason_names_metric_value_and_patience() -> None:
     run = make_run()
     stops_at([0.5, 0.75, 0.7, 0.6], run, patience=2)
-    assert run.stop_reason == "early_stopping: accuracy has not got better than 0.75 for 2 validations"
+    assert (
+        run.stop_reason == "early_stopping: accuracy has not got better than 0.75 for 2 validations"
+    )
 
 
 def test_less_is_better_in_mode_min_and_the_recipes_choice_is_the_default() -> None:
@@ -98,7 +102,9 @@ def test_neutral_options_never_stop(values: list[float]) -> None:
 
 
 def test_an_unknown_metric_is_refused_before_training() -> None:
-    with pytest.raises(UserError, match=r"does not measure 'acuracy' \(it measures: accuracy, nll\)"):
+    with pytest.raises(
+        UserError, match=r"does not measure 'acuracy' \(it measures: accuracy, nll\)"
+    ):
         EarlyStopping(metric="acuracy", mode="max").on_fit_start(make_run())
 
 
@@ -119,6 +125,8 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
 
 def test_plan_says_what_is_watched() -> None:
     (line,) = EarlyStopping(patience=4, min_delta=0.001).explain(make_run("nll", "min"))
-    assert line == (
-        "watches nll (lower is better), measured every 2 epoch(s); stops after 4 validations without a gain above 0.001"
+    assert (
+        line
+        == "watches nll (lower is better), measured every 2 epoch(s); stops after 4 validations"
+        " without a gain above 0.001"
     )

@@ -22,7 +22,9 @@ class Tied(nn.Module):
 
 
 def values_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: t.detach().clone() for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    return {
+        name: t.detach().clone() for name, t in [*model.named_parameters(), *model.named_buffers()]
+    }
 
 
 @pytest.mark.parametrize("buffers", [False, True])
@@ -54,7 +56,9 @@ def test_exchanging_swaps_values_and_keeps_every_tensor_where_it_is() -> None:
     trained, averaged = values_of(model), average.export()
     addresses = [t.data_ptr() for t in held.tensors()]
     exchange(held, average)
-    assert all(torch.equal(value, averaged.get(name, value)) for name, value in values_of(model).items())
+    assert all(
+        torch.equal(value, averaged.get(name, value)) for name, value in values_of(model).items()
+    )
     assert torch.equal(model.decoder.weight, averaged["encoder.weight"])
     exchange(held, average)
     assert [t.data_ptr() for t in held.tensors()] == addresses
@@ -104,5 +108,7 @@ def test_an_average_of_another_model_is_refused(change: str) -> None:
     else:
         saved["bias"] = torch.zeros(1, 2)
     name = "more" if change == "surplus" else "bias"
-    with pytest.raises(ValueError, match=f"1 of 2 tensors do not match, such as {name}; resume with the recipe"):
+    with pytest.raises(
+        ValueError, match=f"1 of 2 tensors do not match, such as {name}; resume with the recipe"
+    ):
         held.restore(saved)

@@ -29,18 +29,27 @@ class Stream:
         generator = torch.Generator().manual_seed(epoch)
         for _ in range(self.steps_per_epoch):
             self.read += 1
-            yield Batch(torch.randn(4, 2, 5, 5, generator=generator), torch.zeros(4, dtype=torch.int64))
+            yield Batch(
+                torch.randn(4, 2, 5, 5, generator=generator), torch.zeros(4, dtype=torch.int64)
+            )
 
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(27, 2)
+        nn.Conv2d(2, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(27, 2),
     )
 
 
 def make_run(model: nn.Module, **train: Any) -> Run:
-    recipe = Recipe.model_validate({"model": {"name": "none"}, "data": {"name": "digits"}, "train": train})
+    recipe = Recipe.model_validate(
+        {"model": {"name": "none"}, "data": {"name": "digits"}, "train": train}
+    )
     run = Run(recipe, cast(Hooks, None), {}, Device(recipe.train), Log())
     run.model = model
     run.data = Data(cast(Any, Stream()), cast(Any, ()), 2, (2, 5, 5), "made up")
@@ -281,5 +290,13 @@ def test_plan_says_how_far_the_average_reaches() -> None:
     run = make_run(network(), epochs=10)
     weights, statistics = Ema(decay=0.9, warmup=False, buffers="recompute").explain(run)
     count = sum(p.numel() for p in run.model.parameters())
-    assert weights == f"averages {count:,} values; decay 0.9 at the last step (60): about the last 10 steps count"
-    assert statistics == "statistics of 1 batch-norm layers: measured on 50 training batches before each validation"
+    assert (
+        weights
+        == f"averages {count:,} values; decay 0.9 at the last step (60): about the last 10 steps"
+        " count"
+    )
+    assert (
+        statistics
+        == "statistics of 1 batch-norm layers: measured on 50 training batches before each"
+        " validation"
+    )

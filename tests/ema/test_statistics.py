@@ -61,7 +61,9 @@ def test_only_the_statistics_change_and_nothing_random_is_drawn() -> None:
     assert torch.equal(torch.get_rng_state(), stream)
     assert [m.training for m in model.modules()] == modes
     assert [layer.momentum for layer in batch_norms(model)] == [0.1, 0.1]
-    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
+    assert all(
+        torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters()
+    )
 
 
 def test_layers_left_out_normalise_with_what_they_have() -> None:

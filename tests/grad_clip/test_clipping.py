@@ -41,7 +41,9 @@ def flat(params):
 def test_output_is_no_longer_than_max_norm_and_reported_as_it_is(gradients, max_norm):
     params = parameters(*gradients)
     result = clip_by_global_norm(params, max_norm)
-    assert result.before.item() == pytest.approx(twin.norm([v for g in gradients for v in g]), rel=1e-12)
+    assert result.before.item() == pytest.approx(
+        twin.norm([v for g in gradients for v in g]), rel=1e-12
+    )
     assert twin.norm(flat(params)) <= max_norm * (1 + 1e-12)
     assert result.after.item() == pytest.approx(twin.norm(flat(params)), rel=1e-12)
     assert result.clipped.item() == (result.before.item() > max_norm)
@@ -98,7 +100,11 @@ def test_non_finite_norm_is_reported_and_gradients_keep_their_bits(bad, max_norm
     assert all(map(torch.equal, bits(params), before))
     assert result.coefficient.item() == 1.0
     assert not result.clipped
-    assert str(result.before.item()) == str(result.after.item()) == ("nan" if math.isnan(bad) else "inf")
+    assert (
+        str(result.before.item())
+        == str(result.after.item())
+        == ("nan" if math.isnan(bad) else "inf")
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,14 +120,19 @@ def test_non_finite_norm_is_reported_and_gradients_keep_their_bits(bad, max_norm
 @pytest.mark.parametrize("max_norm", [1.0, 1e-3, 50.0])
 def test_a_finite_gradient_is_clipped_though_its_squares_overflow(value, dtype, norm, max_norm):
     first, second = (nn.Parameter(torch.zeros(2, dtype=dtype)) for _ in range(2))
-    first.grad, second.grad = torch.full((2,), value, dtype=dtype), torch.full((2,), -value, dtype=dtype)
+    first.grad, second.grad = (
+        torch.full((2,), value, dtype=dtype),
+        torch.full((2,), -value, dtype=dtype),
+    )
     result = clip_by_global_norm([first, second], max_norm)
     wide = torch.complex128 if dtype.is_complex else torch.float64
     clipped = torch.cat([first.grad, second.grad]).to(wide)
     assert float(torch.linalg.vector_norm(clipped)) == pytest.approx(max_norm, rel=1e-2)
     torch.testing.assert_close(clipped[:2], -clipped[2:])
     assert result.clipped
-    assert result.before.item() == (pytest.approx(norm, rel=1e-2) if norm < 3.4e38 or value > 1e100 else INF)
+    assert result.before.item() == (
+        pytest.approx(norm, rel=1e-2) if norm < 3.4e38 or value > 1e100 else INF
+    )
     assert result.after.item() == pytest.approx(max_norm, rel=1e-5)
 
 
@@ -139,7 +150,9 @@ def test_a_gradient_whose_squares_vanish_has_its_norm():
     result = clip_by_global_norm(params, 1e-30)
     assert result.before.item() == pytest.approx(5e-30)
     assert flat(params) == pytest.approx([6e-31, 8e-31])
-    assert global_norm([torch.full((4,), 1e-200, dtype=torch.float64)]).item() == pytest.approx(2e-200)
+    assert global_norm([torch.full((4,), 1e-200, dtype=torch.float64)]).item() == pytest.approx(
+        2e-200
+    )
     assert global_norm([torch.zeros(0)]).item() == 0
 
 
@@ -282,7 +295,9 @@ def test_clipping_by_value_treats_non_finite_entries_as_torch_does():
 
 @pytest.mark.parametrize("value", [0.0, -1.0, NAN])
 def test_thresholds_must_be_positive(value):
-    with pytest.raises(ValueError, match=r"max_norm must be positive, got .*; use inf to clip nothing"):
+    with pytest.raises(
+        ValueError, match=r"max_norm must be positive, got .*; use inf to clip nothing"
+    ):
         clip_by_global_norm([], value)
     with pytest.raises(ValueError, match="max_value must be positive"):
         clip_by_value([], value)

@@ -93,7 +93,9 @@ def coverage(n, persistence, runs, resamples):
     for seed in range(runs):
         random = torch.Generator().manual_seed(seed)
         g = walk(n, persistence, random).exp()
-        found = fit_l0_l1(g, (0.5 + 2 * g) * (0.3 * walk(n, persistence, random)).exp(), resamples=resamples)
+        found = fit_l0_l1(
+            g, (0.5 + 2 * g) * (0.3 * walk(n, persistence, random)).exp(), resamples=resamples
+        )
         hits[0] += found.l0.low <= 0.5 <= found.l0.high
         hits[1] += found.l1.low <= 2.0 <= found.l1.high
     return (hits / runs).min().item()
@@ -161,7 +163,16 @@ def test_too_little_to_fit_is_refused():
 
 def line(l0, l1):
     nothing = Estimate(math.nan, math.nan, math.nan)
-    return Fit(Estimate(l0, l0, l0), Estimate(l1, l1, l1), nothing, nothing, nothing, points=3, dropped=0, level=0.95)
+    return Fit(
+        Estimate(l0, l0, l0),
+        Estimate(l1, l1, l1),
+        nothing,
+        nothing,
+        nothing,
+        points=3,
+        dropped=0,
+        level=0.95,
+    )
 
 
 @pytest.mark.parametrize(("l0", "l1"), [(1.0, 1.0), (2.0, 0.01), (0.1, 5.0)])

@@ -29,7 +29,9 @@ def segment(start, end):
 
 
 def measure(loss, start, end, **options):
-    """Return (smoothness, gradient norm, step norm) of ``loss(p)`` on the step from ``start`` to ``end``."""
+    """Return (smoothness, gradient norm, step norm) of ``loss(p)`` on the step from ``start`` to
+    ``end``.
+    """
     params, x = segment(start, end)
     found = local_smoothness(gradient_of(lambda: loss(params[0]), params), params, x, **options)
     return None if found is None else [v.item() for v in found]
@@ -38,7 +40,10 @@ def measure(loss, start, end, **options):
 @given(positive, steps, st.integers(1, 5))
 def test_a_sphere_has_its_curvature_along_every_step(L, length, points):
     smoothness, gradient_norm, step_norm = measure(
-        lambda p: L / 2 * p.square().sum(), [1.0, -2.0], [1.0 + length, -2.0], grid=interior_grid(points)
+        lambda p: L / 2 * p.square().sum(),
+        [1.0, -2.0],
+        [1.0 + length, -2.0],
+        grid=interior_grid(points),
     )
     assert smoothness == pytest.approx(L, rel=1e-10)
     assert gradient_norm == pytest.approx(L * math.sqrt(5))
@@ -52,7 +57,9 @@ def test_a_quadratic_lies_between_its_eigenvalues_and_does_not_depend_on_gamma(d
     if d.norm() < 1e-3:
         return
     end = (length * d).tolist()
-    found = [measure(lambda p: p @ A @ p / 2, [0.0] * 3, end, grid=(g,))[0] for g in (0.1, 0.5, 1.0)]
+    found = [
+        measure(lambda p: p @ A @ p / 2, [0.0] * 3, end, grid=(g,))[0] for g in (0.1, 0.5, 1.0)
+    ]
     low, *_, high = torch.linalg.eigvalsh(A).tolist()
     assert low * (1 - 1e-9) <= found[0] <= high * (1 + 1e-9)
     assert found == pytest.approx([found[0]] * 3, rel=1e-9)
@@ -69,7 +76,9 @@ def test_scaling_the_loss_scales_both_outputs(c):
     assert scaled == pytest.approx([c * one[0], c * one[1], one[2]], rel=1e-12)
 
 
-@given(st.lists(st.floats(-2, 2), min_size=2, max_size=2), st.lists(positive, min_size=2, max_size=2))
+@given(
+    st.lists(st.floats(-2, 2), min_size=2, max_size=2), st.lists(positive, min_size=2, max_size=2)
+)
 def test_equals_the_slow_twin(start, step):
     grid = (0.25, 0.5, 1.0)
     end = [a + b for a, b in zip(start, step, strict=True)]
@@ -81,8 +90,8 @@ def test_equals_the_slow_twin(start, step):
 
 @given(st.floats(-8, 8), st.floats(1e-3, 0.5))
 def test_short_steps_obey_the_bounds_of_cosh_and_of_the_fourth_power(x, length):
-    # cosh is (1, 1)-smooth and x^4 is (16, 1)-smooth at a point; along a step the bound is its largest value
-    # there.
+    # cosh is (1, 1)-smooth and x^4 is (16, 1)-smooth at a point; along a step the bound is its
+    # largest value there.
     for loss, gradient, L0 in (
         (lambda p: p.cosh().sum(), math.sinh, 1.0),
         (lambda p: p.pow(4).sum(), lambda v: 4 * v**3, 16.0),
@@ -98,7 +107,9 @@ def test_the_fourth_power_meets_its_bound_at_two():
 
 
 def iterations(x, L0=1.0, L1=1.0, stop=0.01):
-    """Count clipped gradient descent steps on cosh from x until |f'| <= stop, settings of theorem 3."""
+    """Count clipped gradient descent steps on cosh from x until |f'| <= stop, settings of
+    theorem 3.
+    """
     eta, gamma = twin.theorem_3(L0, L1)
     p = torch.tensor([x], dtype=torch.float64)
     for count in range(1000):
@@ -129,7 +140,9 @@ def test_normalised_and_clipped_steps_are_within_a_factor_of_two(norm, eta_c, ga
 
 
 class Net(nn.Module):
-    """All that a measurement could disturb: batch norm, dropout, spectral norm, a buffer that is replaced."""
+    """All that a measurement could disturb: batch norm, dropout, spectral norm, a buffer that is
+    replaced.
+    """
 
     def __init__(self):
         super().__init__()
@@ -168,7 +181,9 @@ def train(measuring, steps=4):
         if measuring:
             loss = partial(lambda a, b: nn.functional.cross_entropy(model(a), b), x, y)
             held = partial(preserve, model)
-            measured.append(local_smoothness(gradient_of(loss, params, held=held), params, start, grid=(0.5, 1)))
+            measured.append(
+                local_smoothness(gradient_of(loss, params, held=held), params, start, grid=(0.5, 1))
+            )
     return state(model, optimizer), measured
 
 
@@ -187,7 +202,11 @@ def test_measuring_twice_gives_the_same_bits():
 def test_dropout_masks_are_the_same_at_both_points():
     # A linear network on the same mask has a gradient that does not depend on the parameters.
     torch.manual_seed(0)
-    layer, drop, x = nn.Linear(50, 1).double(), nn.Dropout(0.5), torch.randn(20, 50, dtype=torch.float64)
+    layer, drop, x = (
+        nn.Linear(50, 1).double(),
+        nn.Dropout(0.5),
+        torch.randn(20, 50, dtype=torch.float64),
+    )
     params = list(layer.parameters())
     start = [p.detach() - 1 for p in params]
 
@@ -213,7 +232,9 @@ def test_chunks_averaged_give_the_result_of_one_pass():
 
     whole = local_smoothness(gradient_of(partial(loss, x), params), params, start)
     chunks = x.split([5, 5, 20])
-    mean = gradient_of([partial(loss, c) for c in chunks], params, weights=[len(c) / 30 for c in chunks])
+    mean = gradient_of(
+        [partial(loss, c) for c in chunks], params, weights=[len(c) / 30 for c in chunks]
+    )
     torch.testing.assert_close(local_smoothness(mean, params, start), whole, rtol=1e-12, atol=0)
     even = gradient_of([partial(loss, c) for c in x.chunk(3)], params)
     torch.testing.assert_close(local_smoothness(even, params, start), whole, rtol=1e-12, atol=0)
@@ -239,7 +260,9 @@ def test_steps_too_short_to_measure_give_none():
     for end in ([1.0, 1.0], [1.0, 1.0 + 1e-9], [1.0, math.nan]):
         params, start = segment([1.0, 1.0], end)
         assert local_smoothness(gradient, params, start) is None
-    assert measure(lambda p: p.square().sum(), [1.0], [1.0 + 1e-9], min_step=0)[0] == pytest.approx(2)
+    assert measure(lambda p: p.square().sum(), [1.0], [1.0 + 1e-9], min_step=0)[0] == pytest.approx(
+        2
+    )
 
 
 def test_a_step_that_the_grid_rounds_away_gives_none():
@@ -255,8 +278,8 @@ def test_low_precision_parameters_do_not_bias_the_quotient(dtype):
     torch.manual_seed(0)
     start = torch.randn(1000).to(dtype)
     end = nn.Parameter((start.float() + 0.004 * torch.randn(1000)).to(dtype))
-    # 2 p is exact in every format, so the curvature must come out exact however coarsely the points were
-    # rounded.
+    # 2 p is exact in every format, so the curvature must come out exact however coarsely the points
+    # were rounded.
     found = local_smoothness(lambda: [2 * end.detach()], [end], [start], grid=interior_grid(3))
     assert found.smoothness.item() == pytest.approx(2, rel=1e-5)
 
@@ -287,7 +310,9 @@ def test_works_inside_no_grad_and_with_unused_and_shared_gradients():
     # Autograd hands the same tensor to a and b; both count.
     with torch.no_grad():
         gradient = gradient_of(lambda: (a + b).square().sum() / 2, [a, b, unused])
-        found = local_smoothness(gradient, [a, b, unused], [start[0], b.detach() - 1, torch.zeros(4)])
+        found = local_smoothness(
+            gradient, [a, b, unused], [start[0], b.detach() - 1, torch.zeros(4)]
+        )
     assert [v.item() for v in found] == pytest.approx([2.0, 3 * math.sqrt(2), math.sqrt(2)])
 
 

@@ -20,7 +20,9 @@ NUMBER = st.floats(-3, 3)
 
 
 def normal(mu, sigma):
-    return DiagonalNormal(torch.tensor(mu, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64))
+    return DiagonalNormal(
+        torch.tensor(mu, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -28,7 +30,9 @@ def normal(mu, sigma):
 def test_divergence_is_that_of_torch_and_never_negative(pairs):
     q = normal(*map(list, zip(*pairs, strict=True)))
     prior = torch.distributions.Normal(torch.zeros_like(q.mu), torch.ones_like(q.mu))
-    wanted = torch.distributions.kl_divergence(torch.distributions.Normal(q.mu, q.sigma), prior).sum()
+    wanted = torch.distributions.kl_divergence(
+        torch.distributions.Normal(q.mu, q.sigma), prior
+    ).sum()
     torch.testing.assert_close(q.kl(), wanted, rtol=1e-10, atol=1e-12)
     assert q.kl() >= 0
 
@@ -49,7 +53,9 @@ def test_only_what_is_switched_on_counts():
 
 
 def test_draws_have_the_posteriors_moments_and_gradients():
-    q = DiagonalNormal(torch.full((20_000,), 0.5, requires_grad=True), torch.full((20_000,), 0.25).requires_grad_())
+    q = DiagonalNormal(
+        torch.full((20_000,), 0.5, requires_grad=True), torch.full((20_000,), 0.25).requires_grad_()
+    )
     drawn = q.sample(torch.Generator().manual_seed(0))
     assert drawn.detach().mean().item() == pytest.approx(0.5, abs=0.006)
     assert drawn.detach().std().item() == pytest.approx(0.25, abs=0.005)
@@ -84,15 +90,26 @@ def test_class_weights_are_positive_and_sum_to_one(latent):
 def test_inverse_frequency():
     weights = inverse_frequency(torch.tensor([0, 1, 1, 2, 2, 2, 2]), 3)
     torch.testing.assert_close(weights, torch.tensor([4.0, 2.0, 1.0]) / 7)
-    assert inverse_frequency(torch.tensor([0, 2, 2]), 4).tolist() == pytest.approx([2 / 3, 0, 1 / 3, 0])
+    assert inverse_frequency(torch.tensor([0, 2, 2]), 4).tolist() == pytest.approx(
+        [2 / 3, 0, 1 / 3, 0]
+    )
     uniform = inverse_frequency(torch.arange(5).repeat(3), 5)
     assert torch.equal(uniform, torch.full((5,), 0.2))
 
 
 def parameters():
     g = torch.Generator().manual_seed(0)
-    shapes = {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "fc.weight": (2, 4), "fc.bias": (2,), "norm.bias": (4,)}
-    return {n: torch.randn(s, generator=g, dtype=torch.float64, requires_grad=True) for n, s in shapes.items()}
+    shapes = {
+        "conv.weight": (4, 3, 3, 3),
+        "conv.bias": (4,),
+        "fc.weight": (2, 4),
+        "fc.bias": (2,),
+        "norm.bias": (4,),
+    }
+    return {
+        n: torch.randn(s, generator=g, dtype=torch.float64, requires_grad=True)
+        for n, s in shapes.items()
+    }
 
 
 def test_a_multiplier_is_shared_by_the_parameters_of_a_group():
@@ -120,7 +137,9 @@ def test_modulation_is_per_output_channel():
     latent = torch.arange(1.0, 9, dtype=torch.float64)
     changed = modulate(params, latent, ["conv.weight"], ["conv.bias"], scale=0.1)
     for c in range(4):
-        torch.testing.assert_close(changed["conv.weight"][c], params["conv.weight"][c] * (1 + 0.1 * (c + 1)))
+        torch.testing.assert_close(
+            changed["conv.weight"][c], params["conv.weight"][c] * (1 + 0.1 * (c + 1))
+        )
         torch.testing.assert_close(changed["conv.bias"][c], params["conv.bias"][c] + 0.1 * (c + 5))
     for name in ("fc.weight", "fc.bias", "norm.bias"):
         assert changed[name] is params[name]
@@ -132,7 +151,9 @@ def test_modulated_parameters_carry_gradients_to_the_latent_and_to_the_parameter
     changed = modulate(params, latent, ["conv.weight"], ["conv.bias"])
     loss = changed["conv.weight"].square().sum() + changed["conv.bias"].square().sum()
     by_latent, by_weight = torch.autograd.grad(loss, [latent, params["conv.weight"]])
-    torch.testing.assert_close(by_latent[:4], 2 * params["conv.weight"].square().sum((1, 2, 3)).detach())
+    torch.testing.assert_close(
+        by_latent[:4], 2 * params["conv.weight"].square().sum((1, 2, 3)).detach()
+    )
     torch.testing.assert_close(by_latent[4:], 2 * params["conv.bias"].detach())
     torch.testing.assert_close(by_weight, 2 * params["conv.weight"].detach())
 

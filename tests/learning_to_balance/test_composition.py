@@ -1,4 +1,6 @@
-"""Learning to Balance together with Meta Dropout: each alone is the single method, both off are MAML."""
+"""Learning to Balance together with Meta Dropout: each alone is the single method, both off are
+MAML.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,14 @@ data: {name: digits, image_size: 16}
 train: {epochs: 1, device: cpu}
 optimizer: {name: adamw, lr: 1e-2}
 plugins:
-  maml: {ways: 3, max_shot: 4, queries: 2, tasks: 2, steps: 2, steps_per_epoch: 2, val_episodes: 2, test_episodes: 2}
+  maml: {ways: 3, max_shot: 4, queries: 2, tasks: 2, steps: 2, steps_per_epoch: 2,
+      val_episodes: 2, test_episodes: 2}
   learning_to_balance: {draws: 2}
   meta_dropout: {test_samples: 2}
 """
-BALANCE_OFF = [f"plugins.learning_to_balance.{o}" for o in ("omega=uniform", "gamma=false", "z=false")]
+BALANCE_OFF = [
+    f"plugins.learning_to_balance.{o}" for o in ("omega=uniform", "gamma=false", "z=false")
+]
 DROPOUT_OFF = ["plugins.meta_dropout.mode=off"]
 NO_BALANCE, NO_DROPOUT = ["~plugins.learning_to_balance"], ["~plugins.meta_dropout"]
 
@@ -53,11 +58,15 @@ def test_what_is_off_is_as_if_it_were_not_there(recipe, off, without):
 
 def test_both_learn_side_by_side_in_either_order(recipe, write):
     both = found(recipe)
-    assert {name.split(".")[1] for name in both if name.startswith("meta.")} == {"learning_to_balance", "meta_dropout"}
+    assert {name.split(".")[1] for name in both if name.startswith("meta.")} == {
+        "learning_to_balance",
+        "meta_dropout",
+    }
     assert all(torch.isfinite(value).all() for value in both.values())
     alone = found(recipe, *NO_DROPOUT)
     assert not torch.equal(
-        both["meta.learning_to_balance.omega.mu.weight"], alone["meta.learning_to_balance.omega.mu.weight"]
+        both["meta.learning_to_balance.omega.mu.weight"],
+        alone["meta.learning_to_balance.omega.mu.weight"],
     )
     lines = RECIPE.splitlines(keepends=True)
     other = found(write("".join([*lines[:-2], lines[-1], lines[-2]])))

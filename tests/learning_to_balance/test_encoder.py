@@ -34,18 +34,34 @@ def flat(q):
 
 
 def authors(shapes, g):
-    return {n: (torch.randn(s, generator=g, dtype=torch.float64) * 0.1).requires_grad_() for n, s in shapes.items()}
+    return {
+        n: (torch.randn(s, generator=g, dtype=torch.float64) * 0.1).requires_grad_()
+        for n, s in shapes.items()
+    }
 
 
 def test_posterior_and_its_gradient_equal_the_slow_twin():
     g = torch.Generator().manual_seed(0)
-    dense = {"dense1": (90, 64), "interact1": (3, 4), "dense2": (256, 128), "dense3": (128, 32), "interact2": (3, 4)}
+    dense = {
+        "dense1": (90, 64),
+        "interact1": (3, 4),
+        "dense2": (256, 128),
+        "dense3": (128, 32),
+        "interact2": (3, 4),
+    }
     for latent, width, dims in (("omega", 256, 1), ("gamma", 128, 5), ("z", 128, 16)):
-        dense |= {f"dense_{latent}": (width, 64), f"mu_{latent}": (64, dims), f"sigma_{latent}": (64, dims)}
+        dense |= {
+            f"dense_{latent}": (width, 64),
+            f"mu_{latent}": (64, dims),
+            f"sigma_{latent}": (64, dims),
+        }
     shapes = {"conv1": (3, 3, 3, 10), "conv2": (3, 3, 10, 10)} | dense
     kernels = authors({f"encoder.{n}.kernel": s for n, s in shapes.items()}, g)
     w = kernels | authors({f"encoder.{n}.bias": s[-1:] for n, s in shapes.items()}, g)
-    x, y = torch.rand(9, 12, 12, 3, generator=g, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0, 2, 2, 2, 3])
+    x, y = (
+        torch.rand(9, 12, 12, 3, generator=g, dtype=torch.float64),
+        torch.tensor([0, 2, 1, 1, 0, 2, 2, 2, 3]),
+    )
     net = InferenceNetwork(3, (12, 12), max_shot=6, groups=5, channels=16)
     q = functional_call(net, encoder_weights(w, 3), (images(x), y, 4))
     slow = twin.posterior(w, x, y, 4, 6)
@@ -53,7 +69,9 @@ def test_posterior_and_its_gradient_equal_the_slow_twin():
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(q.kl(), twin.kl(slow), rtol=1e-10, atol=1e-12)
     c = torch.randn(len(found), generator=g, dtype=torch.float64)
-    ours, theirs = (torch.autograd.grad(f @ c, list(w.values()), retain_graph=True) for f in (found, wanted))
+    ours, theirs = (
+        torch.autograd.grad(f @ c, list(w.values()), retain_graph=True) for f in (found, wanted)
+    )
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
         assert a.abs().max() > 0
@@ -66,7 +84,9 @@ def test_order_of_examples_changes_nothing_and_order_of_classes_permutes_omega(s
     g = torch.Generator().manual_seed(seed)
     q = net(x, y, len(shots))
     shuffled = torch.randperm(len(y), generator=g)
-    torch.testing.assert_close(flat(net(x[shuffled], y[shuffled], len(shots))), flat(q), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        flat(net(x[shuffled], y[shuffled], len(shots))), flat(q), rtol=1e-10, atol=1e-12
+    )
     classes = torch.randperm(len(shots), generator=g)
     renamed = net(x, classes[y], len(shots))  # class c is now classes[c]
     torch.testing.assert_close(renamed.omega.mu[classes], q.omega.mu, rtol=1e-10, atol=1e-12)
@@ -117,10 +137,16 @@ def test_a_single_class_has_finite_gradients():
 def test_gradcheck():
     net, (x, y) = network(size=(4, 4), groups=2, channels=2), support((1, 2), size=(4, 4))
     names, values = zip(*net.named_parameters(), strict=True)
-    small = [i for i, n in enumerate(names) if n.startswith(("conv1", "interact", "omega.mu", "gamma.rho", "z.rho"))]
+    small = [
+        i
+        for i, n in enumerate(names)
+        if n.startswith(("conv1", "interact", "omega.mu", "gamma.rho", "z.rho"))
+    ]
 
     def through(*given):
-        state = dict(zip(names, values, strict=True)) | {names[i]: v for i, v in zip(small, given, strict=True)}
+        state = dict(zip(names, values, strict=True)) | {
+            names[i]: v for i, v in zip(small, given, strict=True)
+        }
         q = functional_call(net, state, (x, y, 2))
         return flat(q), q.kl()
 
@@ -152,12 +178,18 @@ def test_what_is_left_out_has_no_parameters_and_no_posterior(off):
     assert getattr(q, off) is None
     assert sum(part is not None for part in q) == 2
     assert not any(name.startswith(f"{off}.") for name, _ in net.named_parameters())
-    assert all(g is not None for g in torch.autograd.grad(q.kl(), list(net.parameters()), allow_unused=True))
+    assert all(
+        g is not None
+        for g in torch.autograd.grad(q.kl(), list(net.parameters()), allow_unused=True)
+    )
 
 
 def test_omega_alone_leaves_out_the_second_pooling():
     net, (x, y) = network(groups=0, channels=0), support((2, 3))
-    assert all(g is not None for g in torch.autograd.grad(net(x, y, 2).kl(), list(net.parameters()), allow_unused=True))
+    assert all(
+        g is not None
+        for g in torch.autograd.grad(net(x, y, 2).kl(), list(net.parameters()), allow_unused=True)
+    )
 
 
 def test_larger_images_are_averaged_down():
@@ -190,7 +222,8 @@ def test_what_cannot_be_made_is_refused(options, said):
 
 @pytest.mark.parametrize("shots", [(1, 3, 5), (5, 5), (1, 1, 1)])
 def test_whatever_the_seed_every_parameter_has_a_gradient_from_the_first_step(shots):
-    # With the authors' draw, one network in eight has a mixing layer all of whose units are off, for good.
+    # With the authors' draw, one network in eight has a mixing layer all of whose units are off,
+    # for good.
     for seed in range(64):
         torch.manual_seed(seed)
         net = InferenceNetwork(1, (8, 8), max_shot=5, groups=3, channels=6)
@@ -211,7 +244,9 @@ def test_a_draw_that_is_alive_stays_as_the_authors_have_it():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(encoder, "_enliven", lambda layer: None)
             drawn = InferenceNetwork(1, (8, 8), max_shot=5, groups=3, channels=6)
-        same = all(torch.equal(a, b) for a, b in zip(net.parameters(), drawn.parameters(), strict=True))
+        same = all(
+            torch.equal(a, b) for a, b in zip(net.parameters(), drawn.parameters(), strict=True)
+        )
         on = all((layer.weight[:, 2] > 0).any() for layer in (drawn.interact1, drawn.interact2))
         assert same == on
         alive += on

@@ -31,8 +31,12 @@ def golden():
 
 def authors_weights(golden):
     """Return the weights in the authors' names and layouts, and the gradients that they got."""
-    weights = {n[2:].removesuffix(":0"): v.double() for n, v in golden.items() if n.startswith("w:")}
-    gradients = {n[2:].removesuffix(":0"): v.double() for n, v in golden.items() if n.startswith("g:")}
+    weights = {
+        n[2:].removesuffix(":0"): v.double() for n, v in golden.items() if n.startswith("w:")
+    }
+    gradients = {
+        n[2:].removesuffix(":0"): v.double() for n, v in golden.items() if n.startswith("g:")
+    }
     assert weights.keys() == gradients.keys()
     return {n: v.requires_grad_() for n, v in weights.items()}, gradients
 
@@ -44,14 +48,18 @@ def sets(golden):
 def check_values(golden, q, cent, kl, pred):
     for name, (mu, sigma) in q.items():
         torch.testing.assert_close(mu.detach(), golden[f"{name}_mu"].double(), rtol=1e-5, atol=1e-7)
-        torch.testing.assert_close(sigma.detach(), golden[f"{name}_sd"].double(), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            sigma.detach(), golden[f"{name}_sd"].double(), rtol=1e-5, atol=1e-7
+        )
     assert cent.item() == pytest.approx(float(golden["cent"]), rel=1e-6)
     assert kl.item() == pytest.approx(float(golden["kl"]), rel=1e-6)
     torch.testing.assert_close(pred.detach(), golden["pred"].double(), rtol=1e-5, atol=1e-6)
 
 
 def check_gradients(found, wanted):
-    """Compare each tensor relative to its largest entry; a bias before batch statistics has none but rounding."""
+    """Compare each tensor relative to its largest entry; a bias before batch statistics has none
+    but rounding.
+    """
     assert found.keys() == wanted.keys()
     for name, gradient in found.items():
         error, size = (gradient - wanted[name]).abs().max(), wanted[name].abs().max()
@@ -66,7 +74,9 @@ def test_the_slow_twin_has_the_authors_numbers(golden):
     w, wanted = authors_weights(golden)
     cent, kl, pred, _ = twin.task(w, *sets(golden), ways=5, max_shot=50, steps=2)
     check_values(golden, twin.posterior(w, *sets(golden)[0], 5, 50), cent, kl, pred)
-    check_gradients(dict(zip(w, torch.autograd.grad(cent + kl, list(w.values())), strict=True)), wanted)
+    check_gradients(
+        dict(zip(w, torch.autograd.grad(cent + kl, list(w.values())), strict=True)), wanted
+    )
 
 
 def test_the_plugins_parts_have_the_authors_numbers(golden):
@@ -88,5 +98,9 @@ def test_the_plugins_parts_have_the_authors_numbers(golden):
     )
     cent, logits = task_loss(model, plan, support, query, InnerLoop(steps=2))
     kl = q.kl() / (len(y) + len(y_query))
-    check_values(golden, {n: getattr(q, n) for n in ("omega", "gamma", "z")}, cent, kl, logits.softmax(1))
-    check_gradients(dict(zip(w, torch.autograd.grad(cent + kl, list(w.values())), strict=True)), wanted)
+    check_values(
+        golden, {n: getattr(q, n) for n in ("omega", "gamma", "z")}, cent, kl, logits.softmax(1)
+    )
+    check_gradients(
+        dict(zip(w, torch.autograd.grad(cent + kl, list(w.values())), strict=True)), wanted
+    )

@@ -26,7 +26,8 @@ data: {name: digits, image_size: 16}
 train: {epochs: 2, device: cpu}
 optimizer: {name: adamw, lr: 1e-2, weight_decay: 0.1}
 plugins:
-  maml: {ways: 3, max_shot: 4, queries: 2, tasks: 2, steps: 2, steps_per_epoch: 2, val_episodes: 4, test_episodes: 4}
+  maml: {ways: 3, max_shot: 4, queries: 2, tasks: 2, steps: 2, steps_per_epoch: 2,
+      val_episodes: 4, test_episodes: 4}
   learning_to_balance: {draws: 2}
 """
 
@@ -53,41 +54,56 @@ def same(a, b):
 
 
 def test_it_needs_maml(recipe):
-    with pytest.raises(RecipeError, match=r"recipe.yaml:\d+: plugins.learning_to_balance: needs the plugin maml"):
+    with pytest.raises(
+        RecipeError, match=r"recipe.yaml:\d+: plugins.learning_to_balance: needs the plugin maml"
+    ):
         compose(recipe, ["~plugins.maml"])
 
 
 def test_every_part_of_the_network_is_trained_and_none_decays(recipe):
-    before = {n: v.clone() for n, v in state(build(compose(recipe))).items() if n.startswith("meta.")}
+    before = {
+        n: v.clone() for n, v in state(build(compose(recipe))).items() if n.startswith("meta.")
+    }
     run = trained(recipe)
     assert len(before) == 32
     for name, value in before.items():
         assert not torch.equal(value, state(run)[name]), name
     own = {id(p) for p in run.model.meta["learning_to_balance"].parameters()}
     decays = {
-        group["weight_decay"] for g in [run.optimizer.param_groups] for group in g if id(group["params"][0]) in own
+        group["weight_decay"]
+        for g in [run.optimizer.param_groups]
+        for group in g
+        if id(group["params"][0]) in own
     }
     assert decays == {0.0}
 
 
 def test_with_everything_off_it_equals_maml_bit_for_bit(recipe):
     off = [f"plugins.learning_to_balance.{o}" for o in ("omega=uniform", "gamma=false", "z=false")]
-    assert same(state(trained(recipe, *off)), state(trained(recipe, "~plugins.learning_to_balance")))
+    assert same(
+        state(trained(recipe, *off)), state(trained(recipe, "~plugins.learning_to_balance"))
+    )
 
 
 class AtPriorMean:
-    """Makes every latent zero, whatever the support set: the means, and the deviations of the draws."""
+    """Makes every latent zero, whatever the support set: the means, and the deviations of the
+    draws.
+    """
 
     def __init__(self, monkeypatch):
         from trainkit_plugins.learning_to_balance import posterior
 
         zero = lambda self, generator: torch.zeros_like(self.mu)  # noqa: E731
         monkeypatch.setattr(posterior.DiagonalNormal, "sample", zero)
-        monkeypatch.setattr(posterior.Posterior, "mean", lambda self: self.sample(torch.Generator()))
+        monkeypatch.setattr(
+            posterior.Posterior, "mean", lambda self: self.sample(torch.Generator())
+        )
 
 
 @pytest.mark.parametrize("step_sizes", [[], ["plugins.meta_sgd={}"]])
-def test_with_every_latent_at_the_prior_mean_it_equals_maml_and_meta_sgd_bit_for_bit(recipe, monkeypatch, step_sizes):
+def test_with_every_latent_at_the_prior_mean_it_equals_maml_and_meta_sgd_bit_for_bit(
+    recipe, monkeypatch, step_sizes
+):
     plain = backbone(trained(recipe, "~plugins.learning_to_balance", *step_sizes))
     AtPriorMean(monkeypatch)
     assert same(backbone(trained(recipe, *step_sizes)), plain)
@@ -115,13 +131,18 @@ def test_multipliers_act_on_learned_step_sizes(recipe):
 
 
 def test_weights_by_inverse_frequency_need_no_network(recipe):
-    chosen = [f"plugins.learning_to_balance.{o}" for o in ("omega=inverse", "gamma=false", "z=false")]
+    chosen = [
+        f"plugins.learning_to_balance.{o}" for o in ("omega=inverse", "gamma=false", "z=false")
+    ]
     run, plain = trained(recipe, *chosen), trained(recipe, "~plugins.learning_to_balance")
     assert state(run).keys() == state(plain).keys()
     assert not same(state(run), state(plain))
     # With equal shots they are uniform.
     equal = ["plugins.maml.max_shot=null", "plugins.maml.shots=2"]
-    assert same(state(trained(recipe, *chosen, *equal)), state(trained(recipe, "~plugins.learning_to_balance", *equal)))
+    assert same(
+        state(trained(recipe, *chosen, *equal)),
+        state(trained(recipe, "~plugins.learning_to_balance", *equal)),
+    )
 
 
 def test_the_divergence_is_part_of_the_loss(recipe, tmp_path):
@@ -129,10 +150,16 @@ def test_the_divergence_is_part_of_the_loss(recipe, tmp_path):
     for weight in (0, 1, 3):
         folder = tmp_path / str(weight)
         folder.mkdir()
-        train(compose(recipe, [f"plugins.learning_to_balance.kl_weight={weight}", "train.epochs=1"]), folder)
+        train(
+            compose(recipe, [f"plugins.learning_to_balance.kl_weight={weight}", "train.epochs=1"]),
+            folder,
+        )
         history = History.read(folder / "metrics.jsonl")
         losses[weight] = history.series("loss")[1][0]
-        parts = [history.series(f"learning_to_balance/kl_{name}")[1][0] for name in ("omega", "gamma", "z")]
+        parts = [
+            history.series(f"learning_to_balance/kl_{name}")[1][0]
+            for name in ("omega", "gamma", "z")
+        ]
     assert parts == pytest.approx([0.1067 * d for d in (3, 5, 32)], rel=0.05)
     assert losses[1] - losses[0] > 0
     assert losses[3] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-4)
@@ -146,7 +173,9 @@ def test_tasks_on_threads_and_in_micro_batches_give_the_same_bits(recipe):
     assert same(state(alone), state(trained(recipe, *one, "plugins.maml.workers=3")))
     halves = state(trained(recipe, *one, "train.accumulate=2"))
     for name, value in state(alone).items():
-        if not re.fullmatch(r"conv\d.bias", name):  # before batch statistics: its gradient is rounding noise
+        if not re.fullmatch(
+            r"conv\d.bias", name
+        ):  # before batch statistics: its gradient is rounding noise
             torch.testing.assert_close(halves[name], value, rtol=1e-3, atol=1e-4)
 
 
@@ -156,7 +185,9 @@ def test_validation_uses_the_mean_and_the_test_several_draws(recipe, monkeypatch
     calls = []
     for name in ("mean", "sample"):
         method = getattr(Posterior, name)
-        monkeypatch.setattr(Posterior, name, lambda self, *a, m=method, n=name: calls.append(n) or m(self, *a))
+        monkeypatch.setattr(
+            Posterior, name, lambda self, *a, m=method, n=name: calls.append(n) or m(self, *a)
+        )
     monkeypatch.setattr(LearningToBalance, "_watch", lambda self, *a: None)
     trained(recipe, "train.epochs=1")
     assert calls == ["sample"] * 4 + ["mean"] * 4 + ["sample"] * 8
@@ -170,7 +201,9 @@ def test_draws_average_probabilities(recipe):
     (found,) = maml.predict_tasks(run.model, [episode], "test", run)
     plans = [maml._plan_of(run.model, episode, "test", draw, run) for draw in range(3)]
     loop = maml._loop(run, 2)
-    logits = [predict_task(run.model, plan, episode.support, episode.query.inputs, loop) for plan in plans]
+    logits = [
+        predict_task(run.model, plan, episode.support, episode.query.inputs, loop) for plan in plans
+    ]
     probabilities = torch.stack([z.softmax(1) for z in logits])
     assert probabilities.std(0).max() > 1e-3
     torch.testing.assert_close(found.softmax(1), probabilities.mean(0))
@@ -182,7 +215,10 @@ def test_draws_average_probabilities(recipe):
     ("overrides", "said"),
     [
         (["plugins.learning_to_balance.max_shot=1"], "max_shot: .*greater than or equal to 2"),
-        (["plugins.learning_to_balance.omega=off"], "omega: should be 'learned', 'inverse' or 'uniform'"),
+        (
+            ["plugins.learning_to_balance.omega=off"],
+            "omega: should be 'learned', 'inverse' or 'uniform'",
+        ),
         (["plugins.learning_to_balance.gama=true"], "no such option; did you mean 'gamma'"),
     ],
 )
@@ -195,7 +231,10 @@ def test_a_model_without_groups_is_refused(recipe, monkeypatch):
     from trainkit_plugins.maml import Conv4
 
     monkeypatch.delattr(Conv4, "group_matcher")
-    with pytest.raises(UserError, match=r"recipe.yaml:8: plugins.learning_to_balance: Conv4 does not say which param"):
+    with pytest.raises(
+        UserError,
+        match=r"recipe.yaml:8: plugins.learning_to_balance: Conv4 does not say which param",
+    ):
         build(compose(recipe))
 
 
@@ -246,6 +285,8 @@ def test_a_vision_transformer_has_groups_too():
     _, found = layout("test_vit")
     assert found.labels[-1] == "head"
     assert found.channels == sum(
-        len(p) for n, p in timm.create_model("test_vit").named_parameters() if n in (*found.scaled, *found.shifted)
+        len(p)
+        for n, p in timm.create_model("test_vit").named_parameters()
+        if n in (*found.scaled, *found.shifted)
     )
     assert "patch_embed.proj.weight" in found.scaled

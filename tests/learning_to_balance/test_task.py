@@ -7,7 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from trainkit_plugins.learning_to_balance import InferenceNetwork, Latents, Posterior, balance, lay_out
+from trainkit_plugins.learning_to_balance import (
+    InferenceNetwork,
+    Latents,
+    Posterior,
+    balance,
+    lay_out,
+)
 from trainkit_plugins.maml import Conv4, InnerLoop, adapt, plan_for, predict, task_loss
 
 from tests.reference.derivatives import fill
@@ -36,9 +42,16 @@ class Setup:
         self.model = Conv4(num_classes=WAYS, img_size=16, channels=CHANNELS).double()
         names = [n for n, _ in self.model.named_parameters()]
         grouping = {n: LAYERS.index(n.split(".")[0].replace("norm", "conv")) for n in names}
-        self.layout = lay_out(self.model, grouping, [n for n in names if not n.startswith("head")], norms=False)
+        self.layout = lay_out(
+            self.model, grouping, [n for n in names if not n.startswith("head")], norms=False
+        )
         self.encoder = InferenceNetwork(
-            1, (16, 16), max_shot=5, groups=5 * gamma, channels=self.layout.channels * z, omega=omega
+            1,
+            (16, 16),
+            max_shot=5,
+            groups=5 * gamma,
+            channels=self.layout.channels * z,
+            omega=omega,
         ).double()
         fill(self.encoder, 0.15, seed=1)
         fill(self.model)
@@ -51,13 +64,19 @@ class Setup:
         return self.encoder(*support, WAYS)
 
     def planned(self, latents: Latents):
-        return replace(self.plan, **balance(self.plan.params, self.plan.step_sizes, latents, self.layout))
+        return replace(
+            self.plan, **balance(self.plan.params, self.plan.step_sizes, latents, self.layout)
+        )
 
     def loss(self, support, query, noise=None, *, second_order=True):
         q = self.posterior(support)
         latents = q.mean() if noise is None else q.sample(torch.Generator().manual_seed(noise))
-        plan = replace(self.planned(latents), penalty=q.kl() / (len(support.targets) + len(query.targets)))
-        return task_loss(self.model, plan, support, query, InnerLoop(2, second_order=second_order)).loss
+        plan = replace(
+            self.planned(latents), penalty=q.kl() / (len(support.targets) + len(query.targets))
+        )
+        return task_loss(
+            self.model, plan, support, query, InnerLoop(2, second_order=second_order)
+        ).loss
 
 
 def zeros(setup):
@@ -68,7 +87,9 @@ def zeros(setup):
 def test_the_layout_of_conv4_is_the_authors():
     layout = Setup().layout
     assert layout.labels == LAYERS
-    assert {layout.groups[f"{layer}.{part}"] for layer in LAYERS[:1] for part in ("weight", "bias")} == {0}
+    assert {
+        layout.groups[f"{layer}.{part}"] for layer in LAYERS[:1] for part in ("weight", "bias")
+    } == {0}
     assert layout.scaled == tuple(f"conv{i}.weight" for i in (1, 2, 3, 4))
     assert layout.shifted == tuple(f"conv{i}.bias" for i in (1, 2, 3, 4))
     assert layout.channels == 8 * CHANNELS
@@ -104,7 +125,9 @@ def by_latent(setup, support, query, second_order):
     latents = Latents(*(x.detach().requires_grad_() for x in setup.posterior(support).mean()))
     loop = InnerLoop(2, second_order=second_order)
     loss = task_loss(setup.model, setup.planned(latents), support, query, loop).loss
-    return dict(zip(Latents._fields, torch.autograd.grad(loss, latents, allow_unused=True), strict=True))
+    return dict(
+        zip(Latents._fields, torch.autograd.grad(loss, latents, allow_unused=True), strict=True)
+    )
 
 
 def test_every_latent_learns_from_the_query_through_the_inner_loop():
@@ -128,7 +151,9 @@ def test_in_first_order_omega_learns_nothing():
 def test_the_encoder_learns_from_the_divergence_too():
     setup, (support, query) = Setup(), episode()
     for loss in (setup.posterior(support).kl(), setup.loss(support, query)):
-        assert all(g.abs().max() > 0 for g in torch.autograd.grad(loss, list(setup.encoder.parameters())))
+        assert all(
+            g.abs().max() > 0 for g in torch.autograd.grad(loss, list(setup.encoder.parameters()))
+        )
 
 
 def test_omega_weighs_each_examples_own_loss():
@@ -139,8 +164,12 @@ def test_omega_weighs_each_examples_own_loss():
     moved, plain = (adapt(setup.model, plan, support, loop) for plan in (tilted, setup.plan))
     assert not torch.allclose(moved["head.weight"], plain["head.weight"])
     omega = torch.softmax(torch.tensor([2.0, 0.0, -2.0], dtype=torch.float64), 0)
-    losses = F.cross_entropy(predict(setup.model, setup.plan.params, support.inputs), support.targets, reduction="none")
-    wanted = sum(omega[c] * losses[support.targets == c].sum() for c in range(WAYS)) * WAYS / len(losses)
+    losses = F.cross_entropy(
+        predict(setup.model, setup.plan.params, support.inputs), support.targets, reduction="none"
+    )
+    wanted = (
+        sum(omega[c] * losses[support.targets == c].sum() for c in range(WAYS)) * WAYS / len(losses)
+    )
     gradient = torch.autograd.grad(wanted, setup.model.head.weight)[0]
     torch.testing.assert_close(moved["head.weight"], setup.model.head.weight - 0.3 * gradient)
 
@@ -152,7 +181,9 @@ def test_a_multiplier_near_zero_freezes_its_layer_alone():
     theta = adapt(setup.model, setup.planned(Latents(None, latent, None)), support, InnerLoop(2))
     for name in setup.plan.adapt:
         frozen = torch.equal(theta[name], setup.plan.params[name])
-        assert frozen == name.startswith("conv3") or (name.endswith("bias") and not name.startswith("head")), name
+        assert frozen == name.startswith("conv3") or (
+            name.endswith("bias") and not name.startswith("head")
+        ), name
 
 
 def test_modulation_changes_what_is_predicted():
@@ -165,16 +196,25 @@ def test_modulation_changes_what_is_predicted():
     )
     assert (changed - plain).abs().max() > 0.01
     planned = setup.planned(Latents(None, None, z))
-    assert all(planned.params[f"head.{part}"] is setup.plan.params[f"head.{part}"] for part in ("weight", "bias"))
-    torch.testing.assert_close(planned.params["conv2.weight"][1], setup.model.conv2.weight[1] * (1 + z[CHANNELS + 1]))
+    assert all(
+        planned.params[f"head.{part}"] is setup.plan.params[f"head.{part}"]
+        for part in ("weight", "bias")
+    )
+    torch.testing.assert_close(
+        planned.params["conv2.weight"][1], setup.model.conv2.weight[1] * (1 + z[CHANNELS + 1])
+    )
 
 
 def test_modulated_biases_act_where_statistics_are_not_the_batchs():
     torch.manual_seed(0)
     model = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 4, 3), torch.nn.GroupNorm(2, 4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(3)
+        torch.nn.Conv2d(1, 4, 3),
+        torch.nn.GroupNorm(2, 4),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.LazyLinear(3),
     )
-    (support, query) = episode()
+    support, query = episode()
     model(support.inputs.float())
     model = model.double()
     names = [n for n, _ in model.named_parameters()]
@@ -191,13 +231,17 @@ def test_query_images_and_labels_do_not_move_the_latents():
     # They are not even arguments; this holds the interface to it.
     setup, (support, _) = Setup(), episode()
     assert set(InferenceNetwork.forward.__annotations__) == {"images", "targets", "ways", "return"}
-    assert torch.equal(setup.posterior(support).z.mu, setup.encoder(support.inputs, support.targets, WAYS).z.mu)
+    assert torch.equal(
+        setup.posterior(support).z.mu, setup.encoder(support.inputs, support.targets, WAYS).z.mu
+    )
 
 
 @pytest.mark.parametrize("on", ["omega", "gamma", "z"])
 def test_each_variable_alone_replaces_its_part_of_the_plan(on):
     setup = Setup(**{name: name == on for name in ("omega", "gamma", "z")})
-    changed = balance(setup.plan.params, setup.plan.step_sizes, setup.posterior(episode()[0]).mean(), setup.layout)
+    changed = balance(
+        setup.plan.params, setup.plan.step_sizes, setup.posterior(episode()[0]).mean(), setup.layout
+    )
     assert list(changed) == [{"omega": "class_weights", "gamma": "step_sizes", "z": "params"}[on]]
 
 

@@ -19,7 +19,9 @@ def test_class_weights_by_shots():
     found = weights_by_shots(shots, omega, most=5)
     assert found.mean.tolist() == pytest.approx([0.7, 0.4, math.nan, 0.5, math.nan], nan_ok=True)
     assert found.deviation[1].item() == pytest.approx(0.1)
-    assert found.inverse.tolist() == pytest.approx([2 / 3, 0.5, math.nan, 1 / 3, math.nan], nan_ok=True)
+    assert found.inverse.tolist() == pytest.approx(
+        [2 / 3, 0.5, math.nan, 1 / 3, math.nan], nan_ok=True
+    )
     assert found.unevenness.item() == pytest.approx(0.2)  # the third task, whose classes are alike
 
 
@@ -79,7 +81,11 @@ def test_the_report_shows_both_for_each_test():
     assert list(learned.get_ydata()) == [0.4, 0.2]
     assert list(inverse.get_ydata()) == [0.5, 0.1]
     assert sections[0].table[1] == ["1", "0.400", "0.500", "0.400"]
-    assert sections[1].table == [["examples", "conv1", "head"], ["5", "0.500", "4.000"], ["20", "1.500", "2.000"]]
+    assert sections[1].table == [
+        ["examples", "conv1", "head"],
+        ["5", "0.500", "4.000"],
+        ["20", "1.500", "2.000"],
+    ]
     lines = sections[1].figures[0].axes[0].lines
     assert [line.get_label() for line in lines] == ["conv1", "head"]
     assert list(lines[1].get_ydata()) == [4.0, 2.0]

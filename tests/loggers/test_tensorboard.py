@@ -22,7 +22,9 @@ def make_run(folder: Path | None, step: int = 0) -> Run:
 
 
 def read(folder: Path) -> EventAccumulator:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0})
+    events = EventAccumulator(
+        str(folder), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0}
+    )
     events.Reload()
     return events
 
@@ -39,13 +41,16 @@ def test_scalars_and_vectors_come_back_as_they_were_logged(tmp_path: Path) -> No
     plugin.on_log(Record(2, 0, {"val/accuracy": 0.5, "spread": [math.inf]}))
     plugin.on_fit_end()
     folder = tmp_path / "tensorboard"
-    (first, second) = points(folder, "loss")
+    first, second = points(folder, "loss")
     assert first == (1, pytest.approx(0.1, rel=1e-7))
     assert second[0] == 2
     assert math.isnan(second[1])
     assert points(folder, "val/accuracy") == [(2, 0.5)]
     assert points(folder, "epoch") == [(1, 1.0), (2, 1.0), (2, 1.0)]
-    found = [(h.step, h.histogram_value.num, h.histogram_value.sum) for h in read(folder).Histograms("spread")]
+    found = [
+        (h.step, h.histogram_value.num, h.histogram_value.sum)
+        for h in read(folder).Histograms("spread")
+    ]
     assert found == [(1, 3.0, 7.0), (2, 1.0, 3.0)]
 
 
@@ -74,12 +79,16 @@ def test_steps_taken_again_after_a_resume_are_there_once(tmp_path: Path) -> None
         resumed.on_log(Record(step, 0, {"loss": 10.0 * step}))
     resumed.on_fit_end()
     folder = tmp_path / "tensorboard"
-    assert points(folder, "loss") == [(s, float(s)) for s in range(1, 5)] + [(s, 10.0 * s) for s in range(5, 10)]
+    assert points(folder, "loss") == [(s, float(s)) for s in range(1, 5)] + [
+        (s, 10.0 * s) for s in range(5, 10)
+    ]
     assert points(folder, "val/accuracy") == [(4, 0.25)]
     killed.on_fit_end()
 
 
-def test_a_checkpoint_brings_what_was_logged_before_it_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_brings_what_was_logged_before_it_to_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plugin, flushed = TensorBoard(flush_seconds=3600), []
     assert plugin.state_dict() == {}
     plugin.on_fit_start(make_run(tmp_path))
@@ -89,7 +98,9 @@ def test_a_checkpoint_brings_what_was_logged_before_it_to_disk(tmp_path: Path, m
     plugin.on_fit_end()
 
 
-def test_ranks_that_do_not_write_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_do_not_write_write_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     plugin = TensorBoard()
     plugin.on_fit_start(make_run(None))
@@ -98,9 +109,14 @@ def test_ranks_that_do_not_write_write_nothing(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_package_is_named_with_the_way_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_the_way_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
-    with pytest.raises(ValidationError, match=r"needs the package tensorboard.*pip install 'trainkit\[tensorboard\]'"):
+    with pytest.raises(
+        ValidationError,
+        match=r"needs the package tensorboard.*pip install 'trainkit\[tensorboard\]'",
+    ):
         TensorBoard()
 
 

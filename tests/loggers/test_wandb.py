@@ -15,7 +15,8 @@ from trainkit.config.recipe import Recipe
 from trainkit.log.records import Log
 from trainkit.training.device import Device
 
-# As the real package: init returns a run with an id, and draws that id from Python's global random stream.
+# As the real package: init returns a run with an id, and draws that id from Python's global random
+# stream.
 STAND_IN = """
 import random
 calls = []
@@ -60,7 +61,9 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def make_run(folder: Path | None) -> Run:
-    recipe = Recipe.model_validate({"seed": 11, "model": {"name": "resnet10t"}, "data": {"name": "digits"}})
+    recipe = Recipe.model_validate(
+        {"seed": 11, "model": {"name": "resnet10t"}, "data": {"name": "digits"}}
+    )
     return Run(recipe, cast(Hooks, None), {}, Device(recipe.train), Log(), folder)
 
 
@@ -93,7 +96,9 @@ def test_a_run_is_started_logged_and_finished(calls: list[Any], tmp_path: Path) 
     assert finished == ("finish", {"stop_reason": "enough"})
 
 
-def test_a_run_that_is_begun_again_in_its_folder_goes_on_under_the_same_id(calls: list[Any], tmp_path: Path) -> None:
+def test_a_run_that_is_begun_again_in_its_folder_goes_on_under_the_same_id(
+    calls: list[Any], tmp_path: Path
+) -> None:
     (tmp_path / "other").mkdir()
     for folder in (tmp_path, tmp_path, tmp_path / "other"):
         Wandb().on_fit_start(make_run(folder))
@@ -102,7 +107,9 @@ def test_a_run_that_is_begun_again_in_its_folder_goes_on_under_the_same_id(calls
     assert again == (tmp_path / "wandb_id.txt").read_text().strip() != ""
 
 
-def test_the_id_is_no_part_of_what_two_equal_runs_are_compared_by(calls: list[Any], tmp_path: Path) -> None:
+def test_the_id_is_no_part_of_what_two_equal_runs_are_compared_by(
+    calls: list[Any], tmp_path: Path
+) -> None:
     plugin = Wandb()
     plugin.on_fit_start(make_run(tmp_path))
     assert plugin.state_dict() == Wandb().state_dict()
@@ -116,7 +123,9 @@ def test_pythons_random_stream_is_not_moved(calls: list[Any], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("why", ["disabled", "not the writing rank"])
-def test_nothing_is_started_where_nothing_is_wanted(calls: list[Any], tmp_path: Path, why: str) -> None:
+def test_nothing_is_started_where_nothing_is_wanted(
+    calls: list[Any], tmp_path: Path, why: str
+) -> None:
     plugin = Wandb(mode="disabled" if why == "disabled" else "offline")
     run = make_run(tmp_path if why == "disabled" else None)
     plugin.on_fit_start(run)
@@ -125,9 +134,13 @@ def test_nothing_is_started_where_nothing_is_wanted(calls: list[Any], tmp_path: 
     assert calls == []
 
 
-def test_a_missing_package_is_named_with_the_way_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_the_way_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("trainkit_plugins.loggers.plugin.find_spec", lambda name: None)
-    with pytest.raises(ValidationError, match=r"needs the package wandb.*pip install 'trainkit\[wandb\]'"):
+    with pytest.raises(
+        ValidationError, match=r"needs the package wandb.*pip install 'trainkit\[wandb\]'"
+    ):
         Wandb()
     assert Wandb(mode="disabled").mode == "disabled"
 
@@ -140,7 +153,9 @@ def test_a_missing_package_is_named_with_the_way_to_install_it(monkeypatch: pyte
         ({"mode": "online", "project": "p"}, "logs to the W&B server, project p"),
     ],
 )
-def test_plan_says_where_the_numbers_go(calls: list[Any], options: dict[str, Any], line: str) -> None:
+def test_plan_says_where_the_numbers_go(
+    calls: list[Any], options: dict[str, Any], line: str
+) -> None:
     assert Wandb(**options).explain(make_run(None)) == [line]
     assert calls == []
 

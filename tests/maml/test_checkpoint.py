@@ -43,8 +43,13 @@ def test_gradients_for_parameters_plan_and_meta_parameters_are_those_of_the_kept
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(std=0.3)
-    examples = [Examples(torch.randn(6, 1, 16, 16, dtype=torch.float64), torch.arange(3).repeat(2)) for _ in range(2)]
-    sizes = {n: torch.full_like(p, 0.1).requires_grad_() for n, p in plan_for(model, 0.1).params.items()}
+    examples = [
+        Examples(torch.randn(6, 1, 16, 16, dtype=torch.float64), torch.arange(3).repeat(2))
+        for _ in range(2)
+    ]
+    sizes = {
+        n: torch.full_like(p, 0.1).requires_grad_() for n, p in plan_for(model, 0.1).params.items()
+    }
     weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64, requires_grad=True)
     found = []
     for checkpoint in (False, True):
@@ -69,5 +74,8 @@ def test_gradients_for_parameters_plan_and_meta_parameters_are_those_of_the_kept
     for kept, again in zip(*found, strict=True):
         torch.testing.assert_close(again, kept, rtol=1e-12, atol=1e-14)
     assert (
-        dict(zip([n for n, _ in model.named_parameters()], found[1][1:], strict=False))["meta.scale.weight"].abs() > 0
+        dict(zip([n for n, _ in model.named_parameters()], found[1][1:], strict=False))[
+            "meta.scale.weight"
+        ].abs()
+        > 0
     )

@@ -1,4 +1,6 @@
-"""Classifiers that start at zero or as prototypes, and training tasks of more classes than test tasks."""
+"""Classifiers that start at zero or as prototypes, and training tasks of more classes than test
+tasks.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,15 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from trainkit_plugins.maml import InnerLoop, adapt, isolate, plan_for, predict, task_loss, trajectory
+from trainkit_plugins.maml import (
+    InnerLoop,
+    adapt,
+    isolate,
+    plan_for,
+    predict,
+    task_loss,
+    trajectory,
+)
 from trainkit_plugins.maml.head import class_means, initial_head, linear_head
 
 from trainkit.commands.session import start
@@ -54,7 +64,8 @@ def test_without_steps_it_is_the_prototypical_networks_loss_and_gradient():
     found = meta_gradient(model, task_loss(model, plan_for(model, 0.3), support, query, loop).loss)
     centres = class_means(embed(model, support.inputs), support.targets, 3)
     wanted = meta_gradient(
-        model, F.cross_entropy(-torch.cdist(embed(model, query.inputs), centres).square(), query.targets)
+        model,
+        F.cross_entropy(-torch.cdist(embed(model, query.inputs), centres).square(), query.targets),
     )
     assert wanted["conv1.weight"].abs().max() > 0
     for name in found:
@@ -101,7 +112,9 @@ def test_a_task_may_have_more_classes_than_the_model(head: str):
     first = next(trajectory(model, plan_for(model, 0.1), support, loop))
     assert first["head.weight"].shape[0] == first["head.bias"].shape[0] == 5
     assert bool(first["head.weight"].abs().max() == 0) == (head == "zero")
-    assert meta_gradient(model, found.loss)["head.weight"].abs().max() == 0  # no task uses the model's own
+    assert (
+        meta_gradient(model, found.loss)["head.weight"].abs().max() == 0
+    )  # no task uses the model's own
 
 
 def test_prototypes_leave_no_hook_and_no_tensor_behind():
@@ -113,10 +126,18 @@ def test_prototypes_leave_no_hook_and_no_tensor_behind():
     assert all(p is before[name] for name, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "mobilenetv3_small_050", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize(
+    "name", ["test_vit", "test_resnet", "mobilenetv3_small_050", "swin_tiny_patch4_window7_224"]
+)
 def test_prototypes_are_means_of_what_timm_calls_pre_logits(name: str):
     torch.manual_seed(0)
-    size = {"img_size": 32} if name == "test_vit" else {"img_size": 64, "window_size": 2} if "swin" in name else {}
+    size = (
+        {"img_size": 32}
+        if name == "test_vit"
+        else {"img_size": 64, "window_size": 2}
+        if "swin" in name
+        else {}
+    )
     model = timm.create_model(name, num_classes=3, **size).eval()
     twin = isolate(model, "running")
     inputs = torch.randn(4, 3, size.get("img_size", 64), size.get("img_size", 64))
@@ -134,7 +155,9 @@ def test_prototypes_are_means_of_what_timm_calls_pre_logits(name: str):
 
 def test_a_classifier_that_is_not_one_linear_layer_is_refused():
     with pytest.raises(ValueError, match="not one linear layer"):
-        linear_head(timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, num_classes=3))
+        linear_head(
+            timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, num_classes=3)
+        )
     with pytest.raises(ValueError, match="no get_classifier"):
         linear_head(nn.Linear(2, 2))
 
@@ -142,15 +165,22 @@ def test_a_classifier_that_is_not_one_linear_layer_is_refused():
 @pytest.fixture
 def recipe(write: Callable[..., Path]) -> Callable[..., Path]:
     def make(options: str, model: str = "conv4", more: str = "") -> Path:
-        text = RECIPE.replace("OPTIONS", options).replace("MODEL", model).replace("ways: 3", "ways: 2")
+        text = (
+            RECIPE.replace("OPTIONS", options).replace("MODEL", model).replace("ways: 3", "ways: 2")
+        )
         return write(text + more, "maml.yaml")
 
     return make
 
 
 @pytest.mark.parametrize("head", ["zero", "prototypes"])
-def test_training_tasks_have_train_ways_and_test_tasks_ways(recipe: Callable[..., Path], tmp_path: Path, head: str):
-    path = recipe(f"head: {head}, train_ways: 4, inner_lr: 0.01, workers: 2", more="  meta_sgd: {per: tensor}\n")
+def test_training_tasks_have_train_ways_and_test_tasks_ways(
+    recipe: Callable[..., Path], tmp_path: Path, head: str
+):
+    path = recipe(
+        f"head: {head}, train_ways: 4, inner_lr: 0.01, workers: 2",
+        more="  meta_sgd: {per: tensor}\n",
+    )
     run = build(compose(path))
     batch = next(run.data.train.batches(0, 0))
     assert {int(episode.support.targets.max()) + 1 for episode in batch} == {4}
@@ -164,10 +194,15 @@ def test_training_tasks_have_train_ways_and_test_tasks_ways(recipe: Callable[...
     assert metrics(again)[-1] == rows[-1]
 
 
-def test_the_other_methods_take_training_tasks_of_more_classes(recipe: Callable[..., Path], tmp_path: Path):
+def test_the_other_methods_take_training_tasks_of_more_classes(
+    recipe: Callable[..., Path], tmp_path: Path
+):
     more = "  meta_dropout: {test_samples: 2}\n  learning_to_balance: {draws: 2}\n"
     folder = start(
-        recipe("head: prototypes, train_ways: 4, inner_lr: 0.01, max_shot: 3", more=more), (), tmp_path / "run", ()
+        recipe("head: prototypes, train_ways: 4, inner_lr: 0.01, max_shot: 3", more=more),
+        (),
+        tmp_path / "run",
+        (),
     )
     assert any("test/accuracy" in row for row in metrics(folder))
 
@@ -176,12 +211,29 @@ def test_the_other_methods_take_training_tasks_of_more_classes(recipe: Callable[
     ("options", "model", "more", "said"),
     [
         ("train_ways: 4", "conv4", "", "train_ways: a learned classifier"),
-        ("head: zero, train_ways: 9", "conv4", "", "train_ways: training classes: 9 ways need as many classes"),
-        ("head: prototypes", "deit_tiny_distilled_patch16_224", "", "head: .* not one linear layer"),
-        ("head: zero, train_ways: 4", "conv4", "  meta_sgd: {per: element}\n", r"meta_sgd.per: .* has 4 classes"),
+        (
+            "head: zero, train_ways: 9",
+            "conv4",
+            "",
+            "train_ways: training classes: 9 ways need as many classes",
+        ),
+        (
+            "head: prototypes",
+            "deit_tiny_distilled_patch16_224",
+            "",
+            "head: .* not one linear layer",
+        ),
+        (
+            "head: zero, train_ways: 4",
+            "conv4",
+            "  meta_sgd: {per: element}\n",
+            r"meta_sgd.per: .* has 4 classes",
+        ),
     ],
 )
-def test_what_cannot_be_is_refused(recipe: Callable[..., Path], options: str, model: str, more: str, said: str):
+def test_what_cannot_be_is_refused(
+    recipe: Callable[..., Path], options: str, model: str, more: str, said: str
+):
     with pytest.raises(UserError) as refused:
         build(compose(recipe(options, model, more)))
     assert re.search(said, str(refused.value)), str(refused.value)

@@ -1,4 +1,6 @@
-"""What a task must not do to the model, to another task, or by the order in which threads finish."""
+"""What a task must not do to the model, to another task, or by the order in which threads
+finish.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,9 @@ def test_the_meta_gradient_is_the_mean_of_the_tasks_and_is_delivered_as_the_grad
     found = meta_gradient(Workers(model), jobs, parameters, InnerLoop(1))
     single = [meta_gradient(Workers(model), [job], parameters, InnerLoop(1)) for job in jobs]
     for i, gradient in enumerate(found.gradients):
-        torch.testing.assert_close(gradient, sum(s.gradients[i] for s in single) / 3, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            gradient, sum(s.gradients[i] for s in single) / 3, rtol=1e-5, atol=1e-6
+        )
     (3 * deliver(found.loss, found.gradients, parameters)).backward()
     for parameter, gradient in zip(parameters, found.gradients, strict=True):
         assert torch.equal(parameter.grad, 3 * gradient)
@@ -106,8 +110,12 @@ def test_scaling_losses_does_not_change_the_meta_gradient():
         torch.testing.assert_close(a, b, rtol=1e-6, atol=0)  # a power of two only moves exponents
 
 
-@pytest.mark.parametrize(("policy", "together"), [("batch", True), ("support", False), ("running", False)])
-def test_a_query_logit_depends_on_other_query_images_only_where_statistics_are_the_batchs(policy: str, together: bool):
+@pytest.mark.parametrize(
+    ("policy", "together"), [("batch", True), ("support", False), ("running", False)]
+)
+def test_a_query_logit_depends_on_other_query_images_only_where_statistics_are_the_batchs(
+    policy: str, together: bool
+):
     model = resnet()
     plan, support, query = tasks(model, 1, 0.0)[0]
     loop = InnerLoop(1, norm_statistics=policy)
@@ -120,8 +128,12 @@ def test_a_query_logit_depends_on_other_query_images_only_where_statistics_are_t
 
 def test_support_statistics_are_differentiated_through():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 36, 3)).double()
-    support, query = (e._replace(inputs=e.inputs.double()) for e in (examples(0, side=8), examples(1, side=8)))
+    model = nn.Sequential(
+        nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 36, 3)
+    ).double()
+    support, query = (
+        e._replace(inputs=e.inputs.double()) for e in (examples(0, side=8), examples(1, side=8))
+    )
     plan, loop = plan_for(model, 0.1), InnerLoop(1, norm_statistics="support")
     weight = model[0].weight
 
@@ -129,12 +141,16 @@ def test_support_statistics_are_differentiated_through():
         return task_loss(model, plan, support, query, loop).loss
 
     (gradient,) = torch.autograd.grad(loss(), weight)
-    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    direction = torch.randn(
+        weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     values = []
     for sign in (1e-6, -2e-6):
         weight.data.add_(direction, alpha=sign)
         values.append(loss().item())
-    assert (gradient * direction).sum().item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5)
+    assert (gradient * direction).sum().item() == pytest.approx(
+        (values[0] - values[1]) / 2e-6, rel=1e-5
+    )
 
 
 def test_norms_never_adapt_whatever_their_class():
@@ -147,4 +163,6 @@ def test_norms_never_adapt_whatever_their_class():
         for name in norms:
             assert model.get_parameter(name).ndim == 1
         assert not norms & set(adapted_names(model))
-        assert set(adapted_names(model, "head")) | set(adapted_names(model, "body")) == set(adapted_names(model))
+        assert set(adapted_names(model, "head")) | set(adapted_names(model, "body")) == set(
+            adapted_names(model)
+        )

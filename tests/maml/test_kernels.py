@@ -1,4 +1,6 @@
-"""The operations with backward passes of their own, against torch's and against finite differences."""
+"""The operations with backward passes of their own, against torch's and against finite
+differences.
+"""
 
 from __future__ import annotations
 
@@ -51,27 +53,40 @@ def test_norm_relu_pool_in_half_precision_and_under_vmap_is_torchs():
 
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 5), (2, 2), (1, 1)])
 @pytest.mark.parametrize(("stride", "dilation", "groups"), [(1, 1, 1), (2, 1, 1), (2, 2, 2)])
-def test_convolution_of_maps_of_one_place(kernel: tuple[int, int], stride: int, dilation: int, groups: int):
+def test_convolution_of_maps_of_one_place(
+    kernel: tuple[int, int], stride: int, dilation: int, groups: int
+):
     x, w = draw(3, 4, 1, 1), draw(2, 4 // groups, *kernel, seed=1)
     how = (None, stride, tuple(k // 2 * dilation for k in kernel), dilation, groups)
     found, wanted = conv2d(x, w, *how), F.conv2d(x, w, *how)
     torch.testing.assert_close(found, wanted)
-    for a, b in zip(*(torch.autograd.grad(y.square().sum(), (x, w)) for y in (found, wanted)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad(y.square().sum(), (x, w)) for y in (found, wanted)), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_in_bfloat16_nothing_of_a_gradient_is_left_unwritten(autocast: bool):
-    x, w, dy = (draw(*shape).detach().bfloat16() for shape in ((5, 192, 1, 1), (96, 192, 3, 3), (5, 96, 1, 1)))
+    x, w, dy = (
+        draw(*shape).detach().bfloat16()
+        for shape in ((5, 192, 1, 1), (96, 192, 3, 3), (5, 96, 1, 1))
+    )
     for _ in range(3):
-        memory = [torch.full((w.numel() * k,), float("nan"), dtype=torch.bfloat16) for k in (1, 2, 4)]
+        memory = [
+            torch.full((w.numel() * k,), float("nan"), dtype=torch.bfloat16) for k in (1, 2, 4)
+        ]
         del memory  # what is allocated next may lie there
         leaf = (w.float() if autocast else w).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             y = conv2d(x, leaf, None, 2, 1)
         (gradient,) = torch.autograd.grad(y, leaf, dy)
         assert gradient.isfinite().all()
-        assert gradient.count_nonzero((0, 1)).tolist() == [[0, 0, 0], [0, w[:, :, 0, 0].numel(), 0], [0, 0, 0]]
+        assert gradient.count_nonzero((0, 1)).tolist() == [
+            [0, 0, 0],
+            [0, w[:, :, 0, 0].numel(), 0],
+            [0, 0, 0],
+        ]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +95,9 @@ def test_in_bfloat16_nothing_of_a_gradient_is_left_unwritten(autocast: bool):
 )
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("last", [False, True])
-def test_convolution_and_its_first_two_derivatives(channels, groups, stride, padding, dilation, bias, last):
+def test_convolution_and_its_first_two_derivatives(
+    channels, groups, stride, padding, dilation, bias, last
+):
     x, w, b = draw(2, channels, 6, 5), draw(4, channels // groups, 3, 3, seed=1), draw(4, seed=2)
     how = (stride, padding, dilation, groups)
     images = torch.empty_like(x, memory_format=torch.channels_last).copy_(x) if last else x
@@ -89,7 +106,9 @@ def test_convolution_and_its_first_two_derivatives(channels, groups, stride, pad
     def convolve(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         return conv2d(x, w, b, *how)
 
-    torch.testing.assert_close(convolve(*arguments), F.conv2d(*arguments, *(() if bias else (None,)), *how))
+    torch.testing.assert_close(
+        convolve(*arguments), F.conv2d(*arguments, *(() if bias else (None,)), *how)
+    )
     leaves = tuple(a.detach().requires_grad_() for a in arguments)
     assert torch.autograd.gradcheck(convolve, leaves)
     assert torch.autograd.gradgradcheck(convolve, leaves)

@@ -32,7 +32,9 @@ class Examples(NamedTuple):
     targets: Tensor
 
 
-def draw(seed: int, ways: int = 3, shots: int = 2, queries: int = 3, side: int = 16) -> tuple[Examples, Examples]:
+def draw(
+    seed: int, ways: int = 3, shots: int = 2, queries: int = 3, side: int = 16
+) -> tuple[Examples, Examples]:
     """Return an episode of random images: every class has a mean image of its own."""
     generator = torch.Generator().manual_seed(seed)
     means = torch.randn(ways, 1, side, side, generator=generator, dtype=torch.float64)
@@ -56,15 +58,21 @@ def conv4(seed: int = 0, **arguments: int) -> Conv4:
 
 def meta_gradient(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     named = dict(model.named_parameters())
-    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
+    found = torch.autograd.grad(
+        loss, list(named.values()), allow_unused=True, materialize_grads=True
+    )
     return dict(zip(named, found, strict=True))
 
 
-def directional(model: nn.Module, loss: Callable[[], Tensor], seed: int = 1, h: float = 1e-6) -> tuple[float, float]:
+def directional(
+    model: nn.Module, loss: Callable[[], Tensor], seed: int = 1, h: float = 1e-6
+) -> tuple[float, float]:
     """Return the derivative along a random direction: by autograd, and by central differences."""
     generator = torch.Generator().manual_seed(seed)
     named = dict(model.named_parameters())
-    direction = {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in named.items()}
+    direction = {
+        n: torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in named.items()
+    }
     gradient = meta_gradient(model, loss())
     exact = sum(float((gradient[n] * d).sum()) for n, d in direction.items())
     values = []
@@ -81,7 +89,9 @@ def directional(model: nn.Module, loss: Callable[[], Tensor], seed: int = 1, h: 
 
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("max_norm", [None, 0.5])
-def test_second_order_equals_finite_differences_and_first_order_does_not(steps: int, max_norm: float | None):
+def test_second_order_equals_finite_differences_and_first_order_does_not(
+    steps: int, max_norm: float | None
+):
     model = conv4()
     support, query = draw(0)
     plan = plan_for(model, 0.4)
@@ -108,7 +118,9 @@ class Quartic(nn.Module):
         return self.w.pow(4).sum() + 0 * x.sum()
 
 
-def raw_loss(model: nn.Module, params: dict[str, Tensor], plan: TaskPlan, support: Examples) -> Tensor:
+def raw_loss(
+    model: nn.Module, params: dict[str, Tensor], plan: TaskPlan, support: Examples
+) -> Tensor:
     return predict(model, params, support.inputs)
 
 
@@ -143,7 +155,9 @@ def test_the_first_order_meta_gradient_is_the_query_gradient_at_the_adapted_para
     gradient = meta_gradient(model, task_loss(model, plan, support, query, loop).loss)
     adapted = {n: p.detach().requires_grad_() for n, p in adapt(model, plan, support, loop).items()}
     loss = F.cross_entropy(predict(isolate(model), adapted, query.inputs), query.targets)
-    for name, wanted in zip(adapted, torch.autograd.grad(loss, list(adapted.values())), strict=True):
+    for name, wanted in zip(
+        adapted, torch.autograd.grad(loss, list(adapted.values())), strict=True
+    ):
         torch.testing.assert_close(gradient[name], wanted, rtol=1e-12, atol=1e-14)
 
 
@@ -151,7 +165,9 @@ def test_the_first_order_meta_gradient_is_the_query_gradient_at_the_adapted_para
 def test_without_steps_or_step_size_it_is_plain_multi_task_training(steps: int, lr: float):
     model = conv4()
     support, query = draw(2)
-    gradient = meta_gradient(model, task_loss(model, plan_for(model, lr), support, query, InnerLoop(steps)).loss)
+    gradient = meta_gradient(
+        model, task_loss(model, plan_for(model, lr), support, query, InnerLoop(steps)).loss
+    )
     plain = meta_gradient(model, F.cross_entropy(model(query.inputs), query.targets))
     for name in plain:
         torch.testing.assert_close(gradient[name], plain[name], rtol=1e-12, atol=1e-15)
@@ -178,7 +194,9 @@ def test_step_sizes_of_one_value_equal_one_step_size_bit_for_bit():
         loss = task_loss(model, replace(plan, step_sizes=learned), support, query, loop).loss
         assert torch.equal(loss, plain)
         for gradient in torch.autograd.grad(loss, list(learned.values())):
-            assert gradient.abs().max() > 0 or gradient.ndim == 1  # a bias before a norm moves nothing
+            assert (
+                gradient.abs().max() > 0 or gradient.ndim == 1
+            )  # a bias before a norm moves nothing
 
 
 def test_a_zero_head_makes_the_predictor_equivariant_to_the_labels():
@@ -191,9 +209,13 @@ def test_a_zero_head_makes_the_predictor_equivariant_to_the_labels():
     loop = InnerLoop(3)
     logits = task_loss(model, plan, support, query, loop).logits
     renamed = support._replace(targets=permutation[support.targets])
-    torch.testing.assert_close(task_loss(model, plan, renamed, query, loop).logits[:, permutation], logits)
+    torch.testing.assert_close(
+        task_loss(model, plan, renamed, query, loop).logits[:, permutation], logits
+    )
     first = adapt(model, plan, support, InnerLoop(1))
-    for name in plan.adapt:  # the shifts of the head get no gradient either where every class has as many examples
+    for name in (
+        plan.adapt
+    ):  # the shifts of the head get no gradient either where every class has as many examples
         assert torch.equal(first[name], plan.params[name]) == (name != "head.weight"), name
 
 
@@ -204,7 +226,9 @@ def test_weights_of_steps_weigh_the_query_losses_after_each_step():
     weights = [0.2, 0.0, 0.5]
     found = task_loss(model, plan, support, query, InnerLoop(3), step_weights=weights)
     each = [task_loss(model, plan, support, query, InnerLoop(k)).loss for k in (1, 2, 3)]
-    torch.testing.assert_close(found.loss, sum(w * loss for w, loss in zip(weights, each, strict=True)))
+    torch.testing.assert_close(
+        found.loss, sum(w * loss for w, loss in zip(weights, each, strict=True))
+    )
     with pytest.raises(ValueError, match="2 weights for 3 steps"):
         task_loss(model, plan, support, query, InnerLoop(3), step_weights=[0.5, 0.5])
 
@@ -218,9 +242,11 @@ def test_the_penalty_and_class_weights_of_a_plan_enter_where_they_should():
     torch.testing.assert_close(task_loss(model, uniform, support, query, InnerLoop(2)).loss, plain)
     penalty = torch.tensor(0.7, dtype=torch.float64)
     torch.testing.assert_close(
-        task_loss(model, replace(plan, penalty=penalty), support, query, InnerLoop(2)).loss, plain + 0.7
+        task_loss(model, replace(plan, penalty=penalty), support, query, InnerLoop(2)).loss,
+        plain + 0.7,
     )
-    # A class of weight zero teaches nothing: without its images the same, but for the statistics of the norms.
+    # A class of weight zero teaches nothing: without its images the same, but for the statistics of
+    # the norms.
     one = replace(plan, class_weights=torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
     relabelled = support._replace(targets=torch.where(support.targets == 1, 2, support.targets))
     first, second = (adapt(model, one, s, InnerLoop(2)) for s in (support, relabelled))
@@ -230,7 +256,9 @@ def test_the_penalty_and_class_weights_of_a_plan_enter_where_they_should():
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_a_parameter_that_no_task_uses_has_gradient_zero_which_the_sum_may_hold(count: int, checkpoint: bool):
+def test_a_parameter_that_no_task_uses_has_gradient_zero_which_the_sum_may_hold(
+    count: int, checkpoint: bool
+):
     torch.manual_seed(0)
     model = Conv4(num_classes=3, in_chans=3, img_size=32, channels=3)
     model.meta = nn.ModuleDict({"idle": nn.Linear(2, 2)})

@@ -25,7 +25,8 @@ data: {name: digits, image_size: 32}
 train: {epochs: 1, device: cpu}
 optimizer: {name: adam, lr: 1e-3, weight_decay: 0.1}
 plugins:
-  maml: {ways: 3, queries: 2, tasks: 2, steps: 2, steps_per_epoch: 2, val_episodes: 3, test_episodes: 4, OPTIONS}
+  maml: {ways: 3, queries: 2, tasks: 2, steps: 2, steps_per_epoch: 2, val_episodes: 3,
+      test_episodes: 4, OPTIONS}
 """
 
 
@@ -42,15 +43,22 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_ends_with_a_test_whose_interval_is_over_tasks(recipe: Callable[..., Path], tmp_path: Path):
+def test_a_run_ends_with_a_test_whose_interval_is_over_tasks(
+    recipe: Callable[..., Path], tmp_path: Path
+):
     folder = start(recipe(), (), tmp_path / "run", ())
     rows = metrics(folder)
     tested = next(row for row in rows if "test/accuracy" in row)
     assert len(tested["test/accuracies"]) == 4
-    assert (tested["test/accuracy"], tested["test/accuracy_interval"]) == mean_and_interval(tested["test/accuracies"])
+    assert (tested["test/accuracy"], tested["test/accuracy_interval"]) == mean_and_interval(
+        tested["test/accuracies"]
+    )
     assert len(tested["test/accuracy_by_step"]) == 3
     assert any("val/accuracy_interval" in row for row in rows)
-    assert any(note.startswith("test: accuracy") for note in json.loads((folder / "summary.json").read_text())["notes"])
+    assert any(
+        note.startswith("test: accuracy")
+        for note in json.loads((folder / "summary.json").read_text())["notes"]
+    )
     assert "Test on new classes" in (folder / "report.html").read_text()
 
 
@@ -71,7 +79,9 @@ def test_the_interval_is_that_of_the_papers():
         ("test_episodes: 1, also_test: {far: {name: nowhere}}", "nowhere"),
     ],
 )
-def test_impossible_options_are_refused_by_name(recipe: Callable[..., Path], options: str, word: str):
+def test_impossible_options_are_refused_by_name(
+    recipe: Callable[..., Path], options: str, word: str
+):
     text = recipe().read_text()
     names = [part.split(":")[0].strip() for part in options.split(", ")]
     for name in names:  # a key may be given once only
@@ -94,14 +104,22 @@ def test_a_model_that_cannot_be_differentiated_twice_is_refused_with_the_way_out
 ):
     from trainkit_plugins.maml import operations
 
-    monkeypatch.setattr(operations, "_REPLACED", {})  # as if the model had an attention nobody can replace
-    with pytest.raises(UserError, match=r"maml.order: test_vit has an operation .* set order to first"):
+    monkeypatch.setattr(
+        operations, "_REPLACED", {}
+    )  # as if the model had an attention nobody can replace
+    with pytest.raises(
+        UserError, match=r"maml.order: test_vit has an operation .* set order to first"
+    ):
         start(recipe(model="test_vit"), (), tmp_path / "run", ())
     start(recipe("order: first", "test_vit"), (), tmp_path / "first", ())
 
 
 def test_meta_parameters_do_not_decay_and_plain_timm_loads_the_weights(recipe: Callable[..., Path]):
-    run = build(compose(recipe("norm_statistics: per_step", more="  meta_sgd: {per: layer, each_step: true}\n")))
+    run = build(
+        compose(
+            recipe("norm_statistics: per_step", more="  meta_sgd: {per: layer, each_step: true}\n")
+        )
+    )
     group = next(g for g in run.optimizer.param_groups if g["name"] == "meta")
     assert group["weight_decay"] == 0
     own = {id(p) for n, p in run.model.named_parameters() if n.startswith("meta.")}
@@ -112,7 +130,12 @@ def test_meta_parameters_do_not_decay_and_plain_timm_loads_the_weights(recipe: C
 
 def test_step_sizes_at_inner_lr_are_maml_bit_for_bit(recipe: Callable[..., Path]):
     losses = []
-    for more in ("", "  meta_sgd: {per: element}\n", "  meta_sgd: {per: tensor}\n", "  meta_sgd: {each_step: true}\n"):
+    for more in (
+        "",
+        "  meta_sgd: {per: element}\n",
+        "  meta_sgd: {per: tensor}\n",
+        "  meta_sgd: {each_step: true}\n",
+    ):
         run = build(compose(recipe(more=more)))
         batch = next(run.data.train.batches(0, 0))
         loss = run.hook.compute_loss(model=run.model, batch=batch, run=run)
@@ -120,7 +143,9 @@ def test_step_sizes_at_inner_lr_are_maml_bit_for_bit(recipe: Callable[..., Path]
         losses.append(loss.detach())
         alphas = [p for n, p in run.model.named_parameters() if n.startswith("meta.")]
         assert all(p.grad.isfinite().all() for p in alphas)
-        assert not alphas or any(p.grad.abs().max() > 0 for p in alphas)  # a branch that starts at zero has none
+        assert not alphas or any(
+            p.grad.abs().max() > 0 for p in alphas
+        )  # a branch that starts at zero has none
         assert bool(alphas) == bool(more)
     assert all(torch.equal(loss, losses[0]) for loss in losses)
 
@@ -136,8 +161,10 @@ def test_step_weights_sum_to_one_and_end_at_the_last_step():
 
 
 SWEEP = {
-    "test_resnet": {}, "test_vit": {}, "test_convnext": {}, "test_vit4": {}, "resnet10t": {}, "starnet_s050": {},
-    "mobilenetv3_small_050": {}, "test_nfnet": {}, "levit_128s": {"img_size": 32}, "coat_tiny": {"img_size": 32},
+    "test_resnet": {}, "test_vit": {}, "test_convnext": {}, "test_vit4": {}, "resnet10t": {},
+    "starnet_s050": {},
+    "mobilenetv3_small_050": {}, "test_nfnet": {}, "levit_128s": {"img_size": 32},
+    "coat_tiny": {"img_size": 32},
     "convit_tiny": {"img_size": 32}, "efficientformerv2_s0": {"img_size": 32},
 }  # fmt: skip
 
@@ -158,10 +185,15 @@ def test_models_of_timm_adapt_with_second_order_and_stay_as_they_are(name: str):
     first = meta_gradient(Workers(model), jobs, parameters, InnerLoop(1, second_order=False))
     assert all(g.isfinite().all() for g in second.gradients)
     assert torch.equal(second.loss, first.loss)
-    assert any(not torch.equal(a, b) for a, b in zip(second.gradients, first.gradients, strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(second.gradients, first.gradients, strict=True)
+    )
     plan, support, query = jobs[0]
     torch.testing.assert_close(
-        predict_task(model, plan, support, query.inputs, InnerLoop(1)), second.logits[0], rtol=1e-3, atol=1e-4
+        predict_task(model, plan, support, query.inputs, InnerLoop(1)),
+        second.logits[0],
+        rtol=1e-3,
+        atol=1e-4,
     )
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))

@@ -18,7 +18,8 @@ model: {name: conv4, in_chans: 1, args: {channels: 8}}
 data: {name: digits, image_size: 16}
 train: {epochs: 2, device: cpu, accumulate: 1}
 plugins:
-  maml: {ways: 3, queries: 2, tasks: 4, steps: 2, steps_per_epoch: 2, val_episodes: 6, test_episodes: 7}
+  maml: {ways: 3, queries: 2, tasks: 4, steps: 2, steps_per_epoch: 2, val_episodes: 6,
+      test_episodes: 7}
 """
 
 

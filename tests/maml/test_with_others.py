@@ -24,7 +24,9 @@ RECIPE = {
 }
 
 
-def case(plugin: str, options: dict[str, object], tasks: dict[str, object] | None = None, **train: object) -> Case:
+def case(
+    plugin: str, options: dict[str, object], tasks: dict[str, object] | None = None, **train: object
+) -> Case:
     data = {k: v for k, v in RECIPE["data"].items() if k != "batch_size"}
     recipe = RECIPE | {"data": data, "train": RECIPE["train"] | train}
     return Case(plugin, options, recipe=recipe | {"plugins": {"maml": TASKS | (tasks or {})}})
@@ -39,12 +41,18 @@ def case(plugin: str, options: dict[str, object], tasks: dict[str, object] | Non
         ("norm_decay", {"where": "all"}),
     ],
 )
-def test_changed_batch_norms_are_meta_learned_through(plugin: str, options: dict[str, object]) -> None:
+def test_changed_batch_norms_are_meta_learned_through(
+    plugin: str, options: dict[str, object]
+) -> None:
     with_it, without = (case(plugin, options).train(on=on) for on in (True, False))
-    losses = [[r.values["loss"] for r in t.records if "loss" in r.values] for t in (with_it, without)]
+    losses = [
+        [r.values["loss"] for r in t.records if "loss" in r.values] for t in (with_it, without)
+    ]
     assert all(map(math.isfinite, losses[0]))
     assert len(losses[0]) == 2
-    changed = [not torch.equal(v, without.state["model"][k]) for k, v in with_it.state["model"].items()]
+    changed = [
+        not torch.equal(v, without.state["model"][k]) for k, v in with_it.state["model"].items()
+    ]
     assert any(changed)
 
 
@@ -61,11 +69,17 @@ def test_changed_batch_norms_are_meta_learned_through(plugin: str, options: dict
             {"norm_statistics": "support"},
             r"maml.norm_statistics: .* batch_group_norm makes several",
         ),
-        ("example_weighing", {}, r"maml.norm_statistics: example_weighing mixes into running averages"),
+        (
+            "example_weighing",
+            {},
+            r"maml.norm_statistics: example_weighing mixes into running averages",
+        ),
         ("sparsity_bias", {}, r"plugins.sparsity_bias: needs batches of inputs and targets"),
     ],
 )
-def test_what_would_mean_nothing_is_refused(plugin: str, tasks: dict[str, object], message: str) -> None:
+def test_what_would_mean_nothing_is_refused(
+    plugin: str, tasks: dict[str, object], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         case(plugin, {}, tasks).train()
 
@@ -86,7 +100,9 @@ def second_derivative(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("deviation", [0.3, 0.01, 0.003])
 def test_norms_of_half_precision_are_differentiated_twice_in_float32(deviation: float) -> None:
-    """The smaller the deviation the larger the derivatives: at 0.01 torch's own second one is NaN."""
+    """The smaller the deviation the larger the derivatives: at 0.01 torch's own second one is
+    NaN.
+    """
     torch.manual_seed(0)
     x = (deviation * torch.randn(6, 4, 3, 3)).half()
     with TaskOperations():
@@ -95,14 +111,19 @@ def test_norms_of_half_precision_are_differentiated_twice_in_float32(deviation: 
     assert found.dtype == torch.float16
     assert (found.float() - wanted).abs().max() < 0.01 * wanted.abs().max()
     assert torch.equal(
-        batch_norm(x.float(), None, None, training=True), F.batch_norm(x.float(), None, None, None, None, True)
+        batch_norm(x.float(), None, None, training=True),
+        F.batch_norm(x.float(), None, None, None, None, True),
     )
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_precision_trains_on_maps_of_one_place(precision: str) -> None:
-    """The scale at which a float16 run begins overflows in an inner gradient: the step is skipped, not the run."""
-    trace = case("early_stopping", {}, {"steps_per_epoch": 8, "steps": 2}, precision=precision).train(on=False)
+    """The scale at which a float16 run begins overflows in an inner gradient: the step is
+    skipped, not the run.
+    """
+    trace = case(
+        "early_stopping", {}, {"steps_per_epoch": 8, "steps": 2}, precision=precision
+    ).train(on=False)
     losses = [r.values["loss"] for r in trace.records if "loss" in r.values]
     assert len(losses) == 8
     assert all(map(math.isfinite, losses))

@@ -1,4 +1,6 @@
-"""The network of the authors' own implementation: loss, accuracy and every gradient after two inner steps."""
+"""The network of the authors' own implementation: loss, accuracy and every gradient after two
+inner steps.
+"""
 
 from pathlib import Path
 
@@ -48,12 +50,17 @@ def golden() -> dict[str, np.ndarray]:
 def ours(array: np.ndarray) -> Tensor:
     """Return TensorFlow's weights in torch's layout, in float64."""
     tensor = torch.from_numpy(array).double()
-    return {4: lambda t: t.permute(3, 2, 0, 1), 2: torch.t}.get(tensor.ndim, lambda t: t)(tensor).contiguous()
+    return {4: lambda t: t.permute(3, 2, 0, 1), 2: torch.t}.get(tensor.ndim, lambda t: t)(
+        tensor
+    ).contiguous()
 
 
 def episode(golden: dict[str, np.ndarray]) -> tuple[Batch, Batch]:
     support, query = (
-        Batch(torch.from_numpy(golden[f"x{part}"]).double().permute(0, 3, 1, 2), torch.from_numpy(golden[f"y{part}"]))
+        Batch(
+            torch.from_numpy(golden[f"x{part}"]).double().permute(0, 3, 1, 2),
+            torch.from_numpy(golden[f"y{part}"]),
+        )
         for part in ("tr", "te")
     )
     return support, query
@@ -65,7 +72,9 @@ def network(golden: dict[str, np.ndarray]) -> nn.Module:
     model = model.double()
     names = [name for name, _ in model.named_parameters()]
     assert sorted(names) == sorted(THEIRS)  # none is left at its own initial value
-    model.load_state_dict({name: ours(golden[f"w:{theirs}:0"]) for name, theirs in THEIRS.items()}, strict=True)
+    model.load_state_dict(
+        {name: ours(golden[f"w:{theirs}:0"]) for name, theirs in THEIRS.items()}, strict=True
+    )
     return model
 
 
@@ -75,7 +84,9 @@ def test_loss_and_every_gradient_equal_the_authors(golden):
     loss, logits = task_loss(model, plan_for(model, 0.1), support, query, InnerLoop(steps=2))
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(golden["cent"]), rel=1e-5)
-    assert float((logits.argmax(1) == query.targets).double().mean()) == pytest.approx(float(golden["acc"]))
+    assert float((logits.argmax(1) == query.targets).double().mean()) == pytest.approx(
+        float(golden["acc"])
+    )
     seen = 0
     for name, parameter in model.named_parameters():
         key = f"g:{THEIRS[name]}:0"
@@ -83,13 +94,17 @@ def test_loss_and_every_gradient_equal_the_authors(golden):
             assert parameter.grad is None
             continue
         wanted = ours(golden[key])
-        torch.testing.assert_close(parameter.grad, wanted, rtol=0, atol=2e-5 * float(wanted.abs().max()))
+        torch.testing.assert_close(
+            parameter.grad, wanted, rtol=0, atol=2e-5 * float(wanted.abs().max())
+        )
         seen += 1
     assert seen == 22
 
 
 def test_the_twin_in_the_papers_letters_equals_the_authors(golden):
-    w = {letter: ours(golden[f"w:{theirs}:0"]).requires_grad_() for letter, theirs in LETTERS.items()}
+    w = {
+        letter: ours(golden[f"w:{theirs}:0"]).requires_grad_() for letter, theirs in LETTERS.items()
+    }
     support, query = episode(golden)
     adapted = adapt(w, support, steps=2, alpha=0.1)
     loss = F.cross_entropy(forward(adapted, query.inputs), query.targets)
@@ -97,4 +112,6 @@ def test_the_twin_in_the_papers_letters_equals_the_authors(golden):
     gradients = torch.autograd.grad(loss, list(w.values()))
     for (letter, theirs), gradient in zip(LETTERS.items(), gradients, strict=True):
         wanted = ours(golden[f"g:{theirs}:0"])
-        torch.testing.assert_close(gradient, wanted, rtol=0, atol=2e-5 * float(wanted.abs().max()), msg=letter)
+        torch.testing.assert_close(
+            gradient, wanted, rtol=0, atol=2e-5 * float(wanted.abs().max()), msg=letter
+        )

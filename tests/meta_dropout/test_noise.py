@@ -1,4 +1,6 @@
-"""Meta Dropout on the papers' network: what is drawn where, and how the parameters of the noise are learned."""
+"""Meta Dropout on the papers' network: what is drawn where, and how the parameters of the noise
+are learned.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from trainkit_plugins.maml import Conv4, InnerLoop, TaskPlan, adapt, isolate, plan_for, support_loss, task_loss
+from trainkit_plugins.maml import (
+    Conv4,
+    InnerLoop,
+    TaskPlan,
+    adapt,
+    isolate,
+    plan_for,
+    support_loss,
+    task_loss,
+)
 from trainkit_plugins.meta_dropout import MetaDropout, attach, gate
 from trainkit_plugins.meta_dropout.noise import UNIT, standard_normal
 
@@ -24,13 +35,19 @@ LAYERS = {"conv1": "1", "conv2": "2", "conv3": "3", "conv4": "4"}
 
 
 def network(init: str = "paper", **further: Any) -> tuple[nn.Module, MetaDropout]:
-    """Return conv4 in float64 with weights that are not near 0, so that every gradient has a size."""
+    """Return conv4 in float64 with weights that are not near 0, so that every gradient has a
+    size.
+    """
     torch.manual_seed(0)
     model = Conv4(num_classes=WAYS, in_chans=1, img_size=SIZE, channels=CHANNELS).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     noise = attach(
-        model, torch.zeros(2, 1, SIZE, SIZE, dtype=torch.float64), init=init, generator=generator(1), **further
+        model,
+        torch.zeros(2, 1, SIZE, SIZE, dtype=torch.float64),
+        init=init,
+        generator=generator(1),
+        **further,
     )
     if init == "paper":
         for parameter in noise.parameters():
@@ -45,18 +62,24 @@ def generator(seed: int) -> torch.Generator:
 def episode(seed: int = 5, shots: int = 2) -> tuple[Batch, Batch]:
     torch.manual_seed(seed)
     return tuple(  # type: ignore[return-value]
-        Batch(torch.randn(WAYS * n, 1, SIZE, SIZE, dtype=torch.float64), torch.arange(WAYS).repeat(n))
+        Batch(
+            torch.randn(WAYS * n, 1, SIZE, SIZE, dtype=torch.float64), torch.arange(WAYS).repeat(n)
+        )
         for n in (shots, 2)
     )
 
 
-def noisy_loss(model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Batch) -> Tensor:
+def noisy_loss(
+    model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Batch
+) -> Tensor:
     """What the plugin makes of the inner loss."""
     with model.meta["meta_dropout"].sampling(plan.extras["noise"]):
         return support_loss(model, params, plan, support)
 
 
-def outer(model: nn.Module, *, seed: int = 7, samples: int = 1, steps: int = 2, second_order: bool = True) -> Tensor:
+def outer(
+    model: nn.Module, *, seed: int = 7, samples: int = 1, steps: int = 2, second_order: bool = True
+) -> Tensor:
     """Return the query loss of one task; the noise is a fixed function of the seed."""
     plan = replace(plan_for(model, 0.3), inner_samples=samples, extras={"noise": generator(seed)})
     loop = InnerLoop(steps=steps, second_order=second_order)
@@ -73,10 +96,15 @@ def letters(model: nn.Module) -> dict[str, Tensor]:
     p = dict(model.named_parameters())
     phi = "meta.meta_dropout.gates.conv{}.phi.0.{}"
     w = {f"{a}{i}": p[f"conv{i}.{b}"] for i in "1234" for a, b in (("W", "weight"), ("b", "bias"))}
-    w |= {f"{a}{i}": p[phi.format(i, b)] for i in "1234" for a, b in (("V", "weight"), ("c", "bias"))}
+    w |= {
+        f"{a}{i}": p[phi.format(i, b)] for i in "1234" for a, b in (("V", "weight"), ("c", "bias"))
+    }
     w |= {f"beta{i}": p[f"norm{i}.bias"] for i in "1234"}
     w |= {"U": p["head.weight"], "d": p["head.bias"]}
-    return w | {"v": p["meta.meta_dropout.logits.phi.weight"], "e": p["meta.meta_dropout.logits.phi.bias"]}
+    return w | {
+        "v": p["meta.meta_dropout.logits.phi.weight"],
+        "e": p["meta.meta_dropout.logits.phi.bias"],
+    }
 
 
 def drawn(g: torch.Generator) -> Callable[[str, Tensor], Tensor]:
@@ -87,7 +115,9 @@ def test_it_equals_the_twin_in_the_papers_letters_with_noise():
     model, _ = network()
     support, query = episode()
     g = generator(7)
-    w = twin.adapt(letters(model), support, steps=2, alpha=0.3, samples=2, noise=lambda k, s: drawn(g))
+    w = twin.adapt(
+        letters(model), support, steps=2, alpha=0.3, samples=2, noise=lambda k, s: drawn(g)
+    )
     wanted = F.cross_entropy(twin.forward(w, query.inputs), query.targets)
     loss = outer(model, samples=2)
     torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=0)
@@ -96,7 +126,9 @@ def test_it_equals_the_twin_in_the_papers_letters_with_noise():
         theirs.items(), torch.autograd.grad(wanted, list(theirs.values())), strict=True
     ):
         ours = next(found[n] for n, p in model.named_parameters() if p is tensor)
-        torch.testing.assert_close(ours, gradient, rtol=0, atol=1e-7 * float(gradient.abs().max()), msg=name)
+        torch.testing.assert_close(
+            ours, gradient, rtol=0, atol=1e-7 * float(gradient.abs().max()), msg=name
+        )
 
 
 @pytest.mark.parametrize("what", ["theta", "phi"])
@@ -158,7 +190,9 @@ def test_a_step_that_is_computed_again_meets_the_same_noise():
 def forget(model: nn.Module) -> nn.Module:
     """Return the same network without any noise."""
     plain = Conv4(num_classes=WAYS, in_chans=1, img_size=SIZE, channels=CHANNELS).double()
-    plain.load_state_dict({n: v for n, v in model.state_dict().items() if not n.startswith("meta.")})
+    plain.load_state_dict(
+        {n: v for n, v in model.state_dict().items() if not n.startswith("meta.")}
+    )
     return plain
 
 
@@ -166,7 +200,9 @@ def test_off_is_maml_bit_for_bit():
     model, noise = network()
     plain = forget(model)
     noise.switch.mode = "off"
-    losses = [task_loss(m, plan_for(m, 0.3), *episode(), InnerLoop(steps=3)).loss for m in (model, plain)]
+    losses = [
+        task_loss(m, plan_for(m, 0.3), *episode(), InnerLoop(steps=3)).loss for m in (model, plain)
+    ]
     assert torch.equal(*losses)
     found, wanted = (grads(m, loss) for m, loss in zip((model, plain), losses, strict=True))
     assert all(torch.equal(found[name], gradient) for name, gradient in wanted.items())
@@ -178,8 +214,13 @@ def test_the_unit_gate_is_maml_exactly(dtype):
     model, _ = network(init="unit")
     model, plain = model.to(dtype), forget(model).to(dtype)
     support, query = (part._replace(inputs=part.inputs.to(dtype)) for part in episode())
-    losses = [task_loss(m, plan_for(m, 0.3), support, query, InnerLoop(steps=3)).loss for m in (model, plain)]
-    exact = bool((gate(torch.full((64,), UNIT, dtype=dtype)) == 1).all())  # softplus may be off by its last bit
+    losses = [
+        task_loss(m, plan_for(m, 0.3), support, query, InnerLoop(steps=3)).loss
+        for m in (model, plain)
+    ]
+    exact = bool(
+        (gate(torch.full((64,), UNIT, dtype=dtype)) == 1).all()
+    )  # softplus may be off by its last bit
     assert exact or dtype is torch.float64
     tolerance = 0.0 if exact else 1e-11
     torch.testing.assert_close(*losses, rtol=tolerance, atol=0)
@@ -233,13 +274,19 @@ def test_steps_and_samples_draw_anew():
 
 
 def test_the_moments_of_the_noise():
-    """a - m is standard normal, and so is the noise on the logits over its deviation; every site has some."""
+    """a - m is standard normal, and so is the noise on the logits over its deviation; every site
+    has some.
+    """
     model, noise = network()
     x = episode()[0].inputs[:1].expand(400, -1, -1, -1)
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def look(name: str, layer: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
-        plain = F.conv2d(args[0], layer.weight, layer.bias, padding=1) if name != "head" else layer_of(args[0])
+        plain = (
+            F.conv2d(args[0], layer.weight, layer.bias, padding=1)
+            if name != "head"
+            else layer_of(args[0])
+        )
         phi = noise.gates[name].phi[0] if name != "head" else noise.logits.phi
         m = phi(args[0])
         if name == "head":
@@ -259,7 +306,10 @@ def test_the_moments_of_the_noise():
         assert abs(float(eps.var()) - 1) < 4 * (2 / count) ** 0.5, name
         assert float(result.var(0).min()) > 0, name
     assert len(seen) == 5
-    assert seen["head"][0].shape == (400, WAYS)  # one deviation per example, but noise of its own for every class
+    assert seen["head"][0].shape == (
+        400,
+        WAYS,
+    )  # one deviation per example, but noise of its own for every class
 
 
 def test_the_inner_gradient_varies_as_one_over_the_number_of_samples():
@@ -273,8 +323,12 @@ def test_the_inner_gradient_varies_as_one_over_the_number_of_samples():
         plan = replace(plan_for(model, 1.0), inner_samples=samples, extras={"noise": g})
         steps = []
         for _ in range(repeats):
-            adapted = adapt(model, plan, support, InnerLoop(steps=1), noisy_loss, differentiable=False)
-            steps.append(torch.cat([(adapted[n] - plan.params[n]).flatten().detach() for n in plan.adapt]))
+            adapted = adapt(
+                model, plan, support, InnerLoop(steps=1), noisy_loss, differentiable=False
+            )
+            steps.append(
+                torch.cat([(adapted[n] - plan.params[n]).flatten().detach() for n in plan.adapt])
+            )
         return torch.stack(steps).var(0).sum()
 
     ratio = float(variance(1, 80) / variance(6, 30))
@@ -284,12 +338,16 @@ def test_the_inner_gradient_varies_as_one_over_the_number_of_samples():
 def test_the_number_of_parameters_on_omniglot():
     model = Conv4(num_classes=20, in_chans=1, img_size=28, channels=64)
     noise = attach(model, torch.zeros(2, 1, 28, 28))
-    count = {part: sum(p.numel() for p in module.parameters()) for part, module in noise.named_children()}
+    count = {
+        part: sum(p.numel() for p in module.parameters()) for part, module in noise.named_children()
+    }
     assert count == {"gates": 111_424, "logits": 65}
 
 
 def test_a_copy_for_a_task_has_noise_of_its_own():
-    """Threads work on copies whose parameters are the model's: drawing in one is nothing to the others."""
+    """Threads work on copies whose parameters are the model's: drawing in one is nothing to the
+    others.
+    """
     model, noise = network()
     copies = [isolate(model) for _ in range(2)]
     x = episode()[0].inputs

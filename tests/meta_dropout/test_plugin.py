@@ -28,7 +28,8 @@ data: {name: digits, image_size: 16}
 train: {epochs: 2, device: cpu}
 optimizer: {name: adamw, lr: 1e-2, weight_decay: 0.1}
 plugins:
-  maml: {ways: 3, queries: 2, tasks: 2, steps: 2, steps_per_epoch: 2, val_episodes: 3, test_episodes: 3, workers: 1}
+  maml: {ways: 3, queries: 2, tasks: 2, steps: 2, steps_per_epoch: 2, val_episodes: 3,
+      test_episodes: 3, workers: 1}
   meta_dropout: {test_samples: 3}
 """
 
@@ -52,7 +53,12 @@ class Watch(Plugin):
 
 def trained(recipe: Path, *overrides: str, first: Sequence[Plugin] = ()) -> Run:
     setup = compose(recipe, overrides)
-    return train(Setup(setup.recipe, [*(Entry("watch", plugin, Mark("test")) for plugin in first), *setup.entries]))[0]
+    return train(
+        Setup(
+            setup.recipe,
+            [*(Entry("watch", plugin, Mark("test")) for plugin in first), *setup.entries],
+        )
+    )[0]
 
 
 def state(run: Run) -> dict[str, Tensor]:
@@ -64,7 +70,9 @@ def test_it_needs_maml(recipe):
     with pytest.raises(RecipeError) as caught:
         compose(recipe, changes)
     (message,) = str(caught.value).splitlines()
-    assert message.endswith("recipe.yaml:8: plugins.meta_dropout: needs the plugin maml; add `maml: {}` to `plugins:`")
+    assert message.endswith(
+        "recipe.yaml:8: plugins.meta_dropout: needs the plugin maml; add `maml: {}` to `plugins:`"
+    )
 
 
 def test_the_noise_is_meta_learned_in_every_part(recipe):
@@ -88,14 +96,17 @@ def test_no_weight_decay_pulls_the_noise(recipe):
 @pytest.mark.parametrize(("mode", "gates"), [("sample", True), ("mean", True), ("off", False)])
 def test_the_mode_says_what_is_added(recipe, mode, gates):
     run = build(compose(recipe, [f"plugins.meta_dropout.mode={mode}"]))
-    names = {name.split(".")[2] for name, _ in run.model.named_parameters() if name.startswith("meta.")}
+    names = {
+        name.split(".")[2] for name, _ in run.model.named_parameters() if name.startswith("meta.")
+    }
     assert names == ({"gates", "logits"} if mode == "sample" else {"gates"} if gates else set())
     assert run.plugins["meta_dropout"].explain(run)
 
 
 def test_off_equals_maml_bit_for_bit(recipe):
     off, without = (
-        state(trained(recipe, change)) for change in ("plugins.meta_dropout.mode=off", "~plugins.meta_dropout")
+        state(trained(recipe, change))
+        for change in ("plugins.meta_dropout.mode=off", "~plugins.meta_dropout")
     )
     assert off.keys() == without.keys()
     assert all(torch.equal(off[name], value) for name, value in without.items())
@@ -104,10 +115,16 @@ def test_off_equals_maml_bit_for_bit(recipe):
 def test_off_beside_meta_sgd_is_meta_sgd_and_on_both_learn(recipe):
     with_sgd = "plugins.meta_sgd={}"
     off = state(trained(recipe, with_sgd, "plugins.meta_dropout.mode=off"))
-    without, both = state(trained(recipe, with_sgd, "~plugins.meta_dropout")), state(trained(recipe, with_sgd))
+    without, both = (
+        state(trained(recipe, with_sgd, "~plugins.meta_dropout")),
+        state(trained(recipe, with_sgd)),
+    )
     assert off.keys() == without.keys()
     assert all(torch.equal(off[name], value) for name, value in without.items())
-    assert {name.split(".")[1] for name in both if name.startswith("meta.")} == {"meta_dropout", "meta_sgd"}
+    assert {name.split(".")[1] for name in both if name.startswith("meta.")} == {
+        "meta_dropout",
+        "meta_sgd",
+    }
     rates = [name for name in both if name.startswith("meta.meta_sgd")]
     assert any(not torch.equal(both[name], without[name]) for name in rates)
 
@@ -120,7 +137,9 @@ def test_the_kept_weights_fit_a_model_with_the_same_noise(recipe):
 
 
 def plans(recipe: Path, *overrides: str) -> dict[str, list[tuple[int, int, int]]]:
-    """Return for each phase the step, the seed of the noise and the number of samples of every task."""
+    """Return for each phase the step, the seed of the noise and the number of samples of every
+    task.
+    """
     watch = Watch()
     trained(recipe, *overrides, first=[watch])
     found: dict[str, list[tuple[int, int, int]]] = {}
@@ -176,7 +195,9 @@ def test_tasks_on_threads_give_the_bits_of_tasks_in_turn(recipe):
 
 
 def test_the_query_set_meets_no_noise(recipe):
-    """What a task is judged by is the network with its gates at their mean, at the parameters after adapting."""
+    """What a task is judged by is the network with its gates at their mean, at the parameters
+    after adapting.
+    """
     run = build(compose(recipe, ["plugins.maml.steps=0"]))
     episode = next(iter(run.data.val))[0]
     (logits,) = run.plugins["maml"].predict_tasks(run.model, [episode], "validate", run)
@@ -206,12 +227,21 @@ def test_pretrained_weights_get_gates_of_one(recipe):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["plugins.meta_dropout.sites=[conv5]"], r"plugins.meta_dropout: `sites`: .* fits 'conv5'; .* such as conv4"),
+        (
+            ["plugins.meta_dropout.sites=[conv5]"],
+            r"plugins.meta_dropout: `sites`: .* fits 'conv5'; .* such as conv4",
+        ),
         (
             ["train.grad_checkpointing=true"],
-            r"train.grad_checkpointing: meta_dropout would draw other noise .*checkpoint_steps of maml",
+            (
+                r"train.grad_checkpointing: meta_dropout would draw other noise .*checkpoint_steps"
+                r" of maml"
+            ),
         ),
-        (["model.num_classes=0"], r"plugins.meta_dropout: noise on the logits needs .* Identity; .*head_noise: false"),
+        (
+            ["model.num_classes=0"],
+            r"plugins.meta_dropout: noise on the logits needs .* Identity; .*head_noise: false",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_its_place(recipe, overrides, said):
@@ -235,6 +265,9 @@ def test_a_wrong_option_is_refused_by_its_name(recipe, override, said):
 def test_it_says_what_it_does(recipe):
     run = build(compose(recipe, ["plugins.maml.order=first"]))
     lines = run.plugins["meta_dropout"].explain(run)
-    assert lines[0] == "gates 4 layers (conv1, conv2, conv3, conv4); 489 parameters of the noise, never adapted"
+    assert (
+        lines[0]
+        == "gates 4 layers (conv1, conv2, conv3, conv4); 489 parameters of the noise, never adapted"
+    )
     assert "3 in the test" in lines[1]
     assert "no gradient" in lines[2]

@@ -76,7 +76,9 @@ def test_the_shortcuts_of_residual_blocks_get_none():
     found = {site.name: site for site in probe(model, x)}
     chosen = [site.name for site in choose(model, list(found.values()))]
     convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-    assert sorted(set(convolutions) - set(chosen)) == [f"layer{i}.0.downsample.1" for i in (2, 3, 4)]
+    assert sorted(set(convolutions) - set(chosen)) == [
+        f"layer{i}.0.downsample.1" for i in (2, 3, 4)
+    ]
     assert found["layer2.0.conv1"] == Site("layer2.0.conv1", 1, "norm")
     assert found["layer2.0.downsample.1"].reader == "other"
 
@@ -84,7 +86,9 @@ def test_the_shortcuts_of_residual_blocks_get_none():
 def test_downsampling_without_a_branch_beside_it_is_no_shortcut():
     model, x = create("test_mambaout")
     chosen = [site.name for site in choose(model, probe(model, x))]
-    assert [name for name in chosen if "downsample" in name] == [f"stages.{i}.downsample.conv" for i in (1, 2, 3)]
+    assert [name for name in chosen if "downsample" in name] == [
+        f"stages.{i}.downsample.conv" for i in (1, 2, 3)
+    ]
 
 
 def test_gates_of_squeeze_and_excitation_get_none():
@@ -99,7 +103,9 @@ def test_a_transformer_is_disturbed_before_its_nonlinearity():
     noise = attach(model, x)
     assert noise.sites == [f"blocks.{i}.mlp.fc1" for i in range(6)]
     gates = [F.softplus(gate.phi[0].bias) for gate in noise.gates.values()]
-    assert all(torch.allclose(gate, torch.ones(())) for gate in gates)  # no norm would take another factor back
+    assert all(
+        torch.allclose(gate, torch.ones(())) for gate in gates
+    )  # no norm would take another factor back
 
 
 def test_a_layer_that_is_called_twice_has_noise_of_its_own_for_each_call():
@@ -138,7 +144,9 @@ def test_patterns_choose_layers():
 
 def test_a_pattern_that_fits_nothing_is_answered_with_names():
     model, x = create("test_resnet")
-    with pytest.raises(ValueError, match=r"fits 'layer4.0.conv9'; there are 16, such as layer4.0.conv"):
+    with pytest.raises(
+        ValueError, match=r"fits 'layer4.0.conv9'; there are 16, such as layer4.0.conv"
+    ):
         attach(model, x, sites=["layer4.0.conv9"])
 
 
@@ -152,13 +160,19 @@ def test_a_model_without_such_layers_is_refused():
 
 def test_a_sequence_would_call_the_noise_as_a_layer():
     with pytest.raises(ValueError, match="wrap it"):
-        attach(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), torch.randn(2, 3, 2, 2), logits=False)
+        attach(
+            nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)),
+            torch.randn(2, 3, 2, 2),
+            logits=False,
+        )
 
 
 def test_noise_on_the_logits_needs_a_linear_classifier():
     model, x = create("test_resnet")
     model.reset_classifier(0)
-    with pytest.raises(ValueError, match=r"this model's is Identity; go without it \(head_noise: false\)"):
+    with pytest.raises(
+        ValueError, match=r"this model's is Identity; go without it \(head_noise: false\)"
+    ):
         attach(model, x)
     with pytest.raises(ValueError, match="none that timm would name"):
         attach(Wrapped(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), x)

@@ -20,7 +20,9 @@ from trainkit.training.device import Device
 CLASSES = 4
 
 
-def make_run(rank: int = 0, loss: dict[str, Any] | None = None, num_classes: int | None = None) -> Run:
+def make_run(
+    rank: int = 0, loss: dict[str, Any] | None = None, num_classes: int | None = None
+) -> Run:
     recipe = Recipe.model_validate(
         {
             "model": {"name": "none", "num_classes": num_classes},
@@ -60,8 +62,15 @@ def soft(targets: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
-def test_it_is_timms_mixup_drawn_from_the_plugins_own_stream(mode: Any, alphas: tuple[float, float]) -> None:
-    options: dict[str, Any] = {"mixup_alpha": alphas[0], "cutmix_alpha": alphas[1], "mode": mode, "prob": 0.7}
+def test_it_is_timms_mixup_drawn_from_the_plugins_own_stream(
+    mode: Any, alphas: tuple[float, float]
+) -> None:
+    options: dict[str, Any] = {
+        "mixup_alpha": alphas[0],
+        "cutmix_alpha": alphas[1],
+        "mode": mode,
+        "prob": 0.7,
+    }
     plugin, twin = mixup(**options, label_smoothing=0.1), mixup()
     timms = TimmMixup(**options, label_smoothing=0.1, num_classes=CLASSES)
     for n in (6, 8, 8, 4):
@@ -78,7 +87,9 @@ def test_mixed_images_are_convex_combinations_of_opposite_ones() -> None:
     lam = float(mixed.targets[0, 0])  # image 0 is of class 0, its partner is not
     assert 0 < lam < 1
     torch.testing.assert_close(mixed.inputs, lam * batch.inputs + (1 - lam) * batch.inputs.flip(0))
-    torch.testing.assert_close(mixed.targets, lam * soft(batch.targets) + (1 - lam) * soft(batch.targets).flip(0))
+    torch.testing.assert_close(
+        mixed.targets, lam * soft(batch.targets) + (1 - lam) * soft(batch.targets).flip(0)
+    )
 
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
@@ -88,7 +99,9 @@ def test_the_last_image_of_an_odd_batch_stays_as_it_is(mode: Any, n: int) -> Non
     mixed = prepare(mixup(mixup_alpha=1.0, mode=mode), make_run(), batch)
     assert torch.equal(mixed.inputs[-1], batch.inputs[-1])
     assert torch.equal(mixed.targets[-1], soft(batch.targets)[-1])
-    even = prepare(mixup(mixup_alpha=1.0, mode=mode), make_run(), Batch(batch.inputs[:-1], batch.targets[:-1]))
+    even = prepare(
+        mixup(mixup_alpha=1.0, mode=mode), make_run(), Batch(batch.inputs[:-1], batch.targets[:-1])
+    )
     if n > 1:
         assert torch.equal(mixed.inputs[:-1], even.inputs)
         assert torch.equal(mixed.targets[:-1], even.targets)
@@ -152,7 +165,9 @@ def test_targets_have_as_many_classes_as_the_model() -> None:
     assert prepare(mixup(), make_run(num_classes=9), images(4)).targets.shape == (4, 9)
 
 
-@pytest.mark.parametrize("batch", [images(4).inputs, Batch(images(4).inputs, soft(images(4).targets))])
+@pytest.mark.parametrize(
+    "batch", [images(4).inputs, Batch(images(4).inputs, soft(images(4).targets))]
+)
 def test_what_cannot_be_mixed_is_refused(batch: Any) -> None:
     with pytest.raises(UserError, match="needs batches of images with one class each"):
         prepare(mixup(), make_run(), batch)
@@ -194,5 +209,9 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
 
 
 def test_plan_says_what_is_mixed() -> None:
-    (line,) = mixup(mixup_alpha=0.4, cutmix_alpha=1.0, prob=0.8, switch_prob=0.25, mode="pair").explain(make_run())
-    assert line.startswith("mixes 60% of pairs of images by mixup (alpha 0.4) and 20% by CutMix (alpha 1)")
+    (line,) = mixup(
+        mixup_alpha=0.4, cutmix_alpha=1.0, prob=0.8, switch_prob=0.25, mode="pair"
+    ).explain(make_run())
+    assert line.startswith(
+        "mixes 60% of pairs of images by mixup (alpha 0.4) and 20% by CutMix (alpha 1)"
+    )

@@ -44,11 +44,17 @@ def squared(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 @given(
-    d=st.integers(1, 6), k=st.integers(1, 6), widths=st.lists(st.integers(6, 9), min_size=1, max_size=3),
-    rank=st.integers(0, 6), margin=st.floats(0.01, 5), seed=st.integers(0, 99),
-)  # fmt: skip
+    d=st.integers(1, 6),
+    k=st.integers(1, 6),
+    widths=st.lists(st.integers(6, 9), min_size=1, max_size=3),
+    rank=st.integers(0, 6),
+    margin=st.floats(0.01, 5),
+    seed=st.integers(0, 99),
+)
 @settings(max_examples=60)
-def test_the_network_equals_the_affine_map_and_all_units_are_positive(d, k, widths, rank, margin, seed):
+def test_the_network_equals_the_affine_map_and_all_units_are_positive(
+    d, k, widths, rank, margin, seed
+):
     g = torch.Generator().manual_seed(seed)
     a = torch.randn(k, rank, generator=g).double() @ torch.randn(rank, d, generator=g).double()
     c, x = torch.randn(k, generator=g).double(), 3 * torch.randn(20, d, generator=g).double()
@@ -86,7 +92,9 @@ def test_the_fit_finds_the_minimum_whatever_the_scale_of_the_inputs():
     scales = torch.logspace(-3, 3, 20, dtype=torch.float64)
     classes = y.argmax(1)
     losses = [
-        fit_affine(lambda out: cross_entropy(out, classes, label_smoothing=0.1), x * s, 10, iterations=100).loss
+        fit_affine(
+            lambda out: cross_entropy(out, classes, label_smoothing=0.1), x * s, 10, iterations=100
+        ).loss
         for s in (torch.ones(20), scales)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
@@ -166,8 +174,13 @@ def test_curvature_is_the_largest_eigenvalue_of_the_hessian():
 def test_networks_that_cannot_hold_the_map_are_refused(widths, shape, margin, message):
     a = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with pytest.raises(ValueError, match=message):
-        embed_affine(layers_of(network(*widths)) if len(widths) > 2 else list(network(*widths))[:1], a,
-                     torch.zeros(2), torch.zeros(4, 3), margin)  # fmt: skip
+        embed_affine(
+            layers_of(network(*widths)) if len(widths) > 2 else list(network(*widths))[:1],
+            a,
+            torch.zeros(2),
+            torch.zeros(4, 3),
+            margin,
+        )
 
 
 def test_layers_without_a_bias_are_refused():
@@ -187,5 +200,7 @@ def test_layers_without_a_bias_are_refused():
     ],
 )
 def test_only_a_plain_relu_network_is_one(extra, message):
-    found = linear_layers(nn.Sequential(nn.Flatten(), nn.Linear(3, 4), *extra, nn.ReLU(), nn.Linear(4, 2)))
+    found = linear_layers(
+        nn.Sequential(nn.Flatten(), nn.Linear(3, 4), *extra, nn.ReLU(), nn.Linear(4, 2))
+    )
     assert message in found if message else isinstance(found, list)

@@ -1,4 +1,6 @@
-"""The penalty and the push: against differences, against the authors' code in slow motion, and in training."""
+"""The penalty and the push: against differences, against the authors' code in slow motion, and
+in training.
+"""
 
 import math
 
@@ -14,7 +16,9 @@ from tests.reference.norm_bias import flat, one_norm, r_mu, two_norm
 SHAPES = [(3, 4), (5,), (), (2, 3, 2, 2)]
 
 
-def parameters(seed: int = 0, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> list[nn.Parameter]:
+def parameters(
+    seed: int = 0, dtype: torch.dtype = torch.float64, scale: float = 1.0
+) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(seed)
     params = [nn.Parameter((scale * torch.randn(s, generator=generator)).to(dtype)) for s in SHAPES]
     for p in params:
@@ -47,25 +51,34 @@ def test_the_push_is_the_derivative_of_the_penalty(form, mu_squared):
                 moved[k].view(-1)[i] += sign * step
                 ends.append(norm_bias(moved, mu_squared, coefficient=0.3, form=form).item())
             differences.append((ends[0] - ends[1]) / (2 * step))
-    assert flat(pushes(params, mu_squared, coefficient=0.3, form=form)) == pytest.approx(differences, rel=1e-6)
+    assert flat(pushes(params, mu_squared, coefficient=0.3, form=form)) == pytest.approx(
+        differences, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("form", ["absolute", "squared"])
 def test_the_penalty_has_the_push_as_its_gradient_in_autograd(form):
     params = parameters()
     gradient = torch.autograd.grad(norm_bias(params, 7.0, coefficient=0.3, form=form), params)
-    assert flat(pushes(params, 7.0, coefficient=0.3, form=form)) == pytest.approx(flat(gradient), rel=1e-12)
+    assert flat(pushes(params, 7.0, coefficient=0.3, form=form)) == pytest.approx(
+        flat(gradient), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("mu_squared", [5.0, 500.0])
 def test_the_equation_by_the_letter_is_twice_the_penalty(mu_squared):
     params = parameters()
     by_the_letter = 0.3 * r_mu(flat(params), mu_squared)
-    assert by_the_letter == pytest.approx(2 * norm_bias(params, mu_squared, coefficient=0.3).item(), rel=1e-12)
+    assert by_the_letter == pytest.approx(
+        2 * norm_bias(params, mu_squared, coefficient=0.3).item(), rel=1e-12
+    )
 
 
 @given(
-    mu_squared=st.floats(0.01, 1e4), coefficient=st.floats(1e-6, 10), scale=st.floats(1e-3, 30), seed=st.integers(0, 99)
+    mu_squared=st.floats(0.01, 1e4),
+    coefficient=st.floats(1e-6, 10),
+    scale=st.floats(1e-3, 30),
+    seed=st.integers(0, 99),
 )
 def test_the_push_is_that_of_the_authors_code(mu_squared, coefficient, scale, seed):
     params = parameters(seed, scale=scale)
@@ -76,7 +89,9 @@ def test_the_push_is_that_of_the_authors_code(mu_squared, coefficient, scale, se
 
 
 @given(mu_squared=st.floats(0.01, 1e4), coefficient=st.floats(1e-6, 10), seed=st.integers(0, 99))
-def test_the_squared_push_is_that_of_their_other_function_at_another_coefficient(mu_squared, coefficient, seed):
+def test_the_squared_push_is_that_of_their_other_function_at_another_coefficient(
+    mu_squared, coefficient, seed
+):
     params = parameters(seed)
     phi, grad = flat(params), flat(grads(params))
     push_to_norm(params, mu_squared, coefficient=coefficient, form="squared")
@@ -91,8 +106,12 @@ def test_the_authors_other_function_multiplies_by_minus_25_where_this_one_has_th
     assert unit == pytest.approx(-25)
     p = nn.Parameter(torch.full((1,), 1e-9, dtype=torch.float64))
     p.grad = torch.zeros_like(p)
-    assert push_to_norm([p], 2500, coefficient=0.005, form="squared").factor.item() == pytest.approx(-0.005)
-    assert push_to_norm([p], 2500, coefficient=25.0, form="squared").factor.item() == pytest.approx(-25)
+    assert push_to_norm(
+        [p], 2500, coefficient=0.005, form="squared"
+    ).factor.item() == pytest.approx(-0.005)
+    assert push_to_norm([p], 2500, coefficient=25.0, form="squared").factor.item() == pytest.approx(
+        -25
+    )
 
 
 def radial(n: float, mu_squared: float, lr: float, steps: int, literal: bool) -> float:
@@ -111,7 +130,9 @@ def radial(n: float, mu_squared: float, lr: float, steps: int, literal: bool) ->
 
 @pytest.mark.parametrize("start", [0.1, 0.5, 2.0, 10.0])
 def test_descent_on_the_squared_form_contracts_where_the_authors_would_explode(start):
-    assert radial(start * 2500, 2500, lr=1.0, steps=3000, literal=False) == pytest.approx(2500, rel=1e-5)
+    assert radial(start * 2500, 2500, lr=1.0, steps=3000, literal=False) == pytest.approx(
+        2500, rel=1e-5
+    )
     assert radial(start * 2500, 2500, lr=1.0, steps=3000, literal=True) > 1e12 or start == 2.0
 
 
@@ -123,7 +144,10 @@ def test_below_the_target_the_norm_grows_above_it_shrinks_and_at_it_nothing_move
             p.grad = torch.zeros_like(p)
         push = push_to_norm(params, 26.0 / factor, coefficient=0.1, form=form)
         assert push.squared_norm.item() == 26
-        signs = {math.copysign(1, g * p) if g else 0 for g, p in zip(flat(grads(params)), flat(params), strict=True)}
+        signs = {
+            math.copysign(1, g * p) if g else 0
+            for g, p in zip(flat(grads(params)), flat(params), strict=True)
+        }
         assert signs == {direction}
         assert (push.factor.item() > 0) - (push.factor.item() < 0) == direction
 
@@ -171,12 +195,14 @@ def test_others_may_count_than_are_pushed():
     before = [g.clone() for g in grads(params)]
     push = push_to_norm(params[:1], 1.0, coefficient=0.1, counted=params)
     assert push.squared_norm.item() == pytest.approx(sum(p * p for p in flat(params)), rel=1e-12)
-    torch.testing.assert_close(grads(params)[0], before[0] + 0.1 * params[0].detach(), rtol=1e-14, atol=1e-15)
+    torch.testing.assert_close(
+        grads(params)[0], before[0] + 0.1 * params[0].detach(), rtol=1e-14, atol=1e-15
+    )
     assert all(torch.equal(a, b) for a, b in zip(grads(params)[1:], before[1:], strict=True))
 
 
 def test_a_parameter_listed_twice_counts_and_is_pushed_once():
-    (p, *_) = parameters()
+    p, *_ = parameters()
     before = grads([p])[0].clone()
     push = push_to_norm([p, p], 0.0, coefficient=0.1)
     assert push.squared_norm.item() == pytest.approx(p.detach().square().sum().item(), rel=1e-12)
@@ -184,7 +210,10 @@ def test_a_parameter_listed_twice_counts_and_is_pushed_once():
 
 
 def test_tensors_of_several_dtypes_are_one_sum():
-    mixed = [nn.Parameter(torch.full((300,), 200.0, dtype=d)) for d in (torch.float16, torch.bfloat16, torch.float32)]
+    mixed = [
+        nn.Parameter(torch.full((300,), 200.0, dtype=d))
+        for d in (torch.float16, torch.bfloat16, torch.float32)
+    ]
     assert squared_norm(mixed).item() == pytest.approx(3 * 300 * 200.0**2, rel=1e-6)
     assert squared_norm(mixed).dtype == torch.float32
     for p in mixed:
@@ -200,7 +229,8 @@ def test_no_tensors_have_no_norm():
 
 
 def test_the_norm_of_a_long_tensor_is_right_to_a_thousandth_of_the_target():
-    # One call of torch's norm in float32 is 0.1 % off on this tensor, more than the norm may be off its target.
+    # One call of torch's norm in float32 is 0.1 % off on this tensor, more than the norm may be off
+    # its target.
     x = torch.randn(12_000_000, generator=torch.Generator().manual_seed(0))
     wanted = torch.dot(x.double(), x.double()).item()
     assert squared_norm([x]).item() == pytest.approx(wanted, rel=5e-5)
@@ -248,7 +278,8 @@ def test_training_takes_the_norm_to_its_target_and_keeps_it_there(batch_norm):
             nn.functional.cross_entropy(model(x), y).backward()
             push = push_to_norm(params, mu_squared, coefficient=coefficient)
             optimizer.step()
-        # The sign flips at every crossing: what stays is chatter of about the size of one step of N.
+        # The sign flips at every crossing: what stays is chatter of about the size of one step of
+        # N.
         residue = abs(push.squared_norm.item() / mu_squared - 1)
         assert residue < 1e-3
         assert residue <= 2 * lr * coefficient / (1 - momentum)

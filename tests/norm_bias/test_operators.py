@@ -30,7 +30,9 @@ def all_values(found: Spectrum) -> Tensor:
 
 layers = st.fixed_dictionaries(
     {
-        "channels": st.sampled_from([(1, 1, 1), (2, 3, 1), (3, 2, 1), (4, 4, 4), (4, 2, 2), (2, 6, 2)]),
+        "channels": st.sampled_from(
+            [(1, 1, 1), (2, 3, 1), (3, 2, 1), (4, 4, 4), (4, 2, 2), (2, 6, 2)]
+        ),
         "kernel": st.tuples(st.integers(1, 3), st.integers(1, 3)).filter(lambda k: k != (1, 1)),
         "stride": st.tuples(st.integers(1, 3), st.integers(1, 2)),
         "dilation": st.tuples(st.integers(1, 2), st.integers(1, 2)),
@@ -43,7 +45,13 @@ layers = st.fixed_dictionaries(
 def layer_of(drawn) -> tuple[nn.Conv2d, Geometry, Tensor]:
     inputs, outputs, groups = drawn["channels"]
     layer = nn.Conv2d(
-        inputs, outputs, drawn["kernel"], drawn["stride"], dilation=drawn["dilation"], groups=groups, bias=False
+        inputs,
+        outputs,
+        drawn["kernel"],
+        drawn["stride"],
+        dilation=drawn["dilation"],
+        groups=groups,
+        bias=False,
     )
     found = geometry(layer, drawn["size"])
     assert isinstance(found, Geometry)
@@ -74,7 +82,9 @@ def test_a_projection_is_that_of_the_dense_matrix_cut_to_the_kernel(drawn, mode,
     # The first output pixel's row holds the kernel as it lies on the grid.
     pixels = (found.grid[0] // layer.stride[0]) * (found.grid[1] // layer.stride[1])
     rows = ((u * s) @ vh)[::pixels].view(layer.out_channels, layer.in_channels, *found.grid)
-    per_group_out, per_group_in = (c // layer.groups for c in (layer.out_channels, layer.in_channels))
+    per_group_out, per_group_in = (
+        c // layer.groups for c in (layer.out_channels, layer.in_channels)
+    )
     for out in range(layer.out_channels):
         first = out // per_group_out * per_group_in
         for tap_h in range(layer.kernel_size[0]):
@@ -89,7 +99,11 @@ def test_a_projection_is_that_of_the_dense_matrix_cut_to_the_kernel(drawn, mode,
 def test_a_kernel_as_large_as_the_map_meets_the_bound_and_a_cut_one_does_not(mode, stride):
     def beyond(weight: Tensor, found: Geometry) -> Tensor:
         values = all_values(spectrum(weight, found))
-        return values > threshold + 1e-9 if mode == "maximize" else (values > 1e-9) & (values < threshold - 1e-9)
+        return (
+            values > threshold + 1e-9
+            if mode == "maximize"
+            else (values > 1e-9) & (values < threshold - 1e-9)
+        )
 
     found = Geometry((6, 6), (stride, stride))
     for kernel, exact in ((6, True), (3, False)):
@@ -121,7 +135,9 @@ def test_effective_rank_is_nuclear_over_frobenius_as_a_share():
     weight = random(6, 4)
     s = torch.linalg.svdvals(weight)
     wanted = s.sum() / weight.norm() / 4**0.5
-    assert effective_rank(spectrum(weight, Geometry())).item() == pytest.approx(wanted.item(), rel=1e-12)
+    assert effective_rank(spectrum(weight, Geometry())).item() == pytest.approx(
+        wanted.item(), rel=1e-12
+    )
     assert effective_rank(spectrum(torch.eye(5), Geometry())).item() == pytest.approx(1)
     assert effective_rank(spectrum(torch.ones(4, 9), Geometry())).item() == pytest.approx(0.5)
 
@@ -136,7 +152,9 @@ def test_projections_move_the_effective_rank_the_way_their_name_says(mode, up):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("mode", "threshold"), [("maximize", float("inf")), ("minimize", 0.0), ("maximize", 1e3)])
+@pytest.mark.parametrize(
+    ("mode", "threshold"), [("maximize", float("inf")), ("minimize", 0.0), ("maximize", 1e3)]
+)
 def test_where_nothing_is_out_of_bounds_the_weight_itself_comes_back(dtype, mode, threshold):
     weight = random(4, 4, 3, 3).to(dtype)
     result = project(weight, Geometry((6, 6)), mode, threshold)
@@ -171,10 +189,18 @@ class Scaled(nn.Conv2d):
         (nn.Conv2d(4, 4, 3, stride=2), (7, 8), Geometry((8, 8), (2, 2))),
         (nn.Conv2d(4, 4, 3, dilation=2), (3, 9), Geometry((5, 9), dilation=(2, 2))),
         (nn.Conv2d(4, 4, 3), None, "Conv2d took no part in the forward pass"),
-        (nn.ConvTranspose2d(4, 4, 3), (8, 8), "ConvTranspose2d is neither a 2-D convolution nor a linear layer"),
+        (
+            nn.ConvTranspose2d(4, 4, 3),
+            (8, 8),
+            "ConvTranspose2d is neither a 2-D convolution nor a linear layer",
+        ),
         (nn.Conv1d(4, 4, 3), (8, 8), "Conv1d is neither"),
         (Scaled(4, 4, 3), (8, 8), "Scaled does more with its weight than a convolution"),
-        (nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), None, "computes its weight from other tensors"),
+        (
+            nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)),
+            None,
+            "computes its weight from other tensors",
+        ),
     ],
 )
 def test_a_layer_is_an_operator_or_is_refused_with_a_reason(layer, size, wanted):
@@ -189,7 +215,9 @@ def test_a_layer_is_an_operator_or_is_refused_with_a_reason(layer, size, wanted)
 
 
 def test_input_sizes_are_those_of_the_forward_pass_and_leave_no_trace():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3)
+    )
     model[1].eval()
     state = {k: v.clone() for k, v in model.state_dict().items()}
     random_state = torch.get_rng_state()

@@ -27,7 +27,9 @@ def case(options: Mapping[str, Any], recipe: Mapping[str, Any] | None = None) ->
     return Case("spectral_rank", options, recipe=recipe or {})
 
 
-def train(options: Mapping[str, Any], recipe: Mapping[str, Any] | None = None, **further: Any) -> Trace:
+def train(
+    options: Mapping[str, Any], recipe: Mapping[str, Any] | None = None, **further: Any
+) -> Trace:
     with undisturbed():
         return case(options, recipe).train(**further)
 
@@ -51,7 +53,11 @@ class Before:
 
 @trainkit.testing.parametrize(
     Case("spectral_rank", {"every": 2}),
-    Case("spectral_rank", {"mode": "minimize", "threshold": 1.0, "every": 1}, recipe={"model": {"name": "test_vit"}}),
+    Case(
+        "spectral_rank",
+        {"mode": "minimize", "threshold": 1.0, "every": 1},
+        recipe={"model": {"name": "test_vit"}},
+    ),
 )
 def test_spectral_rank_conforms(check):
     check()
@@ -92,9 +98,13 @@ def test_measuring_alone_logs_the_effective_rank_and_changes_nothing():
     on, off = train(options), train(options, on=False)
     assert next(differences(on.state["model"], off.state["model"]), None) is None
     run = built(options)
-    layer = next(layer for layer in run.plugins["spectral_rank"]._find(run)[0] if layer.name == LAYER)
+    layer = next(
+        layer for layer in run.plugins["spectral_rank"]._find(run)[0] if layer.name == LAYER
+    )
     wanted = effective_rank(spectrum(on.state["model"][f"{LAYER}.weight"], layer.geometry)).item()
-    assert on.history.series(f"spectral_rank/effective_rank/{LAYER}")[1][-1] == pytest.approx(wanted, rel=1e-5)
+    assert on.history.series(f"spectral_rank/effective_rank/{LAYER}")[1][-1] == pytest.approx(
+        wanted, rel=1e-5
+    )
     assert "measures the effective rank of" in run.plugins["spectral_rank"].explain(run)[0]
 
 
@@ -125,7 +135,9 @@ def test_a_model_of_which_nothing_is_left_is_refused():
     setup = case({"exclude": ["*"]}).setup()
     with undisturbed():
         run = build(setup)
-        with pytest.raises(UserError, match=r"spectral_rank.exclude: of test_resnet no layer is left to project"):
+        with pytest.raises(
+            UserError, match=r"spectral_rank.exclude: of test_resnet no layer is left to project"
+        ):
             run.hook.on_fit_start(run=run)
 
 
@@ -151,7 +163,9 @@ def test_the_report_has_a_line_and_a_row_for_each_layer(count):
         | {f"spectral_rank/changed/{n}": 0.5 for n in names}
         for step in (1, 2)
     ]
-    (section,) = SpectralRank().report(History([Record(i, 0, dict(row)) for i, row in enumerate(rows)]))
+    (section,) = SpectralRank().report(
+        History([Record(i, 0, dict(row)) for i, row in enumerate(rows)])
+    )
     assert section.table[1:] == [[n, "0.800", "0.700", "50.0%", "50.0%"] for n in names]
     assert len(section.figures[0].axes[0].lines) == count
     assert SpectralRank().report(History([])) == []
@@ -172,6 +186,14 @@ class Grows:
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("mode", ["maximize", "minimize"])
-def test_weights_that_have_no_singular_values_are_named_with_the_step(value: float, mode: str) -> None:
-    with pytest.raises(TrainingError, match=rf"parameter {LAYER}\.weight holds (nan|inf) after step 2 "):
-        train({"every": 2, "mode": mode}, {"optimizer": {"name": "sgd", "lr": 1e-3}}, observers=[Grows(value)])
+def test_weights_that_have_no_singular_values_are_named_with_the_step(
+    value: float, mode: str
+) -> None:
+    with pytest.raises(
+        TrainingError, match=rf"parameter {LAYER}\.weight holds (nan|inf) after step 2 "
+    ):
+        train(
+            {"every": 2, "mode": mode},
+            {"optimizer": {"name": "sgd", "lr": 1e-3}},
+            observers=[Grows(value)],
+        )

@@ -24,14 +24,18 @@ def built(first: str, **options: Any) -> Run:
     names = [first, *(name for name in both if name != first)]
     case = Case(names[0], both[names[0]], recipe=RECIPE | {"plugins": {names[1]: both[names[1]]}})
     setup = case.setup()
-    entries, problems = arrange([Entry(n, e.plugin, Mark("here")) for n in names for e in setup.entries if e.name == n])
+    entries, problems = arrange(
+        [Entry(n, e.plugin, Mark("here")) for n in names for e in setup.entries if e.name == n]
+    )
     assert not problems
     setup.recipe.model.args.pop("drop_rate", None)
     return make(Setup(setup.recipe, entries))
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "zero"}, {"center": False}], ids=str)
-def test_the_network_starts_at_its_best_affine_model_in_either_order(options: dict[str, Any]) -> None:
+def test_the_network_starts_at_its_best_affine_model_in_either_order(
+    options: dict[str, Any],
+) -> None:
     runs = [built(first, **options) for first in ("trap_init", "sparsity_norm")]
     for run in runs:
         plugin: Any = run.plugins["trap_init"]

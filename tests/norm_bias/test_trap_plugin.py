@@ -1,4 +1,6 @@
-"""The `trap_init` plugin in small trainings: where it starts, that it stays, and what it refuses."""
+"""The `trap_init` plugin in small trainings: where it starts, that it stays, and what it
+refuses.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def test_the_network_starts_as_the_affine_model_with_every_unit_above_the_margin
 
 def test_training_stays_where_the_default_start_goes_down():
     trapped = train({})
-    losses, affine, active = (trapped.history.series(f"trap_init/{n}")[1] for n in ("loss", "affine_loss", "active"))
+    losses, affine, active = (
+        trapped.history.series(f"trap_init/{n}")[1] for n in ("loss", "affine_loss", "active")
+    )
     assert len(losses) == 5  # at the start, and after each epoch
     assert affine == [affine[0]] * 5
     assert losses == pytest.approx([affine[0]] * 5, rel=1e-3)
@@ -62,7 +66,9 @@ def test_training_stays_where_the_default_start_goes_down():
 
 def test_noise_comes_from_the_plugins_own_stream_and_moves_the_start():
     with_noise, again, other = (built({"noise": 0.1}, {"seed": seed}) for seed in (0, 0, 1))
-    one, two, three = (torch.cat([p.flatten() for p in r.model.parameters()]) for r in (with_noise, again, other))
+    one, two, three = (
+        torch.cat([p.flatten() for p in r.model.parameters()]) for r in (with_noise, again, other)
+    )
     calm = torch.cat([p.flatten() for p in built({}).model.parameters()])
     assert torch.equal(one, two)
     assert not torch.equal(one - calm, three - calm)
@@ -75,7 +81,10 @@ def test_plan_says_where_it_starts_and_warns_of_a_learning_rate_that_jumps_out()
     assert lines[0].startswith("starts as the affine model of 27 training examples: loss 0.")
     assert lines[1].startswith("largest curvature ")
     assert len(lines) == 2
-    assert wild.plugins["trap_init"].explain(wild)[2] == "optimizer.lr is 50, above that: training may jump out"
+    assert (
+        wild.plugins["trap_init"].explain(wild)[2]
+        == "optimizer.lr is 50, above that: training may jump out"
+    )
 
 
 RECIPE = """\
@@ -89,10 +98,19 @@ plugins: {trap_init: {}}
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.name=test_resnet", "model.args={}", "data.image_size=32"], "test_resnet has a Conv2d; mlp is one"),
-        (["model.args.act=gelu"], r"yaml:1: model: trap_init needs a plain ReLU network, and mlp has a GELU"),
+        (
+            ["model.name=test_resnet", "model.args={}", "data.image_size=32"],
+            "test_resnet has a Conv2d; mlp is one",
+        ),
+        (
+            ["model.args.act=gelu"],
+            r"yaml:1: model: trap_init needs a plain ReLU network, and mlp has a GELU",
+        ),
         (["model.args.batch_norm=true"], "has a BatchNorm1d"),
-        (["model.args.hidden=[16, 3]"], "a layer of 3 units is narrower than the rank of the affine map, 9"),
+        (
+            ["model.args.hidden=[16, 3]"],
+            "a layer of 3 units is narrower than the rank of the affine map, 9",
+        ),
         (["data.augment={}"], "data.augment: trap_init needs a finite set of training examples"),
         (
             ["train.loss.smoothing=0", "data.image_size=8", "data.val_fraction=0.9"],
@@ -113,10 +131,13 @@ def test_several_ranks_are_refused(write, monkeypatch):
 
 
 def test_the_report_tells_whether_it_stayed():
-    rows = [{"trap_init/loss": 0.8 + x, "trap_init/affine_loss": 0.8, "trap_init/active": 1.0} for x in (0, 0.01)]
+    rows = [
+        {"trap_init/loss": 0.8 + x, "trap_init/affine_loss": 0.8, "trap_init/active": 1.0}
+        for x in (0, 0.01)
+    ]
     (section,) = TrapInit().report(History([Record(i, 0, dict(row)) for i, row in enumerate(rows)]))
     assert section.text.startswith(
-        "The loss on the training data was 0.8 at the start and 0.81 at the end; that of the best affine model is 0.8. "
-        "In the end 100.0% of the hidden values were positive"
+        "The loss on the training data was 0.8 at the start and 0.81 at the end; that of the best "
+        "affine model is 0.8. In the end 100.0% of the hidden values were positive"
     )
     assert TrapInit().report(History([])) == []

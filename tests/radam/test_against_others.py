@@ -65,9 +65,13 @@ def test_equals_torch_radam(problem, eps, decoupled, path):
 def test_equals_the_twin(problem, betas, unrectified):
     start, gradients = problem
     ours = trajectory(
-        lambda p: RAdam(p, 0.01, betas, 1e-4, weight_decay=0.1, unrectified=unrectified), start, gradients
+        lambda p: RAdam(p, 0.01, betas, 1e-4, weight_decay=0.1, unrectified=unrectified),
+        start,
+        gradients,
     )
-    twin = reference.radam(start.numpy(), gradients.numpy(), 0.01, *betas, 1e-4, lam=0.1, unrectified=unrectified)
+    twin = reference.radam(
+        start.numpy(), gradients.numpy(), 0.01, *betas, 1e-4, lam=0.1, unrectified=unrectified
+    )
     np.testing.assert_allclose(ours.numpy(), np.stack(list(twin)), rtol=1e-11, atol=1e-13)
 
 
@@ -75,9 +79,15 @@ def test_equals_the_twin(problem, betas, unrectified):
 @pytest.mark.parametrize(
     ("build", "settings"),
     [
-        (lambda p, **path: AdamWarmup(p, 0.01, weight_decay=0.1, warmup_steps=100, **path), {"warmup": 100}),
+        (
+            lambda p, **path: AdamWarmup(p, 0.01, weight_decay=0.1, warmup_steps=100, **path),
+            {"warmup": 100},
+        ),
         (lambda p, **path: AdamWarmup(p, 0.01, weight_decay=0.1, warmup_steps=0, **path), {}),
-        (lambda p, **path: Adam2k(p, 0.01, weight_decay=0.1, freeze_steps=50, **path), {"freeze": 50}),
+        (
+            lambda p, **path: Adam2k(p, 0.01, weight_decay=0.1, freeze_steps=50, **path),
+            {"freeze": 50},
+        ),
         (lambda p, **path: AdamEps(p, 0.01, weight_decay=0.1, **path), {"eps": 1e-4}),
     ],
     ids=["warmup", "adam", "2k", "eps"],
@@ -90,7 +100,9 @@ def test_controls_equal_the_twin(problem, build, settings, path):
 
 
 def test_adam_eps_is_torch_adam_with_an_eps_that_shrinks(problem):
-    """The paper's eps acts before the bias correction: torch's would have to be eps / sqrt(1 - beta2^t)."""
+    """The paper's eps acts before the bias correction: torch's would have to be eps / sqrt(1 -
+    beta2^t).
+    """
     start, gradients = problem
     ours = trajectory(lambda p: AdamEps(p, 0.01), start, gradients[:50])
     theta = torch.nn.Parameter(start.clone())
@@ -118,7 +130,9 @@ def test_a_rectified_step_is_an_adam_step_with_its_own_lr_and_eps(problem):
 @pytest.mark.parametrize("c", [100.0, 1e-3, -7.0])
 def test_a_constant_gradient_moves_by_r_t_whatever_its_size(c):
     ones = torch.ones(40, 1, dtype=torch.float64)
-    steps = trajectory(lambda p: RAdam(p, lr=1.0, eps=0.0), torch.zeros(1, dtype=torch.float64), c * ones)
+    steps = trajectory(
+        lambda p: RAdam(p, lr=1.0, eps=0.0), torch.zeros(1, dtype=torch.float64), c * ones
+    )
     sizes = torch.diff(steps[:, 0], prepend=torch.zeros(1, dtype=torch.float64)).abs()
     torch.testing.assert_close(sizes[:5], torch.full((5,), abs(c), dtype=torch.float64))
     r = torch.tensor([rectification(t, 0.999) for t in range(6, 41)], dtype=torch.float64)
@@ -142,7 +156,9 @@ def test_skip_leaves_parameters_untouched_while_the_moments_fill(problem):
     optimizer = RAdam([theta], lr=0.5, weight_decay=0.5, unrectified="skip")
     for t in range(1, 7):
         held = optimizer.state[theta]
-        before = {name: held.get(name, torch.zeros(())).clone() for name in ("exp_avg", "exp_avg_sq")}
+        before = {
+            name: held.get(name, torch.zeros(())).clone() for name in ("exp_avg", "exp_avg_sq")
+        }
         theta.grad = gradients[t - 1].clone()
         optimizer.step()
         assert torch.equal(theta.detach(), start) == (t <= 5)

@@ -36,7 +36,9 @@ def test_complex_tensors_count_as_pairs():
 
 @pytest.mark.parametrize("build", [RAdam, lambda p: Adam2k(p, freeze_steps=100), torch.optim.AdamW])
 def test_quantiles_of_the_adaptive_rate(build):
-    """With constant gradients sqrt(v_hat) = |g|, so psi is 1/|g| for every coordinate at every step."""
+    """With constant gradients sqrt(v_hat) = |g|, so psi is 1/|g| for every coordinate at every
+    step.
+    """
     sizes = torch.linspace(1.0, 9.0, 9, dtype=torch.float64)
     first, second = (torch.nn.Parameter(torch.zeros(n, dtype=torch.float64)) for n in (4, 5))
     optimizer = build([first, second])
@@ -45,7 +47,9 @@ def test_quantiles_of_the_adaptive_rate(build):
         first.grad, second.grad = sizes[:4].clone(), sizes[4:].clone() if step > 2 else None
         optimizer.step()
     psi = adaptive_rate_quantiles(optimizer, [0.0, 0.5, 1.0])
-    torch.testing.assert_close(psi, torch.tensor([1 / 9, 1 / 5, 1.0], dtype=torch.float64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        psi, torch.tensor([1 / 9, 1 / 5, 1.0], dtype=torch.float64), rtol=1e-5, atol=0
+    )
 
 
 def test_a_large_eps_bounds_the_adaptive_rate():
@@ -63,7 +67,9 @@ def test_coordinates_without_a_gradient_have_no_rate():
     optimizer = RAdam([theta])
     theta.grad = torch.tensor([0.0, 2.0, 0.0, 0.0])
     optimizer.step()
-    assert adaptive_rate_quantiles(optimizer, [0, 1]).tolist() == pytest.approx([0.5, 0.5], rel=1e-6)
+    assert adaptive_rate_quantiles(optimizer, [0, 1]).tolist() == pytest.approx(
+        [0.5, 0.5], rel=1e-6
+    )
     theta.grad = None
     optimizer.state[theta]["exp_avg_sq"].zero_()
     assert adaptive_rate_quantiles(optimizer, [0.5]).isnan().all()
@@ -101,8 +107,17 @@ def test_histogram_counts_by_binary_exponent(values):
 
 def test_histogram_edges():
     values = [0.0, 2.0**-3, -(2.0**-2), 0.9, 1.0, 3.0, math.inf, math.nan]
-    assert gradient_histogram([torch.tensor(values)], low=-2, high=1).tolist() == [1 / 4, 1 / 8, 1 / 8, 1 / 2]
-    assert gradient_histogram([torch.ones(10), torch.ones(5, 2)], low=-1, high=1).tolist() == [0, 0, 1]
+    assert gradient_histogram([torch.tensor(values)], low=-2, high=1).tolist() == [
+        1 / 4,
+        1 / 8,
+        1 / 8,
+        1 / 2,
+    ]
+    assert gradient_histogram([torch.ones(10), torch.ones(5, 2)], low=-1, high=1).tolist() == [
+        0,
+        0,
+        1,
+    ]
 
 
 def test_measuring_changes_nothing():
@@ -110,7 +125,11 @@ def test_measuring_changes_nothing():
     optimizer = RAdam([theta])
     theta.grad = torch.arange(5.0)
     optimizer.step()
-    before = [theta.detach().clone(), theta.grad.clone(), optimizer.state[theta]["exp_avg_sq"].clone()]
+    before = [
+        theta.detach().clone(),
+        theta.grad.clone(),
+        optimizer.state[theta]["exp_avg_sq"].clone(),
+    ]
     random = torch.get_rng_state()
     adaptive_rate_quantiles(optimizer, [0.1, 0.9])
     gradient_histogram([theta.grad])

@@ -1,4 +1,6 @@
-"""Fused kernel, tensor lists and single tensors give the same numbers, for any mix of shapes and settings."""
+"""Fused kernel, tensor lists and single tensors give the same numbers, for any mix of shapes and
+settings.
+"""
 
 import pytest
 import torch
@@ -22,16 +24,28 @@ TOLERANCE = {
     torch.complex128: 1e-13,
     torch.complex64: 3e-6,
 }
-PATHS = {"fused": {"fused": True}, "foreach": {"foreach": True}, "single": {"foreach": False}, "auto": {}}
+PATHS = {
+    "fused": {"fused": True},
+    "foreach": {"foreach": True},
+    "single": {"foreach": False},
+    "auto": {},
+}
 
 
 def run(method, path, shapes, dtype, steps, seed, **settings):
-    """Return the parameters after some steps on given gradients, one of them without its last gradient."""
+    """Return the parameters after some steps on given gradients, one of them without its last
+    gradient.
+    """
     generator = torch.Generator().manual_seed(seed)
     params = [torch.nn.Parameter(torch.randn(s, generator=generator, dtype=dtype)) for s in shapes]
     half = (len(params) + 1) // 2
-    groups = [{"params": params[:half]}, {"params": params[half:], "lr": 0.02, "betas": (0.8, 0.95)}]
-    optimizer = BUILD[method]([g for g in groups if g["params"]], lr=0.01, **settings, **PATHS[path])
+    groups = [
+        {"params": params[:half]},
+        {"params": params[half:], "lr": 0.02, "betas": (0.8, 0.95)},
+    ]
+    optimizer = BUILD[method](
+        [g for g in groups if g["params"]], lr=0.01, **settings, **PATHS[path]
+    )
     for step in range(steps):
         for i, p in enumerate(params):
             gradient = torch.randn(p.shape, generator=generator, dtype=dtype)
@@ -116,7 +130,9 @@ def test_one_kernel_call_for_all_parameters_with_the_same_step_count(monkeypatch
     assert calls == [2, 2, 2, 1, 2, 1]
 
 
-@pytest.mark.parametrize("case", ["channels_last gradient", "transposed gradient", "channels_last", "strided theta"])
+@pytest.mark.parametrize(
+    "case", ["channels_last gradient", "transposed gradient", "channels_last", "strided theta"]
+)
 def test_layouts_do_not_change_the_numbers(case):
     def build(shuffled):
         generator = torch.Generator().manual_seed(0)
@@ -141,7 +157,9 @@ def test_layouts_do_not_change_the_numbers(case):
 
 
 def test_a_half_precision_step_rounds_once():
-    """bfloat16 parameters take the float32 step of bfloat16 inputs, rounded at the end, on every path."""
+    """bfloat16 parameters take the float32 step of bfloat16 inputs, rounded at the end, on every
+    path.
+    """
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(1000, generator=generator).bfloat16()
     gradient = torch.randn(1000, generator=generator).bfloat16()
@@ -156,7 +174,9 @@ def test_a_half_precision_step_rounds_once():
 
 
 def test_moments_of_another_dtype_advance():
-    """As after `model.double()` in mid-training: the moments stay float32, and it is them that move."""
+    """As after `model.double()` in mid-training: the moments stay float32, and it is them that
+    move.
+    """
     theta = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
     optimizer = AdamEps([theta], lr=0.1)
     state = {"step": 0, "exp_avg": torch.zeros(4), "exp_avg_sq": torch.zeros(4)}
@@ -165,7 +185,9 @@ def test_moments_of_another_dtype_advance():
     optimizer.step()
     torch.testing.assert_close(state["exp_avg"], torch.full((4,), 0.1))
     torch.testing.assert_close(state["exp_avg_sq"], torch.full((4,), 0.001))
-    torch.testing.assert_close(theta.detach(), torch.full((4,), -0.1 / (1 + 1e-4 / 0.001**0.5), dtype=torch.float64))
+    torch.testing.assert_close(
+        theta.detach(), torch.full((4,), -0.1 / (1 + 1e-4 / 0.001**0.5), dtype=torch.float64)
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -20,7 +20,11 @@ STEPS = range(1, 13)
 def run():
     """A run that has a recipe and a log, which is what the optimizers read."""
     recipe = Recipe.model_validate(
-        {"model": {"name": "test_vit"}, "data": {"name": "digits"}, "optimizer": {"lr": 2e-3, "weight_decay": 0.1}}
+        {
+            "model": {"name": "test_vit"},
+            "data": {"name": "digits"},
+            "optimizer": {"lr": 2e-3, "weight_decay": 0.1},
+        }
     )
     return Run(recipe, hook=None, plugins={}, device=None, log=Log())
 
@@ -28,7 +32,13 @@ def run():
 def groups():
     decay, keep = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
     return [
-        {"params": [decay], "weight_decay": 0.3, "name": "decay", "rule": "matrices", "lr_scale": 0.5},
+        {
+            "params": [decay],
+            "weight_decay": 0.3,
+            "name": "decay",
+            "rule": "matrices",
+            "lr_scale": 0.5,
+        },
         {"params": [keep], "weight_decay": 0.0, "name": "no_decay"},
     ]
 
@@ -97,7 +107,10 @@ def test_explain_says_how_long_the_warm_up_is(tiny):
     lines = "\n".join(RAdam().explain(run))
     assert "takes the place of adamw; lr 0.002 (optimizer.lr)" in lines
     assert "the schedule warms up too, for 1 epochs" in lines
-    assert "momentum SGD before step 6; r_t reaches 0.5 at step 556 and 0.9 at step 2737, and this run has 12" in lines
+    assert (
+        "momentum SGD before step 6; r_t reaches 0.5 at step 556 and 0.9 at step 2737, and this run"
+        " has 12" in lines
+    )
     short = "\n".join(RAdam(lr=0.1, betas=(0.9, 0.6), unrectified="skip").explain(run))
     assert "lr 0.1," in short
     assert "rho_inf = 4 is not above 5: no update for the whole run" in short
@@ -107,7 +120,9 @@ def test_the_monitor_is_invisible_and_logs_what_it_sees(tiny, tmp_path):
     plain, _ = train(with_plugins(tiny, [], RAdam()))
     monitor = RAdamMonitor(first=7, every=3, sample=1000)
     watched, _ = train(with_plugins(tiny, [], RAdam(), monitor), tmp_path)
-    assert all(map(torch.equal, plain.model.state_dict().values(), watched.model.state_dict().values()))
+    assert all(
+        map(torch.equal, plain.model.state_dict().values(), watched.model.state_dict().values())
+    )
 
     history = history_of(watched)
     steps, lengths = history.series("radam_monitor/rho")
@@ -119,7 +134,9 @@ def test_the_monitor_is_invisible_and_logs_what_it_sees(tiny, tmp_path):
     steps, shares = history.series("radam_monitor/gradient_exponents")
     assert steps == [1, 2, 3, 4, 5, 6, 7]
     assert all(sum(share) == pytest.approx(1.0, abs=1e-5) for share in shares)
-    _, rates = history.together("radam_monitor/rate_p05", "radam_monitor/rate_p50", "radam_monitor/rate_p95")
+    _, rates = history.together(
+        "radam_monitor/rate_p05", "radam_monitor/rate_p50", "radam_monitor/rate_p95"
+    )
     assert all(0 < low <= middle <= high for low, middle, high in rates)
 
 
@@ -130,13 +147,17 @@ def test_the_monitor_watches_the_recipes_own_optimizer(tiny, tmp_path):
 
 def test_the_monitor_says_what_it_cannot_see(tiny, tmp_path):
     sgd, _ = train(with_plugins(tiny, ["optimizer.name=sgd"], RAdamMonitor()), tmp_path)
-    assert sgd.log.notes == ["radam_monitor: SGD has no adaptive learning rate, so that only gradients are logged"]
+    assert sgd.log.notes == [
+        "radam_monitor: SGD has no adaptive learning rate, so that only gradients are logged"
+    ]
     assert history_of(sgd).series("radam_monitor/rho")[0] == []
     assert history_of(sgd).series("radam_monitor/gradient_exponents")[0] == list(STEPS)
 
 
 def test_radam_in_a_run_takes_the_steps_of_torchs(tiny):
-    """Layer decay scales each group's rate and the schedule moves it; torch's RAdam through timm does the same."""
+    """Layer decay scales each group's rate and the schedule moves it; torch's RAdam through timm
+    does the same.
+    """
     ours, _ = train(with_plugins(tiny, ["optimizer.layer_decay=0.7"], RAdam()))
     theirs, _ = train(with_plugins(tiny, ["optimizer.layer_decay=0.7", "optimizer.name=radamw"]))
     assert type(ours.optimizer) is optimizers.RAdam
@@ -153,7 +174,10 @@ def test_the_report_draws_what_was_logged():
             step,
             0,
             {f"radam_monitor/rate_{name}": 10.0 + i for i, name in enumerate(names)}
-            | {"radam_monitor/r": 0.1 * step, "radam_monitor/gradient_exponents": [0.5, 0.0, 0.2, 0.3, 0.0]},
+            | {
+                "radam_monitor/r": 0.1 * step,
+                "radam_monitor/gradient_exponents": [0.5, 0.0, 0.2, 0.3, 0.0],
+            },
         )
         for step in range(1, 6)
     ]

@@ -62,7 +62,9 @@ def test_short_memories_are_never_rectified():
     assert all(rectification(t, 0.6) is None for t in range(1, 1000))
 
 
-@pytest.mark.parametrize(("t", "r"), [(6, 0.025821), (100, 0.215335), (1000, 0.645326), (10_000, 0.999773)])
+@pytest.mark.parametrize(
+    ("t", "r"), [(6, 0.025821), (100, 0.215335), (1000, 0.645326), (10_000, 0.999773)]
+)
 def test_rectification_values(t, r):
     assert rectification(t, 0.999) == pytest.approx(r, abs=1e-6)
 
@@ -73,7 +75,9 @@ def test_rectification_grows_to_one():
     assert values[-1] == pytest.approx(1.0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("beta2", "half", "nearly"), [(0.9, 11, 31), (0.99, 61, 277), (0.999, 556, 2737)])
+@pytest.mark.parametrize(
+    ("beta2", "half", "nearly"), [(0.9, 11, 31), (0.99, 61, 277), (0.999, 556, 2737)]
+)
 def test_implicit_warm_up_lasts_a_few_memories(beta2, half, nearly):
     assert rectification(half - 1, beta2) < 0.5 <= rectification(half, beta2)
     assert rectification(nearly - 1, beta2) < 0.9 <= rectification(nearly, beta2)
@@ -97,16 +101,22 @@ def test_rectification_equalises_the_first_order_variance():
 def test_exact_variance_is_that_of_the_scaled_inverse_chi_square(length):
     """psi^2 = rho / chi^2_rho with tau = 1: integrate the density of chi^2 numerically."""
     x = torch.linspace(1e-6, 40 * length, 2_000_001, dtype=torch.float64)
-    density = torch.exp((length / 2 - 1) * x.log() - x / 2 - length / 2 * math.log(2) - math.lgamma(length / 2))
+    density = torch.exp(
+        (length / 2 - 1) * x.log() - x / 2 - length / 2 * math.log(2) - math.lgamma(length / 2)
+    )
     psi = (length / x).sqrt()
     mean = torch.trapezoid(psi * density, x)
     variance = torch.trapezoid((psi - mean) ** 2 * density, x)
     assert adaptive_variance(length) == pytest.approx(float(variance), rel=1e-6)
 
 
-@pytest.mark.parametrize(("length", "ratio"), [(5, 3.31), (6, 2.15), (10, 1.38), (20, 1.14), (50, 1.05)])
+@pytest.mark.parametrize(
+    ("length", "ratio"), [(5, 3.31), (6, 2.15), (10, 1.38), (20, 1.14), (50, 1.05)]
+)
 def test_first_order_variance_overstates_short_averages(length, ratio):
-    assert adaptive_variance_first_order(length) / adaptive_variance(length) == pytest.approx(ratio, abs=0.01)
+    assert adaptive_variance_first_order(length) / adaptive_variance(length) == pytest.approx(
+        ratio, abs=0.01
+    )
 
 
 def test_exact_variance_falls_250_times_from_rho_5_to_500():

@@ -41,9 +41,15 @@ def test_bad_settings_are_refused_by_the_constructor_and_in_a_group(settings, me
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: AdamWarmup([theta()], warmup_steps=-1), "warmup_steps must be a whole number >= 0, got -1"),
+        (
+            lambda: AdamWarmup([theta()], warmup_steps=-1),
+            "warmup_steps must be a whole number >= 0, got -1",
+        ),
         (lambda: AdamWarmup([theta()], warmup_steps=1.5), "warmup_steps .* got 1.5"),
-        (lambda: Adam2k([theta()], freeze_steps=-2), "freeze_steps must be a whole number >= 0, got -2"),
+        (
+            lambda: Adam2k([theta()], freeze_steps=-2),
+            "freeze_steps must be a whole number >= 0, got -2",
+        ),
         (lambda: AdamEps([theta()], eps=-1e-4), "eps must be"),
     ],
 )
@@ -60,7 +66,9 @@ def test_sparse_gradients_are_refused_before_anything_moves(named):
     dense.grad = torch.ones(2)
     table(torch.tensor([1])).sum().backward()
     name = "table.weight" if named else "number 1"
-    with pytest.raises(ValueError, match=rf"RAdam takes dense .* {name}, shape \(4, 2\).*sparse=False"):
+    with pytest.raises(
+        ValueError, match=rf"RAdam takes dense .* {name}, shape \(4, 2\).*sparse=False"
+    ):
         optimizer.step()
     assert torch.equal(dense, torch.zeros(2))
     assert dense not in optimizer.state

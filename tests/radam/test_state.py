@@ -74,12 +74,17 @@ def test_copies_continue_identically(duplicate):
     [
         (lambda p, **s: torch.optim.RAdam(p, decoupled_weight_decay=True, **s), RAdam),
         (torch.optim.AdamW, lambda p, **s: AdamWarmup(p, warmup_steps=0, **s)),
-        (lambda p, **s: torch.optim.AdamW(p, fused=True, **s), lambda p, **s: AdamWarmup(p, warmup_steps=0, **s)),
+        (
+            lambda p, **s: torch.optim.AdamW(p, fused=True, **s),
+            lambda p, **s: AdamWarmup(p, warmup_steps=0, **s),
+        ),
     ],
     ids=["RAdam", "AdamW", "fused AdamW"],
 )
 def test_a_checkpoint_of_torch_continues_here_and_back(theirs, ours, fused):
-    """The state has the same names and meaning. eps is 0 because torch's AdamW has it in another place."""
+    """The state has the same names and meaning. eps is 0 because torch's AdamW has it in another
+    place.
+    """
     all_gradients = gradients(30)
     settings = {"lr": 0.05, "weight_decay": 0.1, "eps": 0.0}
     straight = parameter()
@@ -137,13 +142,21 @@ def test_a_late_parameter_starts_its_own_count(method):
 
 
 def test_groups_move_by_their_own_settings():
-    """Two groups that differ in lr by 100: what sharing a cached step size between groups gets wrong."""
+    """Two groups that differ in lr by 100: what sharing a cached step size between groups gets
+    wrong.
+    """
     slow, fast, odd = parameter(0.0), parameter(0.0), parameter(0.0)
     optimizer = RAdam(
         [
             {"params": [slow], "lr": 1e-3},
             {"params": [fast], "lr": 1e-1},
-            {"params": [odd], "betas": (0.5, 0.9), "eps": 1e-3, "unrectified": "skip", "weight_decay": 0.1},
+            {
+                "params": [odd],
+                "betas": (0.5, 0.9),
+                "eps": 1e-3,
+                "unrectified": "skip",
+                "weight_decay": 0.1,
+            },
         ],
         lr=0.05,
     )
@@ -185,7 +198,8 @@ def test_complex_parameters_are_pairs_of_real_ones():
     pairs = torch.randn(12, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     z = torch.nn.Parameter(torch.zeros(5, dtype=torch.complex128))
     x = torch.nn.Parameter(torch.zeros(5, 2, dtype=torch.float64))
-    # A lazily conjugated gradient, as autograd hands out: its memory holds the conjugate of its values.
+    # A lazily conjugated gradient, as autograd hands out: its memory holds the conjugate of its
+    # values.
     lazy = torch.view_as_complex(pairs).conj_physical().conj()
     assert lazy.is_conj()
     for theta, some in ((z, lazy), (x, pairs)):

@@ -1,7 +1,9 @@
-"""Slow twin of the generalised batch norm, in the letters of the authors' code (Summers & Dinneen, 1906.03548).
+"""Slow twin of the generalised batch norm, in the letters of the authors' code (Summers & Dinneen,
+1906.03548).
 
-x[i][k] is the list of the positions of example i and channel k. n: examples per block; G: channel groups of
-c = C / G channels; e, q: mean of x and of x^2 over space; mu, q2: the same over a block and group; d: decay.
+x[i][k] is the list of the positions of example i and channel k. n: examples per block; G: channel
+groups of c = C / G channels; e, q: mean of x and of x^2 over space; mu, q2: the same over a block
+and group; d: decay.
 """
 
 import math
@@ -10,7 +12,9 @@ Batch = list[list[list[float]]]
 
 
 def blocks_of(N: int, n: int | None, *, strided: bool) -> list[list[int]]:
-    """Return the examples of each block: full ones, then a remainder that joins the last if 2 r <= n."""
+    """Return the examples of each block: full ones, then a remainder that joins the last if 2 r
+    <= n.
+    """
     if n is None or n >= N:
         return [list(range(N))]
     B, rest = N // n, N % n
@@ -23,7 +27,9 @@ def blocks_of(N: int, n: int | None, *, strided: bool) -> list[list[int]]:
     return [*full, last] if last else full
 
 
-def train(x: Batch, gamma: list[float], beta: list[float], blocks: list[list[int]], G: int, eps: float) -> Batch:
+def train(
+    x: Batch, gamma: list[float], beta: list[float], blocks: list[list[int]], G: int, eps: float
+) -> Batch:
     """Return y: every block and group by its own moments."""
     c = len(x[0]) // G
     y: Batch = [[[] for _ in example] for example in x]
@@ -35,11 +41,15 @@ def train(x: Batch, gamma: list[float], beta: list[float], blocks: list[list[int
             var = math.fsum((v - mu) ** 2 for v in values) / len(values)
             for i in block:
                 for k in channels:
-                    y[i][k] = [gamma[k] * (v - mu) / math.sqrt(var + eps) + beta[k] for v in x[i][k]]
+                    y[i][k] = [
+                        gamma[k] * (v - mu) / math.sqrt(var + eps) + beta[k] for v in x[i][k]
+                    ]
     return y
 
 
-def running(x: Batch, m1: list[float], m2: list[float], d: float) -> tuple[list[float], list[float]]:
+def running(
+    x: Batch, m1: list[float], m2: list[float], d: float
+) -> tuple[list[float], list[float]]:
     """Return m1 and m2 after a batch: always of each channel over the whole batch."""
     new1, new2 = [], []
     for k in range(len(m1)):
@@ -50,9 +60,18 @@ def running(x: Batch, m1: list[float], m2: list[float], d: float) -> tuple[list[
 
 
 def infer(
-    x: Batch, gamma: list[float], beta: list[float], m1: list[float], m2: list[float], alpha: float, G: int, eps: float
+    x: Batch,
+    gamma: list[float],
+    beta: list[float],
+    m1: list[float],
+    m2: list[float],
+    alpha: float,
+    G: int,
+    eps: float,
 ) -> Batch:
-    """Return y by moments of which the example itself is a share alpha; the raw moments are mixed."""
+    """Return y by moments of which the example itself is a share alpha; the raw moments are
+    mixed.
+    """
     C = len(m1)
     c = C // G
     y: Batch = []
@@ -64,6 +83,8 @@ def infer(
             group = range(k // c * c, k // c * c + c)
             mu = math.fsum((1 - alpha) * m1[j] + alpha * e[j] for j in group) / c
             q2 = math.fsum((1 - alpha) * m2[j] + alpha * q[j] for j in group) / c
-            out.append([gamma[k] * (v - mu) / math.sqrt(q2 - mu * mu + eps) + beta[k] for v in example[k]])
+            out.append(
+                [gamma[k] * (v - mu) / math.sqrt(q2 - mu * mu + eps) + beta[k] for v in example[k]]
+            )
         y.append(out)
     return y

@@ -1,7 +1,8 @@
-"""timm's smallest model with BatchNorm in each of the 59 families that have one, at 32 px or the least it takes.
+"""timm's smallest model with BatchNorm in each of the 59 families that have one, at 32 px or the
+least it takes.
 
-Some end in maps of 1 x 1 at 32 px, where a statistic over two or three numbers makes gradients of 1e5; they are
-given 64.
+Some end in maps of 1 x 1 at 32 px, where a statistic over two or three numbers makes gradients of
+1e5; they are given 64.
 """
 
 from __future__ import annotations
@@ -69,8 +70,9 @@ SMALLEST: dict[str, tuple[str, int, dict[str, int]]] = {
     "xcit": ("xcit_nano_12_p8_224", 32, {"img_size": 32}),
 }
 
-# Small ones that between them hold every kind of layer: norm-acts, vectors, mixed norms, concatenation, parallel
-# branches, squeeze and excite, and models that fold their norms into convolutions.
+# Small ones that between them hold every kind of layer: norm-acts, vectors, mixed norms,
+# concatenation, parallel branches, squeeze and excite, and models that fold their norms into
+# convolutions.
 FEW = (
     "byobnet",
     "densenet",

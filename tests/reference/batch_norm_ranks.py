@@ -1,4 +1,6 @@
-"""Run as a script on each rank by test_timm: train a converted model under DistributedDataParallel."""
+"""Run as a script on each rank by test_timm: train a converted model under
+DistributedDataParallel.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)
+    )
     convert_batch_norm(net, ghost_size=2, example_weight=0.1)
     model = DistributedDataParallel(net)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -1,4 +1,6 @@
-"""Derivatives of a loss by central differences, beside autograd's: of each group of parameters by itself."""
+"""Derivatives of a loss by central differences, beside autograd's: of each group of parameters
+by itself.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ class Derivative(NamedTuple):
 def fill(module: nn.Module, deviation: float = 0.3, seed: int = 0) -> None:
     """Draw every parameter from a normal distribution, the same for every release of torch.
 
-    What torch.nn.init draws from a seed is not: truncated normals changed. A test that meets a kink of
-    the loss (a ReLU or a maximum that turns over) must meet it everywhere or nowhere.
+    What torch.nn.init draws from a seed is not: truncated normals changed. A test that meets a kink
+    of the loss (a ReLU or a maximum that turns over) must meet it everywhere or nowhere.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -78,7 +80,9 @@ def derivatives(
     return result
 
 
-def _measure(loss: Callable[[], Tensor], tensors: Sequence[Tensor], direction: Sequence[Tensor], h: float, /) -> float:
+def _measure(
+    loss: Callable[[], Tensor], tensors: Sequence[Tensor], direction: Sequence[Tensor], h: float, /
+) -> float:
     start = [tensor.detach().clone() for tensor in tensors]
     values = []
     for sign in (1, -1):

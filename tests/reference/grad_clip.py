@@ -1,8 +1,10 @@
-"""Slow twins of the clipping room in plain Python floats, in the letters of Zhang et al. 2020 (1905.11881).
+"""Slow twins of the clipping room in plain Python floats, in the letters of Zhang et al. 2020
+(1905.11881).
 
-eta_c, eta_n: learning rates of clipped and normalised gradient descent; gamma: clipping threshold (and, in
-the smoothness estimate, the fraction of the step); beta: offset of the normalised step; h: the resulting step
-factor.
+eta_c, eta_n: learning rates of clipped and normalised gradient descent; gamma: clipping threshold
+    (and, in
+the smoothness estimate, the fraction of the step); beta: offset of the normalised step; h: the
+resulting step factor.
 """
 
 import math
@@ -32,8 +34,12 @@ def theorem_3(L0: float, L1: float) -> tuple[float, float]:
     return eta_c, min(1 / eta_c, 1 / (10 * L1 * eta_c))
 
 
-def smoothness(grad: Callable[[Vector], Vector], x_k: Vector, x_next: Vector, grid: Vector) -> float:
-    """Return max over gamma of ||grad(x_k + gamma d) - grad(x_k)|| / (gamma ||d||), d = x_next - x_k."""
+def smoothness(
+    grad: Callable[[Vector], Vector], x_k: Vector, x_next: Vector, grid: Vector
+) -> float:
+    """Return max over gamma of ||grad(x_k + gamma d) - grad(x_k)|| / (gamma ||d||), d = x_next -
+    x_k.
+    """
     d = [b - a for a, b in zip(x_k, x_next, strict=True)]
     at_start = grad(x_k)
     quotients = []

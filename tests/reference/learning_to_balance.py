@@ -1,9 +1,10 @@
 """Learning to Balance in the paper's letters, one class, one image set and one layer at a time.
 
-Everything is in the authors' layouts: images [N, H, W, C], kernels [kh, kw, in, out], matrices [in, out], weights in
-one mapping by the authors' names.
+Everything is in the authors' layouts: images [N, H, W, C], kernels [kh, kw, in, out], matrices [in,
+out], weights in one mapping by the authors' names.
 
-ω̃, γ̃, z̃ latents · ω = softmax(ω̃) · γ = exp(γ̃) · α step sizes · θ initial parameters · N, M support and query images
+ω̃, γ̃, z̃ latents · ω = softmax(ω̃) · γ = exp(γ̃) · α step sizes · θ initial parameters · N, M
+support and query images
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ LAYERS = ("conv1", "conv2", "conv3", "conv4")
 
 
 def conv(x, kernel, bias):
-    return F.conv2d(x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), bias, padding=1).permute(0, 2, 3, 1)
+    return F.conv2d(x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), bias, padding=1).permute(
+        0, 2, 3, 1
+    )
 
 
 def pool(x):
@@ -35,7 +38,9 @@ def statistics(x, cardinality):
 
 
 def posterior(w, x, y, ways, max_shot):
-    """Return {latent: (mu, sigma)} from the weights `w` named encoder.…, support images and classes."""
+    """Return {latent: (mu, sigma)} from the weights `w` named encoder.…, support images and
+    classes.
+    """
 
     def dense(x, name):
         return x @ w[f"encoder.{name}.kernel"] + w[f"encoder.{name}.bias"]
@@ -44,13 +49,18 @@ def posterior(w, x, y, ways, max_shot):
         x = pool(conv(x, w[f"encoder.{name}.kernel"], w[f"encoder.{name}.bias"]).relu())
     x = dense(flatten(x), "dense1")
     n = [(int((y == c).sum()) - 1) / (max_shot - 1) for c in range(ways)]
-    s = torch.stack([dense(statistics(x[y == c], n[c]), "interact1").relu().reshape(-1) for c in range(ways)])
+    s = torch.stack(
+        [dense(statistics(x[y == c], n[c]), "interact1").relu().reshape(-1) for c in range(ways)]
+    )
     v = dense(dense(s, "dense2").relu(), "dense3")
     v = dense(statistics(v, sum(n) / ways), "interact2").relu().reshape(-1)
     found = {}
     for name, given in (("omega", s), ("gamma", v), ("z", v)):
         h = dense(given, f"dense_{name}").relu()
-        found[name] = (dense(h, f"mu_{name}").squeeze(-1), F.softplus(dense(h, f"sigma_{name}")).squeeze(-1))
+        found[name] = (
+            dense(h, f"mu_{name}").squeeze(-1),
+            F.softplus(dense(h, f"sigma_{name}")).squeeze(-1),
+        )
     return found
 
 
@@ -75,7 +85,8 @@ def logits(x, theta, beta, eps=1e-3):
 def task(w, support, query, ways, max_shot, steps, latents=None):
     """Return (query loss, KL/(N+M), query probabilities, adapted θ) of one task.
 
-    w: theta.…, alpha.…, encoder.…, conv*_bn.beta. latents: {omega, gamma, z} in place of the posterior means.
+    w: theta.…, alpha.…, encoder.…, conv*_bn.beta. latents: {omega, gamma, z} in place of the
+        posterior means.
     """
     (x, y), (x_query, y_query) = support, query
     q = posterior(w, x, y, ways, max_shot)

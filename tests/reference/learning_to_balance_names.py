@@ -12,12 +12,21 @@ def encoder_weights(w, side):
         w: weights by the authors' names.
         side: height and width of the map that is flattened.
     """
-    heads = {f"{part}_{latent}": f"{latent}.{name}" for latent in ("omega", "gamma", "z") for part, name in _PARTS}
-    names = {name: name for name in ("conv1", "conv2", "dense1", "interact1", "dense2", "dense3", "interact2")} | heads
+    heads = {
+        f"{part}_{latent}": f"{latent}.{name}"
+        for latent in ("omega", "gamma", "z")
+        for part, name in _PARTS
+    }
+    names = {
+        name: name
+        for name in ("conv1", "conv2", "dense1", "interact1", "dense2", "dense3", "interact2")
+    } | heads
     state = {}
     for theirs, ours in names.items():
         kernel = w[f"encoder.{theirs}.kernel"]
-        state[f"{ours}.weight"] = channels_first(kernel, side) if theirs == "dense1" else turned(kernel)
+        state[f"{ours}.weight"] = (
+            channels_first(kernel, side) if theirs == "dense1" else turned(kernel)
+        )
         state[f"{ours}.bias"] = w[f"encoder.{theirs}.bias"]
     return state
 
@@ -27,7 +36,11 @@ _PARTS = (("dense", "dense"), ("mu", "mu"), ("sigma", "rho"))
 
 def turned(kernel):
     """[kh, kw, in, out] -> [out, in, kh, kw]; [in, out] -> [out, in]; a bias stays."""
-    return kernel.permute(3, 2, 0, 1) if kernel.ndim == 4 else kernel.permute(*reversed(range(kernel.ndim)))
+    return (
+        kernel.permute(3, 2, 0, 1)
+        if kernel.ndim == 4
+        else kernel.permute(*reversed(range(kernel.ndim)))
+    )
 
 
 def channels_first(matrix, side):
@@ -42,7 +55,8 @@ def images(x):
 
 
 def backbone_weights(w, side):
-    """Return the state of `Conv4` with a zero head, and alpha by the same names, from the authors' weights.
+    """Return the state of `Conv4` with a zero head, and alpha by the same names, from the authors'
+    weights.
 
     Args:
         w: weights by the authors' names.

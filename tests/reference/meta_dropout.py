@@ -1,4 +1,5 @@
-"""Meta Dropout in the letters of its authors' code, slowly: the four-layer network, its noise and the inner loop.
+"""Meta Dropout in the letters of its authors' code, slowly: the four-layer network, its noise and
+the inner loop.
 
 W, b, U, d are theta; V, c, v, e are phi; beta are the shifts of the norms. Layouts are torch's.
 """
@@ -15,8 +16,12 @@ Weights = Mapping[str, Tensor]
 THETA = ("W1", "b1", "W2", "b2", "W3", "b3", "W4", "b4", "U", "d")
 
 
-def forward(w: Weights, x: Tensor, eps: Callable[[str, Tensor], Tensor] | None = None, *, gated: bool = True) -> Tensor:
-    """Return logits; `eps(name, like)` gives the noise of each layer (`1` to `4`, `head`), None draws nothing."""
+def forward(
+    w: Weights, x: Tensor, eps: Callable[[str, Tensor], Tensor] | None = None, *, gated: bool = True
+) -> Tensor:
+    """Return logits; `eps(name, like)` gives the noise of each layer (`1` to `4`, `head`), None
+    draws nothing.
+    """
     h = x
     for layer in "1234":
         u = F.conv2d(h, w[f"W{layer}"], w[f"b{layer}"], padding=1)
@@ -48,12 +53,18 @@ def adapt(
     second_order: bool = True,
     gated: bool = True,
 ) -> dict[str, Tensor]:
-    """Return all weights with theta adapted: `steps` steps of rate `alpha` on the mean over `samples` noisy losses."""
+    """Return all weights with theta adapted: `steps` steps of rate `alpha` on the mean over
+    `samples` noisy losses.
+    """
     w = dict(w)
     x, y = support
     for k in range(steps):
-        losses = [F.cross_entropy(forward(w, x, noise(k, s), gated=gated), y) for s in range(samples)]
+        losses = [
+            F.cross_entropy(forward(w, x, noise(k, s), gated=gated), y) for s in range(samples)
+        ]
         loss = torch.stack(losses).mean()
-        gradients = torch.autograd.grad(loss, [w[name] for name in THETA], create_graph=second_order)
+        gradients = torch.autograd.grad(
+            loss, [w[name] for name in THETA], create_graph=second_order
+        )
         w |= {name: w[name] - alpha * g for name, g in zip(THETA, gradients, strict=True)}
     return w

@@ -26,7 +26,9 @@ def one_norm(phi: Numbers, grad: Numbers, mu_squared: float, lam: float) -> Numb
 
 
 def two_norm(phi: Numbers, grad: Numbers, mu_squared: float, lam: float) -> Numbers:
-    """The push that their code defines and never calls ("2norm"): grad += lam * (2 N - 2 mu^2) * p."""
+    """The push that their code defines and never calls ("2norm"): grad += lam * (2 N - 2 mu^2) *
+    p.
+    """
     n = sum(p * p for p in phi)
     return [g + lam * (2 * n - 2 * mu_squared) * p for g, p in zip(grad, phi, strict=True)]
 
@@ -35,7 +37,9 @@ def momentum_sgd(phi: Numbers, gradients: Sequence[Numbers], lr: float, momentum
     """SGD as torch has it: the buffer starts as the first gradient."""
     buffer: Numbers = []
     for grad in gradients:
-        buffer = [momentum * b + g for b, g in zip(buffer, grad, strict=True)] if buffer else list(grad)
+        buffer = (
+            [momentum * b + g for b, g in zip(buffer, grad, strict=True)] if buffer else list(grad)
+        )
         phi = [p - lr * b for p, b in zip(phi, buffer, strict=True)]
     return phi
 
@@ -46,9 +50,15 @@ def flat(tensors: Sequence[Tensor]) -> Numbers:
 
 
 def dense_convolution(
-    weight: Tensor, grid: tuple[int, int], stride: tuple[int, ...], dilation: tuple[int, ...], groups: int
+    weight: Tensor,
+    grid: tuple[int, int],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
 ) -> Tensor:
-    """The matrix [out m_h m_w, in n_h n_w] of a convolution with circular padding, entry by entry."""
+    """The matrix [out m_h m_w, in n_h n_w] of a convolution with circular padding, entry by
+    entry.
+    """
     out, per_group, k_h, k_w = weight.shape
     (n_h, n_w), (s_h, s_w) = grid, stride
     m_h, m_w = n_h // s_h, n_w // s_w
@@ -59,6 +69,11 @@ def dense_convolution(
             for x in range(m_w):
                 for a in range(k_h):
                     for b in range(k_w):
-                        row, column = (s_h * y + dilation[0] * a) % n_h, (s_w * x + dilation[1] * b) % n_w
-                        matrix[o, y, x, first : first + per_group, row, column] += weight[o, :, a, b]
+                        row, column = (
+                            (s_h * y + dilation[0] * a) % n_h,
+                            (s_w * x + dilation[1] * b) % n_w,
+                        )
+                        matrix[o, y, x, first : first + per_group, row, column] += weight[
+                            o, :, a, b
+                        ]
     return matrix.reshape(out * m_h * m_w, -1)

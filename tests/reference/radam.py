@@ -1,7 +1,8 @@
 """RAdam and its controls, slowly: one vector, one step after the other, in the paper's letters.
 
-theta = parameters, g = gradient, m and v = moments, alpha = learning rate, lam = decoupled weight decay,
-rho = length of the approximated moving average, r = rectification, l = adaptive learning rate.
+theta = parameters, g = gradient, m and v = moments, alpha = learning rate, lam = decoupled weight
+decay, rho = length of the approximated moving average, r = rectification, l = adaptive learning
+rate.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,9 @@ def radam(
         rho_t = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
         if rho_t >= 5:
             l_t = np.sqrt(1 - beta2**t) / (np.sqrt(v) + eps)
-            r_t = np.sqrt((rho_t - 4) * (rho_t - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho_t))
+            r_t = np.sqrt(
+                (rho_t - 4) * (rho_t - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho_t)
+            )
             theta = theta - alpha * lam * theta - alpha * r_t * m_hat * l_t
         elif unrectified == "sgd":
             theta = theta - alpha * lam * theta - alpha * m_hat
@@ -50,7 +53,9 @@ def adam(
     warmup: int = 0,
     freeze: int = 0,
 ) -> Iterator[Vector]:
-    """Yield theta after each step of Adam with the paper's eps, a linear warm-up, and frozen first steps."""
+    """Yield theta after each step of Adam with the paper's eps, a linear warm-up, and frozen
+    first steps.
+    """
     m, v = np.zeros_like(theta), np.zeros_like(theta)
     for t, g in enumerate(gradients, start=1):
         v = beta2 * v + (1 - beta2) * g * g

@@ -1,4 +1,6 @@
-"""Run as a script on each rank by test_distributed: train a recipe and write down what this rank ends with."""
+"""Run as a script on each rank by test_distributed: train a recipe and write down what this rank
+ends with.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from trainkit.training.loop import fit
 
 
 def main(recipe: Path, folder: Path, until: int, overrides: list[str]) -> None:
-    """Train to step `until` (0: to the end), going on from the checkpoint in `folder` if there is one."""
+    """Train to step `until` (0: to the end), going on from the checkpoint in `folder` if there
+    is one.
+    """
     torch.set_num_threads(1)
     run = build(compose(recipe, overrides), folder)
     keeper = Keeper(run.folder, run)
@@ -29,7 +33,11 @@ def main(recipe: Path, folder: Path, until: int, overrides: list[str]) -> None:
     except TrainingError as failure:
         error = str(failure)
     weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-    seen = {"weights": weights, "metrics": keeper.final, "examples_per_step": run.data.train.examples_per_step}
+    seen = {
+        "weights": weights,
+        "metrics": keeper.final,
+        "examples_per_step": run.data.train.examples_per_step,
+    }
     seen |= {"stop_reason": run.stop_reason, "step": run.step, "error": error}
     torch.save(seen, folder / f"rank{run.device.rank}.pt")
     run.device.close()

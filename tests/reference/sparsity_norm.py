@@ -1,4 +1,6 @@
-"""Sparsity normalization entry by entry, in the paper's letters: slow, and plain enough to be read as the formula."""
+"""Sparsity normalization entry by entry, in the paper's letters: slow, and plain enough to be
+read as the formula.
+"""
 
 from __future__ import annotations
 

@@ -14,10 +14,13 @@ class Examples(NamedTuple):
     targets: Tensor
 
 
-def examples(seed: int, ways: int = 3, each: int = 2, channels: int = 3, side: int = 32) -> Examples:
+def examples(
+    seed: int, ways: int = 3, each: int = 2, channels: int = 3, side: int = 32
+) -> Examples:
     generator = torch.Generator().manual_seed(seed)
     return Examples(
-        torch.randn(ways * each, channels, side, side, generator=generator), torch.arange(ways).repeat(each)
+        torch.randn(ways * each, channels, side, side, generator=generator),
+        torch.arange(ways).repeat(each),
     )
 
 

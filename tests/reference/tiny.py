@@ -1,4 +1,6 @@
-"""A few made-up images as a plugin, and what the tests of the host do with recipes again and again."""
+"""A few made-up images as a plugin, and what the tests of the host do with recipes again and
+again.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class Made:
         first: where in the endless list of such images this set begins.
     """
 
-    def __init__(self, count: int, classes: int, shape: tuple[int, int, int], first: int = 0) -> None:
+    def __init__(
+        self, count: int, classes: int, shape: tuple[int, int, int], first: int = 0
+    ) -> None:
         self.count, self.classes, self.shape, self.first = count, classes, shape, first
 
     def __len__(self) -> int:
@@ -60,7 +64,9 @@ def same(image: Tensor) -> Tensor:
 
 
 class TinyData(Plugin):
-    """Made-up images in place of the recipe's data; its batch size, workers and augmentation are obeyed."""
+    """Made-up images in place of the recipe's data; its batch size, workers and augmentation are
+    obeyed.
+    """
 
     training: int = Field(22, ge=1, description="training examples")
     validation: int = Field(10, ge=1, description="validation examples")
@@ -77,10 +83,17 @@ class TinyData(Plugin):
             examples = Poisoned(examples, self.poison)
         augment = spec.augment is not None
         train = Images(
-            examples, shake if augment else same, derive_seed(recipe.seed, "augment") if augment else None, True
+            examples,
+            shake if augment else same,
+            derive_seed(recipe.seed, "augment") if augment else None,
+            True,
         )
         val = Images(Made(self.validation, self.classes, shape, self.training), same, None, True)
-        shared: dict[str, Any] = {"rank": device.rank, "world": device.world, "workers": spec.workers}
+        shared: dict[str, Any] = {
+            "rank": device.rank,
+            "world": device.world,
+            "workers": spec.workers,
+        }
         stream = ShuffledStream(
             train,
             seed=derive_seed(recipe.seed, "data"),
@@ -117,7 +130,9 @@ def with_plugins(recipe: Path, overrides: Sequence[str], *plugins: Plugin) -> Se
     return Setup(setup.recipe, entries)
 
 
-def train(setup: Setup, folder: Path | None = None, *, until: int | None = None) -> tuple[Run, Keeper]:
+def train(
+    setup: Setup, folder: Path | None = None, *, until: int | None = None
+) -> tuple[Run, Keeper]:
     """Train a setup to its end, or to a step; return the run and its keeper as they are then."""
     run = build(setup, folder)
     keeper = Keeper(run.folder, run)

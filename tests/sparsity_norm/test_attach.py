@@ -1,4 +1,6 @@
-"""A layer before timm's models: names of weights, wider first layers, calls, and loading into plain timm."""
+"""A layer before timm's models: names of weights, wider first layers, calls, and loading into
+plain timm.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from trainkit_plugins.sparsity_norm import MaskAsInput, SparsityNorm, ZeroImputa
 import trainkit.training.models  # noqa: F401 - registers mlp
 
 MODELS = [
-    ("test_resnet", 3), ("test_resnet", 1), ("test_vit", 2), ("test_efficientnet", 5), ("test_convnext", 3),
+    ("test_resnet", 3), ("test_resnet", 1), ("test_vit", 2), ("test_efficientnet", 5),
+    ("test_convnext", 3),
     ("mlp", 2),
 ]  # fmt: skip
 
@@ -50,7 +53,9 @@ def test_calls_go_through_the_layer_and_names_stay(name: str, channels: int) -> 
 
 @pytest.mark.parametrize(("name", "channels"), MODELS)
 @pytest.mark.parametrize("mask", ["entry", "pixel"])
-def test_a_mask_as_input_starts_as_zero_imputation_and_can_be_learned_from(name: str, channels: int, mask: Any) -> None:
+def test_a_mask_as_input_starts_as_zero_imputation_and_can_be_learned_from(
+    name: str, channels: int, mask: Any
+) -> None:
     plain = make(name, channels)
     model, x = copy.deepcopy(plain), gappy(channels)
     attach(model, MaskAsInput(mask=mask), (channels, 32, 32))
@@ -70,7 +75,9 @@ def test_rows_of_features_grow_too() -> None:
     assert model(torch.tensor([[1.0, float("nan"), 2.0, 3.0, 4.0]])).isfinite().all()
 
 
-def test_kept_weights_load_into_plain_timm_and_plain_weights_into_a_model_with_the_layer(tmp_path: Path) -> None:
+def test_kept_weights_load_into_plain_timm_and_plain_weights_into_a_model_with_the_layer(
+    tmp_path: Path,
+) -> None:
     x = gappy(3)
     model, layer = make("test_resnet", 3), SparsityNorm(center=True)
     layer.fit([x])
@@ -78,7 +85,9 @@ def test_kept_weights_load_into_plain_timm_and_plain_weights_into_a_model_with_t
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     torch.manual_seed(1)
     plain = timm.create_model("test_resnet", num_classes=4).eval()
-    with pytest.raises(RuntimeError, match=r'Unexpected key.*"sparsity_norm.k", "sparsity_norm.mean"'):
+    with pytest.raises(
+        RuntimeError, match=r'Unexpected key.*"sparsity_norm.k", "sparsity_norm.mean"'
+    ):
         load_checkpoint(plain, str(tmp_path / "weights.safetensors"))
     found = load_checkpoint(plain, str(tmp_path / "weights.safetensors"), strict=False)
     assert found.missing_keys == []
@@ -117,7 +126,9 @@ def test_it_stays_before_a_model_that_is_called_functionally() -> None:
 
 
 def test_where_a_mask_would_enter_must_be_known() -> None:
-    with pytest.raises(ValueError, match="Sequential does not say which of its layers takes the 3 channels"):
+    with pytest.raises(
+        ValueError, match="Sequential does not say which of its layers takes the 3 channels"
+    ):
         attach(nn.Sequential(nn.Conv2d(3, 4, 3)), MaskAsInput(), (3, 8, 8))
     grouped: Any = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))
     grouped.pretrained_cfg = {"first_conv": "0"}

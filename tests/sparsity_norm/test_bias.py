@@ -28,13 +28,17 @@ def test_the_correlation_and_its_interval_are_those_of_scipy() -> None:
     y = 0.5 * x + draw.standard_normal(50)
     wanted = pearsonr(x, y)
     low, high = wanted.confidence_interval(0.95)
-    assert pearson(torch.tensor(x), torch.tensor(y)) == pytest.approx((wanted.statistic, low, high), rel=1e-6)
+    assert pearson(torch.tensor(x), torch.tensor(y)) == pytest.approx(
+        (wanted.statistic, low, high), rel=1e-6
+    )
 
 
 def test_values_that_are_not_finite_do_not_count() -> None:
     x = torch.tensor([-math.inf, 1.0, 2.0, 3.0, 4.0])
     y = torch.tensor([5.0, 1.0, NAN, 3.0, 4.0])
-    assert pearson(x, y).value == pytest.approx(pearson(torch.tensor([1.0, 3, 4]), torch.tensor([1.0, 3, 4])).value)
+    assert pearson(x, y).value == pytest.approx(
+        pearson(torch.tensor([1.0, 3, 4]), torch.tensor([1.0, 3, 4])).value
+    )
     assert math.isnan(pearson(x[:2], y[:2]).value)
     assert math.isnan(pearson(torch.arange(5.0), torch.ones(5)).value)
     assert pearson(torch.arange(5.0), torch.arange(5.0)).value == pytest.approx(1)

@@ -3,7 +3,8 @@ from trainkit_plugins.sparsity_norm.plugin import SparsityBiasMonitor, SparsityN
 from trainkit.testing import Case, parametrize
 
 
-# The kit's digits have no gaps; with gaps a run without the plugin is refused, so test_plugin.py has those cases.
+# The kit's digits have no gaps; with gaps a run without the plugin is refused, so test_plugin.py
+# has those cases.
 @parametrize(
     Case(SparsityNormalization),
     Case(SparsityNormalization, {"method": "zero_and_mask", "mask": "pixel"}),

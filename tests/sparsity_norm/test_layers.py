@@ -1,4 +1,6 @@
-"""The layers: what they learn from training rows, keep, check, and how they stand to one another."""
+"""The layers: what they learn from training rows, keep, check, and how they stand to one
+another.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def test_k_and_means_are_those_of_the_training_rows() -> None:
 entries = st.one_of(st.floats(-100, 100, width=32), st.just(NAN))
 
 
-@given(st.lists(st.lists(entries, min_size=3, max_size=3), min_size=1, max_size=8), st.integers(1, 8))
+@given(
+    st.lists(st.lists(entries, min_size=3, max_size=3), min_size=1, max_size=8), st.integers(1, 8)
+)
 def test_statistics_do_not_depend_on_batches(rows: list[list[float]], size: int) -> None:
     x = torch.tensor(rows)
     if x.isnan().all():
@@ -101,10 +105,15 @@ def test_a_feature_that_was_never_observed_has_the_mean_zero() -> None:
         ([], "no training rows"),
         ([torch.zeros(0, 3)], "no training rows"),
         ([torch.full((2, 3), NAN)], "nothing is observed"),
-        ([torch.zeros(2, 3), torch.zeros(2, 4)], r"inputs of shape \(3,\) and of \(4,\) are not of one data set"),
+        (
+            [torch.zeros(2, 3), torch.zeros(2, 4)],
+            r"inputs of shape \(3,\) and of \(4,\) are not of one data set",
+        ),
     ],
 )
-def test_rows_from_which_nothing_can_be_learned_are_refused(batches: list[Tensor], message: str) -> None:
+def test_rows_from_which_nothing_can_be_learned_are_refused(
+    batches: list[Tensor], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         SparsityNorm().fit(batches)
 
@@ -123,9 +132,14 @@ def test_a_given_k_needs_no_rows_and_is_not_learned() -> None:
     assert torch.equal(layer(x), first)
 
 
-@pytest.mark.parametrize("layer", [SparsityNorm(), MeanImputation(), ZeroImputation(center=True), InvertedDropout()])
+@pytest.mark.parametrize(
+    "layer", [SparsityNorm(), MeanImputation(), ZeroImputation(center=True), InvertedDropout()]
+)
 def test_a_layer_that_knows_nothing_says_so(layer: MissingInput) -> None:
-    with pytest.raises(RuntimeError, match=rf"{type(layer).__name__} knows nothing of the training rows yet; call fit"):
+    with pytest.raises(
+        RuntimeError,
+        match=rf"{type(layer).__name__} knows nothing of the training rows yet; call fit",
+    ):
         layer(torch.zeros(2, 3))
 
 
@@ -194,13 +208,21 @@ def test_images_are_centred_by_channel_also_of_one_pixel() -> None:
     torch.testing.assert_close(layer.mean.flatten(), x[:, :, 0, 0].nanmean(dim=0))
 
 
-@given(st.lists(st.lists(st.one_of(entries, st.just(math.inf)), min_size=3, max_size=3), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.lists(st.one_of(entries, st.just(math.inf)), min_size=3, max_size=3),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_gaps_said_by_nan_and_by_a_mask_are_the_same_bits(rows: list[list[float]]) -> None:
     x = torch.tensor(rows)
     for layer in (SparsityNorm(2.0), ZeroImputation()):
         said = layer(x.nan_to_num(7.0, posinf=math.inf), ~x.isnan())
         assert torch.equal(layer(x), said)
-        assert torch.equal(layer(x), normalize(x, ~x.isnan(), 2.0)) or not isinstance(layer, SparsityNorm)
+        assert torch.equal(layer(x), normalize(x, ~x.isnan(), 2.0)) or not isinstance(
+            layer, SparsityNorm
+        )
 
 
 # State.
@@ -233,7 +255,10 @@ def test_a_layer_without_knowledge_has_an_empty_state() -> None:
 def test_a_state_of_other_rows_is_refused_and_changes_nothing() -> None:
     layer = fitted(SparsityNorm(), torch.tensor(ROWS))
     other = fitted(SparsityNorm(), torch.tensor(ROWS[:2]))
-    message = "k was 2 when the weights were saved, and is 1.25 by the training rows here: they are not the same rows"
+    message = (
+        "k was 2 when the weights were saved, and is 1.25 by the training rows here: they are not "
+        "the same rows"
+    )
     with pytest.raises(RuntimeError, match=message):
         layer.load_state_dict(other.state_dict())
     assert layer.k is not None

@@ -26,7 +26,9 @@ def some(*shape: int, seed: int = 0, rate: float = 0.6) -> tuple[Tensor, Tensor]
 
 numbers = st.floats(-1e6, 1e6, width=32)
 rows = st.integers(1, 6).flatmap(
-    lambda d: st.lists(st.lists(st.one_of(numbers, st.just(NAN)), min_size=d, max_size=d), min_size=1, max_size=5)
+    lambda d: st.lists(
+        st.lists(st.one_of(numbers, st.just(NAN)), min_size=d, max_size=d), min_size=1, max_size=5
+    )
 )
 
 
@@ -57,22 +59,30 @@ def test_a_full_mask_with_k_the_number_of_entries_changes_no_bit() -> None:
 
 
 @given(rows, st.floats(0.01, 1e3))
-def test_a_row_sums_to_k_times_the_mean_of_what_is_observed(values: list[list[float]], k: float) -> None:
+def test_a_row_sums_to_k_times_the_mean_of_what_is_observed(
+    values: list[list[float]], k: float
+) -> None:
     x = torch.tensor(values, dtype=torch.float64)
     mean = x.nanmean(dim=1).nan_to_num()
-    torch.testing.assert_close(normalize(x, observed(x), k).sum(dim=1), k * mean, rtol=1e-9, atol=1e-6)
+    torch.testing.assert_close(
+        normalize(x, observed(x), k).sum(dim=1), k * mean, rtol=1e-9, atol=1e-6
+    )
 
 
 def test_doubling_every_column_leaves_the_sum() -> None:
     x, m = some(6, 7)
     twice, mask = torch.cat([x, x], dim=1), torch.cat([m, m], dim=1)
-    torch.testing.assert_close(normalize(twice, mask, 3.0).sum(dim=1), normalize(x, m, 3.0).sum(dim=1))
+    torch.testing.assert_close(
+        normalize(twice, mask, 3.0).sum(dim=1), normalize(x, m, 3.0).sum(dim=1)
+    )
     zero = torch.where(m, x, 0).sum(dim=1)
     torch.testing.assert_close(torch.where(mask, twice, 0).sum(dim=1), 2 * zero)
 
 
 def outputs(network: Any, rate: float, seed: int) -> tuple[float, float]:
-    """Return the mean output of a network with zero imputation and with sparsity normalization at a rate."""
+    """Return the mean output of a network with zero imputation and with sparsity normalization
+    at a rate.
+    """
     generator = torch.Generator().manual_seed(seed)
     x = 1 + torch.randn(4000, 100, generator=generator, dtype=torch.float64)
     m = torch.rand(x.shape, generator=generator) < rate
@@ -85,7 +95,9 @@ RATES = (0.1, 0.3, 0.5, 0.7, 0.9)
 def test_the_mean_output_of_a_linear_network_follows_the_rate_without_it_and_not_with_it() -> None:
     torch.manual_seed(0)
     w = torch.randn(100, dtype=torch.float64) + 0.5
-    zero, normalized = zip(*(outputs(lambda x: x @ w, rate, i) for i, rate in enumerate(RATES)), strict=True)
+    zero, normalized = zip(
+        *(outputs(lambda x: x @ w, rate, i) for i, rate in enumerate(RATES)), strict=True
+    )
     level = 50 * w.mean().item()  # K mu mean(w), whatever the rate
     for rate, z, n in zip(RATES, zero, normalized, strict=True):
         assert z == pytest.approx(rate * w.sum().item(), rel=0.1)
@@ -95,16 +107,25 @@ def test_the_mean_output_of_a_linear_network_follows_the_rate_without_it_and_not
 
 def test_behind_a_convex_activation_sparse_rows_give_more_as_their_variance_does() -> None:
     torch.manual_seed(0)
-    first, second = torch.randn(100, 64, dtype=torch.float64) / 10, torch.rand(64, dtype=torch.float64)
-    found = [outputs(lambda x: torch.relu(x @ first) @ second, rate, i) for i, rate in enumerate(RATES)]
+    first, second = (
+        torch.randn(100, 64, dtype=torch.float64) / 10,
+        torch.rand(64, dtype=torch.float64),
+    )
+    found = [
+        outputs(lambda x: torch.relu(x @ first) @ second, rate, i) for i, rate in enumerate(RATES)
+    ]
     zero, normalized = zip(*found, strict=True)
     assert list(zero) == sorted(zero)
-    assert list(normalized) == sorted(normalized, reverse=True)  # the over-correction of Jensen's inequality
+    assert list(normalized) == sorted(
+        normalized, reverse=True
+    )  # the over-correction of Jensen's inequality
 
 
 def test_masks_of_one_size_with_k_the_number_of_entries_are_inverted_dropout() -> None:
     x, _ = some(6, 8)
-    m = torch.stack([torch.randperm(8, generator=torch.Generator().manual_seed(i)) < 2 for i in range(6)])
+    m = torch.stack(
+        [torch.randperm(8, generator=torch.Generator().manual_seed(i)) < 2 for i in range(6)]
+    )
     torch.testing.assert_close(normalize(x, m, 8.0), x * m / 0.25)
 
 
@@ -112,7 +133,10 @@ def test_layer_norm_right_behind_a_first_layer_without_bias_undoes_it() -> None:
     x, m = some(6, 8)
     m[:, 0] = True
     torch.manual_seed(0)
-    first, norm = nn.Linear(8, 5, bias=False, dtype=torch.float64), nn.LayerNorm(5, eps=0, dtype=torch.float64)
+    first, norm = (
+        nn.Linear(8, 5, bias=False, dtype=torch.float64),
+        nn.LayerNorm(5, eps=0, dtype=torch.float64),
+    )
     torch.testing.assert_close(norm(first(normalize(x, m, 3.0))), norm(first(torch.where(m, x, 0))))
 
 
@@ -146,7 +170,9 @@ def test_gradients_are_exact(per_channel: bool) -> None:
     m[1, 0] = False
     x.requires_grad_()
     k = torch.tensor(2.5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, k: normalize(x, m, k, per_channel=per_channel), (x, k))
+    assert torch.autograd.gradcheck(
+        lambda x, k: normalize(x, m, k, per_channel=per_channel), (x, k)
+    )
 
 
 # Images.

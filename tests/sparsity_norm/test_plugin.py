@@ -1,4 +1,6 @@
-"""The plugins in runs on data with gaps: what is learned, resuming, kept weights, ranks, plan, report, messages."""
+"""The plugins in runs on data with gaps: what is learned, resuming, kept weights, ranks, plan,
+report, messages.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ plugins:
 DIGITS = """\
 model: {{name: test_resnet, in_chans: 1}}
 data:
-  {{name: digits, image_size: 32, batch_size: 8, val_fraction: 0.95, missing: {{kind: blocks, rate: [0.2, 0.9]}}}}
+  {{name: digits, image_size: 32, batch_size: 8, val_fraction: 0.95, missing: {{kind: blocks,
+      rate: [0.2, 0.9]}}}}
 train: {{epochs: 1, device: cpu, evaluate_every: 1}}
 plugins:
   sparsity_norm: {options}
@@ -79,7 +82,9 @@ def test_every_method_trains_on_rows_with_gaps(write: Write, options: str) -> No
     assert keeper.final["nll"] < math.log(3)
 
 
-@pytest.mark.parametrize("options", ["{}", "{method: zero_and_mask}", "{mask: pixel, per: channel}"])
+@pytest.mark.parametrize(
+    "options", ["{}", "{method: zero_and_mask}", "{mask: pixel, per: channel}"]
+)
 def test_every_method_trains_on_images_with_gaps(write: Write, options: str) -> None:
     _, keeper = train(compose(write(DIGITS.format(options=options))))
     assert all(math.isfinite(value) for value in keeper.final.values())
@@ -99,7 +104,9 @@ def test_what_is_learned_stays_as_it_is_while_training(write: Write) -> None:
     setup = compose(table(write, "{}", "  ema: {}\n"))
     fresh = build(compose(table(write))).model.sparsity_norm
     run, _ = train(setup)
-    assert not list(differences(dict(run.model.sparsity_norm.state_dict()), dict(fresh.state_dict())))
+    assert not list(
+        differences(dict(run.model.sparsity_norm.state_dict()), dict(fresh.state_dict()))
+    )
 
 
 @pytest.mark.parametrize("options", ["{}", "{method: zero_and_mask}"])
@@ -121,15 +128,21 @@ def test_stopped_and_gone_on_is_never_stopped(write: Write, tmp_path: Path, opti
     assert lines[0] == lines[1]
 
 
-def test_changed_training_rows_are_noticed_when_going_on_and_when_measuring(write: Write, tmp_path: Path) -> None:
+def test_changed_training_rows_are_noticed_when_going_on_and_when_measuring(
+    write: Write, tmp_path: Path
+) -> None:
     rows = [f"{i},{'' if i % 5 == 0 else i * i},{i % 2}" for i in range(40)]
     path = write("\n".join(["x,y,sick", *rows]) + "\n", "people.csv")
-    text = TABLE.replace("missing:", "target: sick, missing:").format(path=f"'{path}'", options="{}")
+    text = TABLE.replace("missing:", "target: sick, missing:").format(
+        path=f"'{path}'", options="{}"
+    )
     recipe = write(text)
     folder = start(recipe, [], tmp_path / "run", [])
     evaluate(open_run(folder, weights="best"))
     path.write_text("\n".join(["x,y,sick", *(row.replace(",,", ",1,") for row in rows)]) + "\n")
-    message = r"sparsity_norm\.k was .* when the weights were saved, and is .* by the training rows here"
+    message = (
+        r"sparsity_norm\.k was .* when the weights were saved, and is .* by the training rows here"
+    )
     for weights in ("best", "last"):
         with pytest.raises(UserError, match=message):
             evaluate(open_run(folder, weights=weights))
@@ -144,17 +157,33 @@ def test_kept_weights_have_timms_names_and_the_layers(write: Write, tmp_path: Pa
 
 
 def test_full_data_are_left_alone_by_the_neutral_options(write: Write) -> None:
-    text = "model: {name: mlp, args: {hidden: [4]}}\ndata: {name: table, path: iris}\ntrain: {epochs: 1, device: cpu}\n"
+    text = (
+        "model: {name: mlp, args: {hidden: [4]}}\ndata: {name: table, path: iris}\ntrain: {epochs: "
+        "1, device: cpu}\n"
+    )
     plain, _ = train(compose(write(text)))
     neutral, _ = train(compose(write(text + "plugins: {sparsity_norm: {center: false}}\n")))
-    same = {name: value for name, value in neutral.model.state_dict().items() if "sparsity_norm" not in name}
+    same = {
+        name: value
+        for name, value in neutral.model.state_dict().items()
+        if "sparsity_norm" not in name
+    }
     assert not list(differences(same, dict(plain.model.state_dict())))
 
 
 @pytest.mark.slow  # starts two processes that import everything
 def test_all_ranks_learn_the_same_k(write: Write, tmp_path: Path) -> None:
     recipe = table(write, "{}", "  sparsity_bias: {}\n")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "trainkit", "train"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "trainkit",
+        "train",
+    ]
     where = {**os.environ, "OMP_NUM_THREADS": "1"}
     folder = tmp_path / "run"
     done = subprocess.run(
@@ -184,8 +213,10 @@ def test_plan_says_what_was_learned_and_what_becomes_of_the_weights(write: Write
     plan = make_plan(table(write, "{method: zero_and_mask}"), [])
     (plugin,) = plan["plugins"]
     assert plugin["explains"][0].startswith("learned from 142 training rows: 5")
-    assert plugin["explains"][1] == (
-        "kept weights: timm's keys, and sparsity_norm.mean; plain timm loads them with strict=False"
+    assert (
+        plugin["explains"][1]
+        == "kept weights: timm's keys, and sparsity_norm.mean; plain timm loads them with"
+        " strict=False"
     )
     (change,) = plan["model"]["changes"]
     assert "parameters changed in 1 module(s): layers.0" in change["changes"]
@@ -206,15 +237,29 @@ def test_plan_reads_no_data_where_nothing_is_to_be_learned(write: Write) -> None
     ("options", "message"),
     [
         ("{method: zero, k: 3}", "k and per are of method sparsity_norm; leave them out with zero"),
-        ("{method: mean, center: false}", "method mean puts the training means into the gaps; leave center out"),
+        (
+            "{method: mean, center: false}",
+            "method mean puts the training means into the gaps; leave center out",
+        ),
         ("{k: 0}", "7: plugins.sparsity_norm.k: should be greater than 0; got 0"),
         ("{k: .inf}", "7: plugins.sparsity_norm.k: should be a finite number"),
         ("{k: median}", "7: plugins.sparsity_norm.k: should be 'mean'; got \"median\""),
-        ("{method: zeros}", "plugins.sparsity_norm.method: should be 'sparsity_norm', 'zero', 'mean', 'zero_and_mask'"),
-        ("{centre: true}", "plugins.sparsity_norm.centre: there is no such option; did you mean 'center'?"),
+        (
+            "{method: zeros}",
+            (
+                "plugins.sparsity_norm.method: should be 'sparsity_norm', 'zero', 'mean', "
+                "'zero_and_mask'"
+            ),
+        ),
+        (
+            "{centre: true}",
+            "plugins.sparsity_norm.centre: there is no such option; did you mean 'center'?",
+        ),
     ],
 )
-def test_wrong_options_are_refused_with_their_line(write: Write, options: str, message: str) -> None:
+def test_wrong_options_are_refused_with_their_line(
+    write: Write, options: str, message: str
+) -> None:
     with pytest.raises(RecipeError) as caught:
         compose(table(write, options))
     assert all(line.split("recipe.yaml:")[-1].startswith("7: plugins.sparsity_norm") for line in
@@ -227,7 +272,10 @@ def test_wrong_options_are_refused_with_their_line(write: Write, options: str, m
     [
         ("{per: channel}", "rows of features have no channels to count in; set per to row"),
         ("{mask: pixel}", "rows of features have no pixels; set mask to entry"),
-        ("{mask: pixel, method: zero, center: false}", "rows of features have no pixels; set mask to entry"),
+        (
+            "{mask: pixel, method: zero, center: false}",
+            "rows of features have no pixels; set mask to entry",
+        ),
     ],
 )
 def test_options_for_images_are_refused_for_rows(write: Write, options: str, message: str) -> None:
@@ -241,7 +289,9 @@ def test_data_that_are_no_batches_are_refused() -> None:
             return [{"support": 1}]
 
     run: Any = type("R", (), {"data": type("D", (), {"train": Tasks()})()})()
-    with pytest.raises(ValueError, match="needs batches of inputs and targets, and these data give dict"):
+    with pytest.raises(
+        ValueError, match="needs batches of inputs and targets, and these data give dict"
+    ):
         next(_inputs(run))
 
 
@@ -262,11 +312,17 @@ def test_the_monitor_measures_what_the_function_does(write: Write, tmp_path: Pat
     steps, values = found.series("sparsity_bias/correlation")
     assert steps == [1, 9, 18]  # untrained (told with the first step), and after each of two epochs
     assert values[-1] == pytest.approx(wanted.correlation.value, abs=1e-5)
-    assert found.series("sparsity_bias/correlation_interval")[1][-1] == pytest.approx(wanted.correlation[1:], abs=1e-5)
+    assert found.series("sparsity_bias/correlation_interval")[1][-1] == pytest.approx(
+        wanted.correlation[1:], abs=1e-5
+    )
     assert found.series("sparsity_bias/true_correlation")[1][-1] == pytest.approx(
         wanted.true_correlation.value, abs=1e-5
     )
-    for name, all_of_it in (("count", wanted.count), ("output", wanted.output), ("truth", wanted.truth)):
+    for name, all_of_it in (
+        ("count", wanted.count),
+        ("output", wanted.output),
+        ("truth", wanted.truth),
+    ):
         shown = found.series(f"sparsity_bias/{name}")[1]
         assert len(shown) == 2
         chosen = torch.linspace(0, len(all_of_it) - 1, 7).round().long()
@@ -277,7 +333,12 @@ def test_the_report_shows_before_and_after(write: Write, tmp_path: Path) -> None
     recipe = table(write, "{method: zero, center: false}", MONITOR.format(options="{}"))
     before, after = tmp_path / "zero", tmp_path / "after"
     start(recipe, [], before, [])
-    start(recipe, ["plugins.sparsity_norm.method=sparsity_norm", f"plugins.sparsity_bias.baseline={before}"], after, [])
+    start(
+        recipe,
+        ["plugins.sparsity_norm.method=sparsity_norm", f"plugins.sparsity_bias.baseline={before}"],
+        after,
+        [],
+    )
     page = (after / "report.html").read_text()
     assert "Output and number of observed entries" in page
     assert "before: zero" in page
@@ -294,7 +355,11 @@ def test_a_report_without_rows_has_no_section() -> None:
     plugin = SparsityBiasMonitor()
     plugin.bind("sparsity_bias", 0)
     assert plugin.report(History([])) == []
-    nothing = {"sparsity_bias/count": [0.0], "sparsity_bias/output": [math.nan], "sparsity_bias/truth": [math.nan]}
+    nothing = {
+        "sparsity_bias/count": [0.0],
+        "sparsity_bias/output": [math.nan],
+        "sparsity_bias/truth": [math.nan],
+    }
     (section,) = plugin.report(History([Record(1, 0, nothing)]))
     assert section.table[1][1:] == ["not defined", "not defined"]
 
@@ -302,7 +367,8 @@ def test_a_report_without_rows_has_no_section() -> None:
 def test_a_run_to_compare_with_must_be_there(write: Write) -> None:
     recipe = table(write, "{}", MONITOR.format(options="{baseline: runs/nowhere}"))
     with pytest.raises(
-        UserError, match=r"recipe.yaml:8: plugins.sparsity_bias.baseline: runs/nowhere is not the folder"
+        UserError,
+        match=r"recipe.yaml:8: plugins.sparsity_bias.baseline: runs/nowhere is not the folder",
     ):
         train(compose(recipe))
 

@@ -20,7 +20,9 @@ Yields = Generator[None, Any, Any]
 class Noise(Plugin):
     """Adds noise to gradients, from its own generator."""
 
-    citation: ClassVar[str] = "@article{neelakantan2015noise, title = {Adding Gradient Noise}, year = {2015}}"
+    citation: ClassVar[str] = (
+        "@article{neelakantan2015noise, title = {Adding Gradient Noise}, year = {2015}}"
+    )
     neutral: ClassVar[dict[str, Any]] = {"scale": 0.0}
     scale: float = Field(0.01, ge=0, description="standard deviation of the noise")
 
@@ -83,9 +85,13 @@ class Watches(Plugin):
 
     @hookimpl
     def before_optimizer_step(self, model: nn.Module, run: Run) -> None:
-        gradient = torch.cat([p.grad.detach().flatten() for p in model.parameters() if p.grad is not None])
+        gradient = torch.cat(
+            [p.grad.detach().flatten() for p in model.parameters() if p.grad is not None]
+        )
         if self._before is not None:
-            run.log.record("watches/cosine", nn.functional.cosine_similarity(gradient, self._before, dim=0))
+            run.log.record(
+                "watches/cosine", nn.functional.cosine_similarity(gradient, self._before, dim=0)
+            )
         self._before = gradient
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,7 +121,9 @@ class Writes(Plugin):
     @hookimpl
     def on_fit_end(self, run: Run) -> None:
         if run.folder is not None:
-            (run.folder / "parameters.txt").write_text("\n".join(n for n, _ in run.model.named_parameters()))
+            (run.folder / "parameters.txt").write_text(
+                "\n".join(n for n, _ in run.model.named_parameters())
+            )
 
 
 class Momentum(Plugin):
@@ -186,7 +194,9 @@ class Listens(Plugin):
 
 
 class Blobs(Plugin):
-    """Provides data: two blobs of light, one class each, as a pure function of the recipe's seed."""
+    """Provides data: two blobs of light, one class each, as a pure function of the recipe's
+    seed.
+    """
 
     citation: ClassVar[str] = ""
     strength: float = Field(2.0, gt=0, description="brightness of the blobs")

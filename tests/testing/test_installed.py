@@ -15,7 +15,15 @@ from trainkit.testing import Case
 ROOT = Path(__file__).parents[2]
 
 # What a plugin needs in order to act within six steps, where its defaults are for longer runs.
-TASKS = {"ways": 3, "steps": 1, "queries": 2, "tasks": 2, "steps_per_epoch": 3, "val_episodes": 2, "test_episodes": 2}
+TASKS = {
+    "ways": 3,
+    "steps": 1,
+    "queries": 2,
+    "tasks": 2,
+    "steps_per_epoch": 3,
+    "val_episodes": 2,
+    "test_episodes": 2,
+}
 EXAMPLES: dict[str, dict[str, Any]] = {
     "batch_group_norm": {"options": {"channel_groups": 8}},
     "early_stopping": {"options": {"patience": 1, "min_delta": 1.0}},
@@ -27,7 +35,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "norm_bias": {"recipe": {"optimizer": {"weight_decay": 0.0}}},
     "spectral_rank": {"options": {"every": 2}},
-    # A plain ReLU network, and a loss that an affine model minimises although planes separate so few examples.
+    # A plain ReLU network, and a loss that an affine model minimises although planes separate so
+    # few examples.
     "trap_init": {
         "recipe": {
             "model": {"name": "mlp", "args": {"drop_rate": 0.0, "hidden": [16]}},
@@ -39,16 +48,22 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "meta_dropout": {"options": {"test_samples": 2}, "recipe": {"plugins": {"maml": TASKS}}},
     "meta_sgd": {"recipe": {"plugins": {"maml": TASKS}}},
 }
-ABSENT = {name for name in ("wandb",) if find_spec(name) is None}  # an optional package that the plugin is about
+ABSENT = {
+    name for name in ("wandb",) if find_spec(name) is None
+}  # an optional package that the plugin is about
 
 
-@trainkit.testing.parametrize(*(Case(name, **EXAMPLES.get(name, {})) for name in installed() if name not in ABSENT))
+@trainkit.testing.parametrize(
+    *(Case(name, **EXAMPLES.get(name, {})) for name in installed() if name not in ABSENT)
+)
 def test_an_installed_plugin_conforms(check: Callable[[], None]) -> None:
     check()
 
 
 def test_the_first_plugin_of_the_docs_conforms(tmp_path: Path) -> None:
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "first_plugin.md").read_text(), re.DOTALL)
+    code = re.search(
+        r"```python\n(.*?)```", (ROOT / "docs" / "first_plugin.md").read_text(), re.DOTALL
+    )
     assert code is not None
     (tmp_path / "noise.py").write_text(code[1])
     trainkit.testing.check_plugin(f"{tmp_path / 'noise.py'}:GradientNoise", {"scale": 0.1})

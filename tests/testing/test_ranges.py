@@ -12,7 +12,9 @@ from trainkit.testing.ranges import violations
 
 
 def _tried(option: Any, default: Any) -> list[tuple[str, list[Any], bool]]:
-    """Return for a model with one option `x` what is put where, and whether all of it must be refused."""
+    """Return for a model with one option `x` what is put where, and whether all of it must be
+    refused.
+    """
     model = create_model("Options", x=(option, default))
     example = model().model_dump(mode="json")
     return [
@@ -41,7 +43,9 @@ def _at(options: Any, place: str) -> Any:
         (Annotated[float, Field(ge=0)] | None, -5e-324),
     ],
 )
-def test_the_nearest_value_beyond_a_bound_is_tried_and_pydantic_refuses_it(option: Any, beyond: float) -> None:
+def test_the_nearest_value_beyond_a_bound_is_tried_and_pydantic_refuses_it(
+    option: Any, beyond: float
+) -> None:
     assert _tried(option, 1) == [("x", [beyond], True)]
     with pytest.raises(ValidationError):
         create_model("Options", x=(option, 1))(x=beyond)
@@ -53,7 +57,13 @@ def test_a_number_without_range_is_tried_far_out_on_both_sides() -> None:
 
 
 def test_what_is_no_number_or_one_of_a_few_is_left_alone() -> None:
-    for option, default in ((bool, True), (str, "a"), (Literal[1, 2], 1), (Literal["a"], "a"), (list[str], ["a"])):
+    for option, default in (
+        (bool, True),
+        (str, "a"),
+        (Literal[1, 2], 1),
+        (Literal["a"], "a"),
+        (list[str], ["a"]),
+    ):
         assert _tried(option, default) == []
 
 
@@ -78,9 +88,15 @@ def test_numbers_inside_containers_are_found_at_their_places() -> None:
 
 
 def test_everything_else_in_the_example_stays_as_it_is() -> None:
-    model = create_model("Options", a=(Rate, 0.5), b=(tuple[Rate, Rate], (0.1, 0.2)), c=(str, "kept"))
+    model = create_model(
+        "Options", a=(Rate, 0.5), b=(tuple[Rate, Rate], (0.1, 0.2)), c=(str, "kept")
+    )
     example = model().model_dump(mode="json")
-    tried = [options for _, group, _ in violations(model.model_json_schema(), example) for options in group]
+    tried = [
+        options
+        for _, group, _ in violations(model.model_json_schema(), example)
+        for options in group
+    ]
     assert len(tried) == 6  # two bounds on each of three numbers
     for options in tried:
         changed = [(a, b) for a, b in zip(_flat(options), _flat(example), strict=True) if a != b]

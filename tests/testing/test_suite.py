@@ -64,7 +64,11 @@ def test_every_check_is_found_by_some_broken_plugin() -> None:
     fails = set()
     for file in HERE.glob("zoo_*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("check_"):
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and node.value.startswith("check_")
+            ):
                 fails.add(node.value)
     assert fails == {check.__name__ for check in checks()}
 
@@ -92,10 +96,16 @@ def test_options_come_from_the_argument_before_the_recipe() -> None:
     assert "Doubles" not in Case(Doubles, recipe=recipe).source.data["plugins"]
 
 
-def test_a_recipe_file_is_read_with_what_it_extends_and_its_plugins_by_its_folder(tmp_path: Path) -> None:
+def test_a_recipe_file_is_read_with_what_it_extends_and_its_plugins_by_its_folder(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "aid.py").write_text((HERE / "healthy.py").read_text())
-    (tmp_path / "base.yaml").write_text("model: {name: test_convnext}\ndata: {name: digits, image_size: 16}\n")
-    (tmp_path / "mine.yaml").write_text("extends: base.yaml\nplugins:\n  ./aid.py:Noise:\n  Doubles: {factor: 2.0}\n")
+    (tmp_path / "base.yaml").write_text(
+        "model: {name: test_convnext}\ndata: {name: digits, image_size: 16}\n"
+    )
+    (tmp_path / "mine.yaml").write_text(
+        "extends: base.yaml\nplugins:\n  ./aid.py:Noise:\n  Doubles: {factor: 2.0}\n"
+    )
     case = Case(Doubles, recipe=tmp_path / "mine.yaml")
     on, off = case.setup(), case.setup(on=False)
     assert [entry.name for entry in on.entries] == ["Noise", "Doubles"]
@@ -110,13 +120,17 @@ def test_what_a_plugin_requires_is_on_in_both_runs() -> None:
 
         requires: ClassVar[tuple[str, ...]] = ("Noise",)
 
-    case = Case(Needy, {"factor": 2.0}, recipe={**SMALL, "plugins": {f"{HEALTHY}Noise": {"scale": 0.5}}})
+    case = Case(
+        Needy, {"factor": 2.0}, recipe={**SMALL, "plugins": {f"{HEALTHY}Noise": {"scale": 0.5}}}
+    )
     assert [entry.name for entry in case.setup().entries] == ["Noise", "Needy"]
     assert [entry.name for entry in case.setup(on=False).entries] == ["Noise"]
 
 
 def test_mistakes_in_the_recipe_of_the_checks_are_named() -> None:
-    failed = _of(run_checks(Doubles, {"factor": 2.0}, recipe={"model": {"name": "no_such_model"}}), "failed")
+    failed = _of(
+        run_checks(Doubles, {"factor": 2.0}, recipe={"model": {"name": "no_such_model"}}), "failed"
+    )
     assert list(failed) == ["check_hooks"]
     assert "model.name" in failed["check_hooks"]
     assert "no_such_model" in failed["check_hooks"]
@@ -223,19 +237,28 @@ def test_third_parties_get_one_test_for_each_plugin_and_check(pytester: pytest.P
 
         HEALTHY, ZOO, SMALL = {HEALTHY!r}, {str(HERE / "zoo_declared.py") + ":"!r}, {SMALL!r}
 
-        @trainkit.testing.parametrize(HEALTHY + "Noise", Case(ZOO + "NoRange", recipe=SMALL), recipe=SMALL)
+        NO_RANGE = Case(ZOO + "NoRange", recipe=SMALL)
+
+        @trainkit.testing.parametrize(HEALTHY + "Noise", NO_RANGE, recipe=SMALL)
         def test_mine(check):
             check()
     """)
     result = pytester.runpytest_inprocess("-rfs", "-p", "no:cacheprovider")
     total = 2 * len(checks())
-    result.assert_outcomes(passed=total - 4, skipped=3, failed=1)  # NoRange declares no neutral options
-    result.stdout.fnmatch_lines(["*_ test_mine[[]NoRange-ranges[]] _*", "E *CheckError: strength: takes any number*"])
+    result.assert_outcomes(
+        passed=total - 4, skipped=3, failed=1
+    )  # NoRange declares no neutral options
+    result.stdout.fnmatch_lines(
+        ["*_ test_mine[[]NoRange-ranges[]] _*", "E *CheckError: strength: takes any number*"]
+    )
 
 
 def test_known_failures_are_xfail_in_pytest(pytester: pytest.Pytester) -> None:
     source = (HERE / "zoo_kept.py").read_text()
-    known = '    known_failures: ClassVar[dict[str, str]] = {"check_resume": "to do", "check_bf16": "was broken"}\n'
+    known = (
+        '    known_failures: ClassVar[dict[str, str]] = {"check_resume": "to do", "check_bf16":'
+        ' "was broken"}\n'
+    )
     head = 'class ForgetsState(Broken):\n    """Averages gradients over steps in memory only."""\n'
     assert head in source
     pytester.makepyfile(mine=source.replace(head, head + known))
@@ -248,5 +271,7 @@ def test_known_failures_are_xfail_in_pytest(pytester: pytest.Pytester) -> None:
     """)
     result = pytester.runpytest_inprocess("-rfx", "-p", "no:cacheprovider")
     result.assert_outcomes(passed=len(checks()) - 4, skipped=2, xfailed=1, failed=1)
-    result.stdout.fnmatch_lines(["*_ test_mine[[]ForgetsState-bf16[]] _*", "E *a known failure that does not occur*"])
+    result.stdout.fnmatch_lines(
+        ["*_ test_mine[[]ForgetsState-bf16[]] _*", "E *a known failure that does not occur*"]
+    )
     result.stdout.fnmatch_lines(["*XFAIL*ForgetsState-resume*to do*"])

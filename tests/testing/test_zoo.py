@@ -1,4 +1,6 @@
-"""The kit is red on each broken plugin, in the check that is about its fault and in no other; green on healthy ones."""
+"""The kit is red on each broken plugin, in the check that is about its fault and in no other;
+green on healthy ones.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,11 @@ def _plugins(*files: str) -> list[str]:
     targets = []
     for file in files:
         for node in ast.parse((HERE / file).read_text()).body:
-            bases = {ast.unparse(base) for base in node.bases} if isinstance(node, ast.ClassDef) else set()
+            bases = (
+                {ast.unparse(base) for base in node.bases}
+                if isinstance(node, ast.ClassDef)
+                else set()
+            )
             if isinstance(node, ast.ClassDef) and bases & {"Plugin", "Broken", "Scales"}:
                 targets.append(f"{HERE / file}:{node.name}")
     return [target for target in targets if not target.endswith((":Broken", ":Scales"))]
@@ -30,8 +36,12 @@ def _class_name(target: str) -> str:
     return target.rpartition(":")[2]
 
 
-@pytest.mark.parametrize("target", _plugins("zoo_trained.py", "zoo_kept.py", "zoo_declared.py"), ids=_class_name)
-def test_a_broken_plugin_fails_the_check_that_is_about_its_fault(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "target", _plugins("zoo_trained.py", "zoo_kept.py", "zoo_declared.py"), ids=_class_name
+)
+def test_a_broken_plugin_fails_the_check_that_is_about_its_fault(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(nn.Linear, "forward", nn.Linear.forward)  # one of them changes it
     case = Case(target, recipe=SMALL)
     failed = {o.check: o.message for o in run_checks(case) if o.status == "failed"}
@@ -51,4 +61,6 @@ RECIPES = {
 def test_a_healthy_plugin_passes_every_check(target: str) -> None:
     outcomes = run_checks(target, recipe=RECIPES.get(_class_name(target), SMALL))
     assert [str(o) for o in outcomes if o.status not in ("passed", "does not apply")] == []
-    assert sum(o.status == "passed" for o in outcomes) >= len(outcomes) - 2  # neutral and invisible exclude each other
+    assert (
+        sum(o.status == "passed" for o in outcomes) >= len(outcomes) - 2
+    )  # neutral and invisible exclude each other

@@ -1,4 +1,6 @@
-"""Plugins that declare themselves wrongly, each in one way; `fails` names the check that must find it."""
+"""Plugins that declare themselves wrongly, each in one way; `fails` names the check that must
+find it.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ class NoRangeInside(Scales):
     """Takes any number as the second of two."""
 
     fails = "check_ranges"
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], float] = Field((0.9, 0.99), description="decay rates")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], float] = Field(
+        (0.9, 0.99), description="decay rates"
+    )
 
 
 class ClampsQuietly(Scales):

@@ -93,7 +93,9 @@ class ForgetsState(Broken):
 
 
 class KeepsReferences(Broken):
-    """Pulls towards where each epoch began, but keeps the parameters themselves instead of their values."""
+    """Pulls towards where each epoch began, but keeps the parameters themselves instead of their
+    values.
+    """
 
     fails = "check_resume"
     _began: list[Tensor] = PrivateAttr(default_factory=list)
@@ -105,7 +107,9 @@ class KeepsReferences(Broken):
 
     @hookimpl
     def before_optimizer_step(self, model: nn.Module, run: Run) -> None:
-        apart = [(p.detach() - b).norm() for p, b in zip(model.parameters(), self._began, strict=True)]
+        apart = [
+            (p.detach() - b).norm() for p, b in zip(model.parameters(), self._began, strict=True)
+        ]
         run.log.record("apart", torch.stack(apart).sum())
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,7 +147,9 @@ class NeedsToHaveTrained(Broken):
 
     @hookimpl
     def on_fit_start(self, run: Run) -> None:
-        self._layers = [module for module in run.model.modules() if isinstance(module, nn.BatchNorm2d)]
+        self._layers = [
+            module for module in run.model.modules() if isinstance(module, nn.BatchNorm2d)
+        ]
 
     @hookimpl
     def on_evaluate_start(self, run: Run) -> None:
@@ -151,7 +157,9 @@ class NeedsToHaveTrained(Broken):
 
 
 class MeasuresOtherWeights(Broken):
-    """Validates at a temperature that falls with the steps, of which the kept weights know nothing."""
+    """Validates at a temperature that falls with the steps, of which the kept weights know
+    nothing.
+    """
 
     fails = "check_kept_weights"
 
@@ -178,7 +186,9 @@ class ExplainsByTrying(Broken):
 
 
 class ReportsOnlyLongRuns(Broken):
-    """Draws a curve through its last logged value, which a run that was stopped early does not have."""
+    """Draws a curve through its last logged value, which a run that was stopped early does not
+    have.
+    """
 
     fails = "check_report"
 

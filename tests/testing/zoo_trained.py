@@ -1,4 +1,6 @@
-"""Plugins that train wrongly, each in one way; `fails` names the check that must find it, and no other may fail."""
+"""Plugins that train wrongly, each in one way; `fails` names the check that must find it, and no
+other may fail.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ class OnlyEvenBatches(Broken):
 
 
 class KeepsTheGraph(Broken):
-    """Adds half of the loss before, graph and all: its second backward pass fails within a window."""
+    """Adds half of the loss before, graph and all: its second backward pass fails within a
+    window.
+    """
 
     fails = "check_accumulation"
     _before: Tensor | None = PrivateAttr(default=None)
@@ -97,7 +101,9 @@ class NeedsFloat32(Broken):
     def compute_loss(self, model: nn.Module, run: Run) -> Yields:
         seen: list[Any] = []
         layer = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
-        handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output.detach().numpy()))
+        handle = layer.register_forward_hook(
+            lambda module, inputs, output: seen.append(output.detach().numpy())
+        )
         try:
             loss = yield
         finally:

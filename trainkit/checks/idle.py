@@ -15,7 +15,9 @@ from trainkit.hooks.run import Run
 
 
 def idle_notes(run: Run) -> Iterator[str]:
-    """Yield a note for each setting of the recipe, core's and the plugins', that never acts in this run."""
+    """Yield a note for each setting of the recipe, core's and the plugins', that never acts in
+    this run.
+    """
     yield from _of_train(run)
     yield from _of_checkpoints(run)
     for hook, spec, names in (
@@ -26,7 +28,9 @@ def idle_notes(run: Run) -> Iterator[str]:
     for name, plugin in run.plugins.items():
         found = ask(plugin, name, "idle", run)
         if not isinstance(found, dict):
-            raise PluginError(f"plugin {name}: idle returned {found!r:.80}; it must return reasons by option")
+            raise PluginError(
+                f"plugin {name}: idle returned {found!r:.80}; it must return reasons by option"
+            )
         for option, why in found.items():
             if why:
                 yield f"plugins.{name}.{option}: {why}"
@@ -38,11 +42,17 @@ def _of_train(run: Run) -> Iterator[str]:
         only = f"this run has {spec.epochs}: only its end is measured"
         yield f"train.evaluate_every: {spec.evaluate_every} epochs, and {only}"
     if _is_set(spec, "log_every") and spec.log_every > run.total_steps:
-        yield f"train.log_every: {spec.log_every} steps, and this run has {run.total_steps}: only ends of epochs log"
+        yield (
+            f"train.log_every: {spec.log_every} steps, and this run has {run.total_steps}: only "
+            "ends of epochs log"
+        )
     if isinstance(run.data.train, ShuffledStream):
         most = max(len(run.data.train.window(0, position).weights) for position in (0, steps - 1))
         if most < spec.accumulate:
-            yield f"train.accumulate: {spec.accumulate} micro-batches, and an epoch has {most}: each is one step"
+            yield (
+                f"train.accumulate: {spec.accumulate} micro-batches, and an epoch has {most}: each "
+                "is one step"
+            )
     if spec.channels_last and len(run.data.input_size) != 3:
         yield "train.channels_last: does nothing, because these data are no images"
 
@@ -50,13 +60,21 @@ def _of_train(run: Run) -> Iterator[str]:
 def _of_checkpoints(run: Run) -> Iterator[str]:
     spec, train = run.recipe.checkpoint, run.recipe.train
     if spec.every_steps is not None and spec.every_steps >= run.total_steps:
-        yield f"checkpoint.every_steps: {spec.every_steps:,} steps, and this run has {run.total_steps:,}"
+        yield (
+            f"checkpoint.every_steps: {spec.every_steps:,} steps, and this run has "
+            f"{run.total_steps:,}"
+        )
     validations = -(-train.epochs // train.evaluate_every)
     if _is_set(spec, "keep_best") and spec.keep_best > validations:
-        yield f"checkpoint.keep_best: {spec.keep_best} weights, and this run is measured {validations} time(s)"
+        yield (
+            f"checkpoint.keep_best: {spec.keep_best} weights, and this run is measured "
+            f"{validations} time(s)"
+        )
 
 
-def _replaced(run: Run, hook: str, spec: OptimizerSpec | SchedulerSpec, names: tuple[str, ...]) -> Iterator[str]:
+def _replaced(
+    run: Run, hook: str, spec: OptimizerSpec | SchedulerSpec, names: tuple[str, ...]
+) -> Iterator[str]:
     """Yield a note for each setting of what a plugin makes in core's place."""
     providers = [i.plugin_name for i in getattr(run.hook, hook).get_hookimpls() if not i.wrapper]
     others = [name for name in providers if name != "core"]
@@ -69,6 +87,8 @@ def _replaced(run: Run, hook: str, spec: OptimizerSpec | SchedulerSpec, names: t
 
 
 def _is_set(spec: BaseModel, name: str) -> bool:
-    """Return whether an option has another value than its default: a resolved recipe writes every default out."""
+    """Return whether an option has another value than its default: a resolved recipe writes
+    every default out.
+    """
     default: Any = type(spec).model_fields[name].default
     return bool(getattr(spec, name) != default)

@@ -1,4 +1,6 @@
-"""Parameters that a loss does not depend on: they never get a gradient, and several ranks would wait for it."""
+"""Parameters that a loss does not depend on: they never get a gradient, and several ranks would
+wait for it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ _LATE = re.compile(r"did not receive grad for rank \d+: ([\d ]+)")
 
 
 def unreached(loss: Tensor, model: nn.Module) -> list[str]:
-    """Return the names of the parameters with `requires_grad` from which no path leads to `loss`."""
+    """Return the names of the parameters with `requires_grad` from which no path leads to
+    `loss`.
+    """
     found: set[int] = set()
     seen: set[Any] = set()
     waiting: list[Any] = [loss.grad_fn]
@@ -46,14 +50,16 @@ def look(run: Run, loss: Tensor) -> None:
     what = f"no loss reaches {len(names)} of the model's parameters: {some(names)}"
     if run.device.world > 1:
         raise TrainingError(
-            f"{what}; each rank would wait for a gradient that never comes: where the model is built, let "
-            "requires_grad be False for them (a plugin that wraps build_model), or use one rank"
+            f"{what}; each rank would wait for a gradient that never comes: where the model is "
+            "built, let requires_grad be False for them (a plugin that wraps build_model), or use "
+            "one rank"
         )
     run.log.note(f"{what}; they have no gradient and stay as they are")
 
 
 def explained(error: RuntimeError, module: nn.Module) -> Exception:
-    """Return what to raise for an error of a forward pass: torch's own words for a gradient that did not come are long.
+    """Return what to raise for an error of a forward pass: torch's own words for a gradient that
+    did not come are long.
 
     Args:
         error: what was raised.
@@ -62,9 +68,14 @@ def explained(error: RuntimeError, module: nn.Module) -> Exception:
     missing = _LATE.search(str(error))
     if missing is None:
         return error
-    names = [name.removeprefix("module.model.") for name, p in module.named_parameters() if p.requires_grad]
+    names = [
+        name.removeprefix("module.model.")
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    ]
     late = [names[int(i)] for i in missing[1].split()]
     return TrainingError(
-        f"the last step's loss did not reach {some(late)}, which it reached before; on several ranks every step must "
-        "reach all parameters: add zero times a sum of those that a step leaves out"
+        f"the last step's loss did not reach {some(late)}, which it reached before; on several "
+        "ranks every step must reach all parameters: add zero times a sum of those that a step "
+        "leaves out"
     )

@@ -1,4 +1,6 @@
-"""What a checkpoint may hold: values that can be read back without running code, and numbers that are numbers."""
+"""What a checkpoint may hold: values that can be read back without running code, and numbers
+that are numbers.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,23 @@ from torch import Tensor, nn
 
 _PLAIN = (bool, float, str, type(None))
 _CONTAINERS = (dict, OrderedDict, list, tuple)
-_NORMED = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
+_NORMED = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.complex64,
+    torch.complex128,
+)
 
 
 def unreadable(value: Any) -> str | None:
-    """Return where in `value` stands the first thing that could be saved but not read back, and what it is.
+    """Return where in `value` stands the first thing that could be saved but not read back, and
+    what it is.
 
-    Read back means by `torch.load(weights_only=True)`, which runs no code: it gives plain containers, numbers, strings
-    and tensors. What is none of these is tried, because what else torch reads differs between its versions.
+    Read back means by `torch.load(weights_only=True)`, which runs no code: it gives plain
+    containers, numbers, strings and tensors. What is none of these is tried, because what else
+    torch reads differs between its versions.
     """
     for place, part in _parts(value):
         if not _is_plain(part) and not _comes_back(part):
@@ -31,9 +42,11 @@ def unreadable(value: Any) -> str | None:
 
 
 def not_a_number(value: Any) -> str | None:
-    """Return where in `value` stands the first tensor that is not finite or number that is NaN, and what is wrong.
+    """Return where in `value` stands the first tensor that is not finite or number that is NaN, and
+    what is wrong.
 
-    A Python number may be infinite, as the best value so far is where there is none yet; a tensor may not.
+    A Python number may be infinite, as the best value so far is where there is none yet; a tensor
+    may not.
     """
     tensors: dict[str, Tensor] = {}
     for place, part in _parts(value):
@@ -46,7 +59,9 @@ def not_a_number(value: Any) -> str | None:
 
 
 def first_bad(tensors: Sequence[Tensor]) -> tuple[int, str] | None:
-    """Return which tensor is the first that is not finite, and whether it has nan or inf; waits for the device."""
+    """Return which tensor is the first that is not finite, and whether it has nan or inf; waits
+    for the device.
+    """
     numbers = [(i, n) for i, t in enumerate(tensors) if (n := _numbers(t)) is not None]
     for device in dict.fromkeys(n.device for _, n in numbers):
         here = [(i, n) for i, n in numbers if n.device == device]
@@ -58,7 +73,8 @@ def first_bad(tensors: Sequence[Tensor]) -> tuple[int, str] | None:
 
 
 def magnitudes(tensors: Sequence[Tensor]) -> Tensor:
-    """Return one number for each tensor, finite exactly where all of the tensor is, without waiting for the device.
+    """Return one number for each tensor, finite exactly where all of the tensor is, without waiting
+    for the device.
 
     Args:
         tensors: dense, none of them empty, of floating or complex dtypes.
@@ -67,8 +83,8 @@ def magnitudes(tensors: Sequence[Tensor]) -> Tensor:
         A vector on the device of the first tensor.
     """
     with torch.no_grad():
-        # On a CPU the largest size takes ten times as long as the Euclidean norm, which may overflow; but looking at
-        # it costs nothing there.
+        # On a CPU the largest size takes ten times as long as the Euclidean norm, which may
+        # overflow; but looking at it costs nothing there.
         if tensors[0].device.type == "cpu":
             norms = _stack(torch._foreach_norm(list(tensors)))
             if bool(norms.isfinite().all()):
@@ -85,7 +101,11 @@ def _stack(norms: Sequence[Tensor]) -> Tensor:
 
 def _numbers(tensor: Tensor) -> Tensor | None:
     """Return what of a tensor can be other than finite, as `magnitudes` takes it."""
-    if tensor.is_meta or tensor.is_quantized or not (tensor.is_floating_point() or tensor.is_complex()):
+    if (
+        tensor.is_meta
+        or tensor.is_quantized
+        or not (tensor.is_floating_point() or tensor.is_complex())
+    ):
         return None
     values = tensor.detach()
     if values.layout != torch.strided:
@@ -96,7 +116,9 @@ def _numbers(tensor: Tensor) -> Tensor | None:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every part of nested containers with its place, such as `['mean'][0]`; plain containers only by theirs."""
+    """Yield every part of nested containers with its place, such as `['mean'][0]`; plain
+    containers only by theirs.
+    """
     waiting: list[tuple[str, Any]] = [("", value)]
     seen: set[int] = set()
     while waiting:
@@ -107,7 +129,9 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
             continue
         seen.add(id(part))  # a list may hold itself
         if isinstance(part, Mapping):
-            keys = [(f"{place}: its key {key!r}", key) for key in part if type(key) not in (str, int)]
+            keys = [
+                (f"{place}: its key {key!r}", key) for key in part if type(key) not in (str, int)
+            ]
             inner = [(f"{place}[{key!r}]", part[key]) for key in part]
             waiting += [*keys, *inner][::-1]
         else:

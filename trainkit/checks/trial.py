@@ -1,7 +1,9 @@
-"""One trial pass of a finished run's model, so that what it refuses is said before anything is written.
+"""One trial pass of a finished run's model, so that what it refuses is said before anything is
+written.
 
-It goes over shapes alone, on torch's meta device, where it costs milliseconds whatever the size of the model; only
-what fails there is tried in earnest, because not every operation knows that device. Nothing of the run changes.
+It goes over shapes alone, on torch's meta device, where it costs milliseconds whatever the size of
+the model; only what fails there is tried in earnest, because not every operation knows that device.
+Nothing of the run changes.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ _MOST = 8  # examples of a pass in earnest
 
 
 def trial_problems(run: Run) -> list[Problem]:
-    """Return why the model cannot take the data's batches, or gives what the loss and the metrics cannot take.
+    """Return why the model cannot take the data's batches, or gives what the loss and the metrics
+    cannot take.
 
-    The sizes of training's batches count where core's forward pass is in use: a plugin that has its own way to the
-    loss, as with few-shot tasks, gives the model other batches.
+    The sizes of training's batches count where core's forward pass is in use: a plugin that has its
+    own way to the loss, as with few-shot tasks, gives the model other batches.
     """
     modes = [(module, module.training) for module in run.model.modules()]
     outputs: list[tuple[int, Any]] = []
@@ -44,11 +47,15 @@ def trial_problems(run: Run) -> list[Problem]:
     if not _is_core(run, "evaluate_batch"):
         return []
     outputs.append((2, output))
-    return next(([_misshapen(run, o)] for n, o in outputs if _shape(o) != (n, run.data.num_classes)), [])
+    return next(
+        ([_misshapen(run, o)] for n, o in outputs if _shape(o) != (n, run.data.num_classes)), []
+    )
 
 
 def _is_core(run: Run, hook: str) -> bool:
-    """Return whether no plugin answers a value hook in core's place; those who only wrap it do not count."""
+    """Return whether no plugin answers a value hook in core's place; those who only wrap it do
+    not count.
+    """
     implementations = getattr(run.hook, hook).get_hookimpls()
     return all(i.plugin_name == "core" for i in implementations if not i.wrapper)
 
@@ -68,7 +75,12 @@ def _forward(run: Run, size: int) -> tuple[Any, Exception | None]:
     with run.untouched(), torch.no_grad():
         try:
             tensors = {name: t.to("meta") for name, t in _tensors(run.model)}
-            return functional_call(run.model, tensors, (torch.empty(shape, device="meta"),), tie_weights=False), None
+            return (
+                functional_call(
+                    run.model, tensors, (torch.empty(shape, device="meta"),), tie_weights=False
+                ),
+                None,
+            )
         except Exception:
             pass
     shape = (min(size, _MOST), *run.data.input_size)
@@ -83,7 +95,8 @@ def _forward(run: Run, size: int) -> tuple[Any, Exception | None]:
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Return every parameter and buffer once for each place that holds it.
 
-    Named twice, as a module in two places of the tree would be, a place is not given back what it held (in CoaT).
+    Named twice, as a module in two places of the tree would be, a place is not given back what it
+    held (in CoaT).
     """
     held = []
     for path, module in model.named_modules():
@@ -94,7 +107,11 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 def _stretched(output: Any, size: int) -> Any:
     """Return an output as it would be for `size` examples, as far as its shape goes."""
-    return output.new_empty((size, *output.shape[1:]), device="meta") if isinstance(output, Tensor) else output
+    return (
+        output.new_empty((size, *output.shape[1:]), device="meta")
+        if isinstance(output, Tensor)
+        else output
+    )
 
 
 def _shape(output: Any) -> tuple[int, ...] | None:
@@ -106,8 +123,14 @@ def _refused(run: Run, size: int, error: Exception) -> Problem:
     name, wrong = recipe.model.name, first_line(error)
     shape = " x ".join(map(str, run.data.input_size))
     if "more than 1 value per channel" in wrong:
-        what = f"a training batch of {size} leaves a batch norm of {name} a single value per channel to normalise"
-        fix = "set data.drop_last, take another batch_size or larger images, or a model with other norms"
+        what = (
+            f"a training batch of {size} leaves a batch norm of {name} a single value per channel "
+            "to normalise"
+        )
+        fix = (
+            "set data.drop_last, take another batch_size or larger images, or a model with other "
+            "norms"
+        )
         return Problem(where("data", "batch_size"), "data.batch_size", f"{what}; {fix}")
     message = f"{name} cannot take {size} inputs of {shape}: {wrong}"
     if recipe.model.args:
@@ -120,10 +143,17 @@ def _refused(run: Run, size: int, error: Exception) -> Problem:
 def _misshapen(run: Run, output: Any) -> Problem:
     recipe, where, wanted = run.recipe, run.recipe.source.nearest, run.data.num_classes
     shape = _shape(output)
-    found = type(output).__name__ if shape is None else f"[{', '.join(['N', *map(str, shape[1:])])}]"
+    found = (
+        type(output).__name__ if shape is None else f"[{', '.join(['N', *map(str, shape[1:])])}]"
+    )
     what = "classes" if run.data.targets == "classes" else "numbers to predict"
-    message = f"{recipe.model.name} gives {found}, and the {wanted} {what} of these data want [N, {wanted}]"
+    message = (
+        f"{recipe.model.name} gives {found}, and the {wanted} {what} of these data want [N, "
+        f"{wanted}]"
+    )
     if recipe.model.num_classes not in (None, wanted):
-        return Problem(where("model", "num_classes"), "model.num_classes", f"{message}; leave it out")
+        return Problem(
+            where("model", "num_classes"), "model.num_classes", f"{message}; leave it out"
+        )
     key = "args" if recipe.model.args else "name"
     return Problem(where("model", key), f"model.{key}", message)

@@ -1,8 +1,9 @@
 """Watches that no number which is not finite is trained on unseen, and that none reaches a file.
 
-Nothing waits for the device: the sizes of a step's gradients stay there until the log is flushed, which waits anyway.
-On a CPU, where they would cost one or two hundredths of a step, the next loss tells: it is read at once, and weights
-that a step has spoilt are found before another step moves them.
+Nothing waits for the device: the sizes of a step's gradients stay there until the log is flushed,
+which waits anyway. On a CPU, where they would cost one or two hundredths of a step, the next loss
+tells: it is read at once, and weights that a step has spoilt are found before another step moves
+them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class _Step:
     step: int
     loss: Tensor
     before: str | None = None
-    """What was wrong with the weights before the step, where its loss is not finite and they were looked at."""
+    """What was wrong with the weights before the step, where its loss is not finite and they
+    were looked at.
+    """
     parameters: Sequence[Tensor] = ()
     sizes: Tensor | None = None
     """Of the gradient of each parameter."""
@@ -102,7 +105,9 @@ class Watch:
         self._run.log.record("fp16/skipped", step.skipped)
 
     def look(self, records: Sequence[Record]) -> tuple[int, str] | None:
-        """Return the first step that cannot have been right and what is wrong with it, now that the log is flushed."""
+        """Return the first step that cannot have been right and what is wrong with it, now that
+        the log is flushed.
+        """
         if self._steps and self._steps[-1].sizes is None:
             self._measure(self._steps[-1])  # of the last step the gradients are still there
         steps, self._steps = self._steps, []
@@ -158,8 +163,8 @@ class Watch:
         if self.skipped:
             end = ": no weight has moved" if self.skipped == self._run.step else ""
             self._run.log.note(
-                f"fp16: {self.skipped} of {self._run.step} steps were skipped because gradients overflowed; the "
-                f"learning-rate schedule counts them{end}"
+                f"fp16: {self.skipped} of {self._run.step} steps were skipped because gradients "
+                f"overflowed; the learning-rate schedule counts them{end}"
             )
 
     def state_dict(self) -> dict[str, int]:
@@ -177,8 +182,8 @@ class Watch:
             self._in_a_row = self._in_a_row + 1 if skipped else 0
             if self._in_a_row == IN_A_ROW:
                 self._run.log.note(
-                    f"fp16: the {IN_A_ROW} steps up to step {step.step} were all skipped, because gradients "
-                    "overflowed; bf16 has the range of fp32 (train.precision=bf16)"
+                    f"fp16: the {IN_A_ROW} steps up to step {step.step} were all skipped, because "
+                    "gradients overflowed; bf16 has the range of fp32 (train.precision=bf16)"
                 )
 
     def _first(self, steps: Sequence[_Step], losses: Mapping[int, Any]) -> tuple[int, str] | None:
@@ -198,14 +203,18 @@ class Watch:
         return None
 
     def _spoilt_weights(self) -> str | None:
-        """Return what is not finite in the weights that the step before this one left, and what to say of it."""
+        """Return what is not finite in the weights that the step before this one left, and what
+        to say of it.
+        """
         said = self._bad_one(dict(self._run.model.named_parameters()), "became")
         if said is None or self._run.step == 0:
             return None
         return self._message(self._run.step, f"{said} at", " while the loss is finite")
 
     def _bad_one(self, named: Mapping[str, Tensor], verb: str = "holds") -> str | None:
-        """Return the first of the model's tensors that is not finite and is no constant, and what it holds."""
+        """Return the first of the model's tensors that is not finite and is no constant, and
+        what it holds.
+        """
         trained = {name: t for name, t in named.items() if name not in self._constants}
         found = first_bad(list(trained.values()))
         return f"{self._kind(list(trained)[found[0]])} {verb} {found[1]}" if found else None
@@ -221,26 +230,30 @@ class Watch:
 
     def _spoiled(self, what: str) -> str:
         return (
-            f"{what} after step {self._run.step} (epoch {self._run.epoch + 1}); "
-            f"last good checkpoint: {self.last_good}. "
-            "Lower the learning rate, or look for what writes it: a division by zero, a root or logarithm of zero"
+            f"{what} after step {self._run.step} (epoch {self._run.epoch + 1}); last good "
+            f"checkpoint: {self.last_good}. Lower the learning rate, or look for what writes it: a "
+            "division by zero, a root or logarithm of zero"
         )
 
     def _unreadable(self, state: Mapping[str, Any]) -> str | None:
         for owner, part in self._owners(state):
             if found := unreadable(part):
                 return (
-                    f"{owner}: its state_dict(){found}, which can be saved but not read back; give plain containers, "
-                    "numbers, strings and tensors, as float(x), list(x) or torch.as_tensor(x) makes them"
+                    f"{owner}: its state_dict(){found}, which can be saved but not read back; give "
+                    "plain containers, numbers, strings and tensors, as float(x), list(x) or "
+                    "torch.as_tensor(x) makes them"
                 )
         return None
 
     def _not_finite(self, state: Mapping[str, Any]) -> str | None:
-        tensors = {name: value for name, value in state["model"].items() if isinstance(value, Tensor)}
+        tensors = {
+            name: value for name, value in state["model"].items() if isinstance(value, Tensor)
+        }
         rest = {name: value for name, value in state["model"].items() if name not in tensors}
         if said := self._bad_one(tensors):
             return self._spoiled(said)
-        # A schedule keeps the metric that it was told, which may be NaN; what it makes of it is in the optimizer.
+        # A schedule keeps the metric that it was told, which may be NaN; what it makes of it is in
+        # the optimizer.
         others = {key: state[key] for key in ("plugins", "optimizer") if key in state}
         for owner, part in self._owners({**others, "model": rest}):
             if fault := not_a_number(part):
@@ -256,7 +269,10 @@ class Watch:
         for key, owner in owners.items():
             if key in state:
                 yield f"the {key} {type(owner).__name__}", state[key]
-        yield "the run", {key: part for key, part in state.items() if key not in owners and key != "plugins"}
+        yield (
+            "the run",
+            {key: part for key, part in state.items() if key not in owners and key != "plugins"},
+        )
 
     def _whose(self, place: str) -> str:
         """Return to which parameter a place in the optimizer's state belongs."""
@@ -276,7 +292,11 @@ class Watch:
         return f"a parameter {tuple(parameter.shape)} that is not the model's"
 
     def _kind(self, name: str) -> str:
-        return f"parameter {name}" if name in dict(self._run.model.named_parameters()) else f"buffer {name}"
+        return (
+            f"parameter {name}"
+            if name in dict(self._run.model.named_parameters())
+            else f"buffer {name}"
+        )
 
     def _agreed(self, said: str | None) -> str | None:
         """Return what the first rank with something to say says: all must stop together."""
@@ -293,7 +313,9 @@ def _values(gradient: Tensor | None) -> Tensor:
 
 
 def _spoilt(steps: Sequence[_Step]) -> int:
-    """Return the place of the first step with a gradient that is not finite, or the number of steps."""
+    """Return the place of the first step with a gradient that is not finite, or the number of
+    steps.
+    """
     sizes = [(i, step.sizes) for i, step in enumerate(steps) if step.sizes is not None]
     if sizes and not bool(torch.cat([size for _, size in sizes]).isfinite().all()):  # the one wait
         return next(i for i, size in sizes if not bool(size.isfinite().all()))

@@ -28,9 +28,12 @@ app = typer.Typer(
 )
 F = TypeVar("F", bound=Callable[..., Any])
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="a YAML file, or the name of a bundled recipe")]
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="a YAML file, or the name of a bundled recipe")
+]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE …]", help="set a key (a.b=1) or remove one (~a.b)")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE …]", help="set a key (a.b=1) or remove one (~a.b)"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
@@ -46,7 +49,10 @@ def _say_version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="print the version and exit")
+        bool,
+        typer.Option(
+            "--version", callback=_say_version, is_eager=True, help="print the version and exit"
+        ),
     ] = False,
 ) -> None:
     """Training techniques as plugins for timm models."""
@@ -62,12 +68,18 @@ def _command(function: F, name: str | None = None, to: typer.Typer = app) -> F:
 @_command
 def train(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="a YAML file, or the name of a bundled recipe")
+        Path | None,
+        typer.Argument(metavar="[RECIPE]", help="a YAML file, or the name of a bundled recipe"),
     ] = None,
     overrides: Overrides = None,
-    run_dir: Annotated[Path | None, typer.Option(help="folder for the results; default: a fresh one in runs/")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="folder for the results; default: a fresh one in runs/")
+    ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="go on with the run in this folder; a larger train.epochs=… makes it longer")
+        Path | None,
+        typer.Option(
+            help="go on with the run in this folder; a larger train.epochs=… makes it longer"
+        ),
     ] = None,
 ) -> None:
     """Train a recipe, or go on with a run that was interrupted."""
@@ -120,7 +132,9 @@ def eval(
 
 @_command
 def plugins(
-    name: Annotated[str | None, typer.Argument(help="show one plugin and its options (imports it)")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="show one plugin and its options (imports it)")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the installed plugins, or show one."""
@@ -145,7 +159,9 @@ def plugins(
         show_one(name, describe(points[name]).hooks if name in points else (), out)
 
 
-recipes_app = typer.Typer(help="List the recipes that come with trainkit, or copy one.", rich_markup_mode=None)
+recipes_app = typer.Typer(
+    help="List the recipes that come with trainkit, or copy one.", rich_markup_mode=None
+)
 app.add_typer(recipes_app, name="recipes")
 
 
@@ -186,7 +202,9 @@ def schema() -> None:
 
 
 @_command
-def report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="the folder of a run")]) -> None:
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="the folder of a run")],
+) -> None:
     """Make report.html again from what a run logged."""
     from trainkit.hooks.manager import read_entries
     from trainkit.report.page import write_report
@@ -213,7 +231,9 @@ def verify_resume(
     recipe: RecipePath,
     overrides: Overrides = None,
     at: Annotated[int, typer.Option(help="stop after this step")] = 7,
-    steps: Annotated[int | None, typer.Option(help="compare after this step; default: five steps later")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="compare after this step; default: five steps later")
+    ] = None,
 ) -> None:
     """Prove that a recipe resumes exactly: train with and without a stop, and compare every bit."""
     from trainkit.config import bundled as shelf
@@ -223,12 +243,19 @@ def verify_resume(
 
     verdict = verify(shelf.find(recipe), overrides or [], at, steps)
     if verdict.difference is not None:
-        raise TrainingError(f"resumed after step {verdict.at}, step {verdict.steps} differs: {verdict.difference}")
-    out.print(f"resumed after step {verdict.at}: everything is the same, bit for bit, after step {verdict.steps}")
+        raise TrainingError(
+            f"resumed after step {verdict.at}, step {verdict.steps} differs: {verdict.difference}"
+        )
+    out.print(
+        f"resumed after step {verdict.at}: everything is the same, bit for bit, after step "
+        f"{verdict.steps}"
+    )
 
 
 def with_plugins(asked: str) -> typer.Typer:
-    """Return the command line with the commands of installed plugins; the one that is asked for is imported."""
+    """Return the command line with the commands of installed plugins; the one that is asked for
+    is imported.
+    """
     whole = copy(app)
     whole.registered_commands = list(app.registered_commands)
     for point in entry_points(group="trainkit.commands"):
@@ -237,7 +264,9 @@ def with_plugins(asked: str) -> typer.Typer:
 
 
 def _add(to: typer.Typer, point: EntryPoint, asked: str) -> None:
-    """Add the command of a plugin, a function as Typer takes them; it is imported only when it is asked for."""
+    """Add the command of a plugin, a function as Typer takes them; it is imported only when it
+    is asked for.
+    """
     if point.name == asked:
         with err.waiting(f"loading {point.module}"):
             function = point.load()
@@ -245,14 +274,18 @@ def _add(to: typer.Typer, point: EntryPoint, asked: str) -> None:
         return
     from trainkit.hooks.discovery import command_summary
 
-    to.command(point.name, help=f"{command_summary(point)} ({point.module.split('.')[0]})")(lambda: None)
+    to.command(point.name, help=f"{command_summary(point)} ({point.module.split('.')[0]})")(
+        lambda: None
+    )
 
 
 def main() -> None:
     """Run the command line, with the commands that installed plugins bring."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that knows no `…` is no reason to fail
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal that knows no `…` is no reason to fail
     asked = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     with_plugins(asked)(prog_name="trainkit")
 

@@ -16,6 +16,8 @@ TIMM = """@misc{rw2019timm,
 
 
 def citations(entries: Sequence[Entry]) -> str:
-    """Return the BibTeX of timm and of every plugin that has a paper, each once, in recipe order."""
+    """Return the BibTeX of timm and of every plugin that has a paper, each once, in recipe
+    order.
+    """
     found = [TIMM, *(entry.plugin.citation.strip() for entry in entries if entry.plugin.citation)]
     return "\n\n".join(dict.fromkeys(found))

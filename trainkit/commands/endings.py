@@ -1,4 +1,6 @@
-"""How every command ends: with its result, or with one message and an exit code, never with a traceback."""
+"""How every command ends: with its result, or with one message and an exit code, never with a
+traceback.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`trainkit train`: what can be refused without torch is refused before it is loaded, which takes seconds."""
+"""`trainkit train`: what can be refused without torch is refused before it is loaded, which
+takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,14 @@ from trainkit.system.terminal import Terminal
 
 
 def launch(
-    recipe: Path | None, overrides: Sequence[str], folder: Path | None, resume: Path | None, out: Console
+    recipe: Path | None,
+    overrides: Sequence[str],
+    folder: Path | None,
+    resume: Path | None,
+    out: Console,
 ) -> None:
-    """Train a recipe in a fresh folder, or go on with the run in `resume`, and show progress and result.
+    """Train a recipe in a fresh folder, or go on with the run in `resume`, and show progress and
+    result.
 
     Args:
         recipe: a recipe file or the name of a bundled one; None to go on with a run.
@@ -33,12 +40,14 @@ def launch(
         Interrupted: the user stopped the run.
         TrainingError: the run cannot go on.
     """
-    if resume is not None and recipe is not None and "=" in str(recipe):  # no recipe, but a first override
+    if (
+        resume is not None and recipe is not None and "=" in str(recipe)
+    ):  # no recipe, but a first override
         recipe, overrides = None, [str(recipe), *overrides]
     if (recipe is None) == (resume is None) or (resume and folder):
         raise UserError(
-            "give a recipe (and overrides, --run-dir), or only --resume DIR: a resumed run keeps its own, and only "
-            "train.epochs=… can make it longer"
+            "give a recipe (and overrides, --run-dir), or only --resume DIR: a resumed run keeps "
+            "its own, and only train.epochs=… can make it longer"
         )
     with ExitStack() as holding:
         if resume is not None:
@@ -53,7 +62,11 @@ def launch(
 
 
 def _train(
-    recipe: Path | None, overrides: Sequence[str], folder: Path | None, resume: Path | None, out: Console
+    recipe: Path | None,
+    overrides: Sequence[str],
+    folder: Path | None,
+    resume: Path | None,
+    out: Console,
 ) -> None:
     with Terminal(stderr=True).waiting("loading torch"):
         from trainkit.commands import session

@@ -40,7 +40,9 @@ def show_one(name: str, hooks: tuple[str, ...], out: Console) -> None:
     _, cls = load_class(name, Path())
     out.print(f"{name}\n\n{inspect.getdoc(cls)}\n", soft_wrap=True)
     for option, field in cls.model_fields.items():
-        default = "required" if field.is_required() else json.dumps(field.get_default(), default=str)
+        default = (
+            "required" if field.is_required() else json.dumps(field.get_default(), default=str)
+        )
         kind = inspect.formatannotation(field.annotation).replace("typing.", "")
         out.print(Text.assemble((option, "bold"), f": {kind} = {default}"))
         out.print(Padding(field.description or "", (0, 0, 0, 4)), soft_wrap=False)

@@ -18,13 +18,17 @@ from trainkit.log.records import Log
 from trainkit.training.build import compose
 
 
-def recipe_before(now: Recipe, path: Path, overrides: Sequence[str], state: Mapping[str, Any]) -> Recipe | None:
-    """Return the recipe of a run so far, where it is to become longer; None where it stays as it is.
+def recipe_before(
+    now: Recipe, path: Path, overrides: Sequence[str], state: Mapping[str, Any]
+) -> Recipe | None:
+    """Return the recipe of a run so far, where it is to become longer; None where it stays as it
+    is.
 
     Args:
         now: the recipe to go on with.
         path: the recipe in the run folder.
-        overrides: what `now` has beyond it; only a larger `train.epochs` changes nothing that has been.
+        overrides: what `now` has beyond it; only a larger `train.epochs` changes nothing that has
+            been.
         state: the run's checkpoint.
 
     Raises:
@@ -38,10 +42,16 @@ def recipe_before(now: Recipe, path: Path, overrides: Sequence[str], state: Mapp
     then["train"]["epochs"] = now.train.epochs
     if dump(wanted) != dump(then):
         if overrides and compose(path).recipe.dump() == before:
-            raise UserError("with --resume only train.epochs can be set, to more; a resumed run keeps all else")
-        raise UserError(f"{path}: was changed since the checkpoint was written; restore it, or start a new run")
+            raise UserError(
+                "with --resume only train.epochs can be set, to more; a resumed run keeps all else"
+            )
+        raise UserError(
+            f"{path}: was changed since the checkpoint was written; restore it, or start a new run"
+        )
     if now.train.epochs < old:
-        raise UserError(f"{path.parent}: has train.epochs={old}; --resume can make a run longer, not shorter")
+        raise UserError(
+            f"{path.parent}: has train.epochs={old}; --resume can make a run longer, not shorter"
+        )
     return compose(path, [f"train.epochs={old}"]).recipe
 
 
@@ -61,11 +71,14 @@ def check_longer(run: Run, was: Recipe, state: Mapping[str, Any], folder: Path) 
     start = f"start a new run with train.epochs={new}"
     every = was.train.evaluate_every
     if state["stop_reason"]:
-        raise UserError(f"{folder}: was stopped early ({state['stop_reason']}); a longer run would have been as well")
+        raise UserError(
+            f"{folder}: was stopped early ({state['stop_reason']}); a longer run would have been as"
+            " well"
+        )
     if state["epoch"] >= old and old % every:
         raise UserError(
-            f"{folder}: validated after its last epoch, {old}, and a longer run would not have, with "
-            f"train.evaluate_every={every}; {start}"
+            f"{folder}: validated after its last epoch, {old}, and a longer run would not have, "
+            f"with train.evaluate_every={every}; {start}"
         )
     shorter = copy(run)
     shorter.recipe, shorter.log = was, Log()
@@ -74,9 +87,10 @@ def check_longer(run: Run, was: Recipe, state: Mapping[str, Any], folder: Path) 
         rates = [next(schedule) for schedule in schedules]
         if rates[0][1] != rates[1][1]:
             raise UserError(
-                f"{folder}: over {new} epochs the {was.scheduler.name} schedule would have had other learning rates "
-                f"so far (at step {step} {max(rates[1][1]):.6g} in place of {max(rates[0][1]):.6g}); only one "
-                f"that does not look at the end, such as constant or multistep, can be made longer; {start}"
+                f"{folder}: over {new} epochs the {was.scheduler.name} schedule would have had "
+                f"other learning rates so far (at step {step} {max(rates[1][1]):.6g} in place of "
+                f"{max(rates[0][1]):.6g}); only one that does not look at the end, such as "
+                f"constant or multistep, can be made longer; {start}"
             )
     kept, gone = [next(schedule)[0].state_dict() for schedule in reversed(schedules)]
     changed = {key: value for key, value in kept.items() if gone.get(key) != value}
@@ -87,11 +101,15 @@ def check_longer(run: Run, was: Recipe, state: Mapping[str, Any], folder: Path) 
 
 
 def _schedule(run: Run) -> Iterator[tuple[Scheduler, list[float]]]:
-    """Yield a schedule of the run from its start, on an optimizer of its own, and its learning rates at each step."""
+    """Yield a schedule of the run from its start, on an optimizer of its own, and its learning
+    rates at each step.
+    """
     groups = []
     for group in run.optimizer.param_groups:
         scale = {"lr_scale": group["lr_scale"]} if "lr_scale" in group else {}
-        groups.append({"params": [torch.zeros(1)], "lr": group.get("initial_lr", group["lr"]), **scale})
+        groups.append(
+            {"params": [torch.zeros(1)], "lr": group.get("initial_lr", group["lr"]), **scale}
+        )
     optimizer = torch.optim.SGD(groups)
     scheduler = run.hook.build_scheduler(optimizer=optimizer, run=run)
     step = 0

@@ -74,7 +74,8 @@ def make_plan(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
             "trainable": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
             "from": str(where("model")),
             "changes": [
-                {"plugin": name, "from": str(marks[name]), "changes": lines} for name, lines in changes.items()
+                {"plugin": name, "from": str(marks[name]), "changes": lines}
+                for name, lines in changes.items()
             ],
         },
         "weights": _weights(run),
@@ -103,7 +104,9 @@ def _observe(manager: pluggy.PluginManager, changes: dict[str, list[str]]) -> No
     for implementation in manager.hook.build_model.get_hookimpls():
         if implementation.wrapper:
             function = cast(Callable[..., Generator[None, Any, Any]], implementation.function)
-            cast(Any, implementation).function = _observed(function, implementation.plugin_name, changes)
+            cast(Any, implementation).function = _observed(
+                function, implementation.plugin_name, changes
+            )
 
 
 def _observed(
@@ -128,9 +131,15 @@ _Module = tuple[str, int, str]
 
 
 def _snapshot(model: nn.Module) -> dict[str, _Module]:
-    """Return for every module its class, how many numbers it owns itself, and what it prints of its settings."""
+    """Return for every module its class, how many numbers it owns itself, and what it prints of
+    its settings.
+    """
     return {
-        name: (type(module).__name__, sum(p.numel() for p in module.parameters(recurse=False)), module.extra_repr())
+        name: (
+            type(module).__name__,
+            sum(p.numel() for p in module.parameters(recurse=False)),
+            module.extra_repr(),
+        )
         for name, module in model.named_modules()
     }
 
@@ -141,9 +150,16 @@ def describe_changes(before: dict[str, _Module], after: dict[str, _Module]) -> l
     for name in before.keys() & after.keys():
         if before[name][0] != after[name][0]:
             swapped.setdefault(f"{before[name][0]} -> {after[name][0]}", []).append(name)
-    reset = [n for n in before.keys() & after.keys() if before[n][:2] == after[n][:2] and before[n][2] != after[n][2]]
+    reset = [
+        n
+        for n in before.keys() & after.keys()
+        if before[n][:2] == after[n][:2] and before[n][2] != after[n][2]
+    ]
     resized = [name for name in before.keys() & after.keys() if before[name][1] != after[name][1]]
-    lines = [f"{len(names)} x {what}: {_some(names, list(after))}" for what, names in sorted(swapped.items())]
+    lines = [
+        f"{len(names)} x {what}: {_some(names, list(after))}"
+        for what, names in sorted(swapped.items())
+    ]
     for label, names, order in (
         ("added", after.keys() - before.keys(), after),
         ("removed", before.keys() - after.keys(), before),
@@ -160,9 +176,15 @@ def _some(names: Sequence[str], order: Sequence[str]) -> str:
     return ", ".join(shown[:4]) + (f" … {shown[-1]}" if len(shown) > 4 else "")
 
 
-def _groups(run: Run, manager: pluggy.PluginManager, marks: dict[str, Mark]) -> list[dict[str, Any]]:
+def _groups(
+    run: Run, manager: pluggy.PluginManager, marks: dict[str, Mark]
+) -> list[dict[str, Any]]:
     decay = run.recipe.where("optimizer", "weight_decay")
-    by = [marks[i.plugin_name] for i in manager.hook.build_param_groups.get_hookimpls() if i.plugin_name in marks]
+    by = [
+        marks[i.plugin_name]
+        for i in manager.hook.build_param_groups.get_hookimpls()
+        if i.plugin_name in marks
+    ]
     rows = []
     for group in run.optimizer.param_groups:
         # The schedule has already set the first step's rate; a group's own is its peak.
@@ -197,9 +219,14 @@ def _weights(run: Run) -> dict[str, str]:
     if not spec.pretrained:
         return {"is": "random, from the seed", "from": str(where("model", "pretrained"))}
     cfg = getattr(run.model, "pretrained_cfg", None) or {}
-    source = next((cfg[key] for key in ("file", "hf_hub_id", "url") if cfg.get(key)), "timm's own source")
+    source = next(
+        (cfg[key] for key in ("file", "hf_hub_id", "url") if cfg.get(key)), "timm's own source"
+    )
     tag = f", {cfg['tag']}" if cfg.get("tag") else ""
-    return {"is": f"timm's pretrained ones{tag}: {source}", "from": str(where("model", "pretrained"))}
+    return {
+        "is": f"timm's pretrained ones{tag}: {source}",
+        "from": str(where("model", "pretrained")),
+    }
 
 
 def _plugins(setup: Setup, run: Run) -> list[dict[str, Any]]:
@@ -219,7 +246,8 @@ def _explained(entry: Entry, run: Run) -> list[str]:
     lines = ask(entry.plugin, entry.name, "explain", run)
     if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
         raise PluginError(
-            f"plugin {entry.name}: explain returned {lines!r:.80}; it must return lines of text in a list"
+            f"plugin {entry.name}: explain returned {lines!r:.80}; it must return lines of text in "
+            "a list"
         )
     return list(lines)
 
@@ -228,7 +256,9 @@ def _timeline(manager: pluggy.PluginManager, setup: Setup) -> list[dict[str, Any
     """Return every hook that something answers or hears, in the order of calls within it."""
     entries = {entry.name: entry for entry in setup.entries}
     core = [name for name in vars(Hooks) if not name.startswith("_")]
-    published = [name for name in vars(manager.hook) if name not in core and not name.startswith("_")]
+    published = [
+        name for name in vars(manager.hook) if name not in core and not name.startswith("_")
+    ]
     rows = []
     for name in (*core, *published):
         caller = getattr(manager.hook, name)
@@ -243,7 +273,13 @@ def _timeline(manager: pluggy.PluginManager, setup: Setup) -> list[dict[str, Any
                 {
                     "plugin": entry.name if entry else "core",
                     "role": role,
-                    "place": entry.reason if entry else "core answers last" if role != "wraps" else "around all",
+                    "place": (
+                        entry.reason
+                        if entry
+                        else "core answers last"
+                        if role != "wraps"
+                        else "around all"
+                    ),
                     "from": str(entry.mark) if entry else "default",
                 }
             )

@@ -1,4 +1,6 @@
-"""What a plan says in words: the data's classes and preparation, augmentation, loss and schedule."""
+"""What a plan says in words: the data's classes and preparation, augmentation, loss and
+schedule.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,11 @@ def data_facts(data: Data) -> dict[str, Any]:
         "classes": list(data.class_names),
         "train_counts": list(counts),
         "val_counts": list(data.val_counts),
-        "largest": None
-        if largest is None
-        else {"class": data.class_names[largest], "share": counts[largest] / sum(counts)},
+        "largest": (
+            None
+            if largest is None
+            else {"class": data.class_names[largest], "share": counts[largest] / sum(counts)}
+        ),
         "preparation": list(data.preparation),
     }
 
@@ -39,7 +43,11 @@ def data_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _classes(facts: dict[str, Any]) -> str:
     names, counts = facts["classes"], facts["train_counts"]
-    listed = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)] if counts else names
+    listed = (
+        [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)]
+        if counts
+        else names
+    )
     if len(listed) <= _ALL:
         text = ", ".join(listed)
     else:
@@ -47,8 +55,13 @@ def _classes(facts: dict[str, Any]) -> str:
     largest = facts["largest"]
     if largest is None:
         return text
-    spread = f", of {min(counts):,} to {max(counts):,} training examples" if len(listed) > _ALL else ""
-    return f"{text}{spread}; the largest, {largest['class']}, is {largest['share']:.1%} of the training examples"
+    spread = (
+        f", of {min(counts):,} to {max(counts):,} training examples" if len(listed) > _ALL else ""
+    )
+    return (
+        f"{text}{spread}; the largest, {largest['class']}, is {largest['share']:.1%} of the "
+        "training examples"
+    )
 
 
 def augmentation_words(spec: AugmentSpec | None) -> str:
@@ -56,8 +69,15 @@ def augmentation_words(spec: AugmentSpec | None) -> str:
     if spec is None:
         return "none: training images are prepared as those of validation"
     low, high = spec.scale
-    parts = [f"crop of {low:.0%} to {high:.0%} of the area, sides {spec.ratio[0]:.3g} to {spec.ratio[1]:.3g}"]
-    chances = {"left-right flip": spec.hflip, "up-down flip": spec.vflip, "erasing of a rectangle": spec.re_prob}
+    parts = [
+        f"crop of {low:.0%} to {high:.0%} of the area, sides {spec.ratio[0]:.3g} to "
+        f"{spec.ratio[1]:.3g}"
+    ]
+    chances = {
+        "left-right flip": spec.hflip,
+        "up-down flip": spec.vflip,
+        "erasing of a rectangle": spec.re_prob,
+    }
     parts += [f"{what} with probability {chance:g}" for what, chance in chances.items() if chance]
     if spec.auto_augment:
         parts.append(f"policy {spec.auto_augment}")

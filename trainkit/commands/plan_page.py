@@ -1,6 +1,8 @@
-"""How a plan is printed: labels, words and the line of the recipe that they come from, on a terminal of any width.
+"""How a plan is printed: labels, words and the line of the recipe that they come from, on a
+terminal of any width.
 
-Words and references are never broken; a reference that does not fit beside the words has a line of its own.
+Words and references are never broken; a reference that does not fit beside the words has a line of
+its own.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ def show(plan: dict[str, Any], console: Console) -> None:
 
 
 def lines(row: Row, width: int, folder: str = "") -> Iterator[str]:
-    """Yield the lines of a row on a terminal of `width`; references are shortened to be relative to `folder`."""
+    """Yield the lines of a row on a terminal of `width`; references are shortened to be relative
+    to `folder`.
+    """
     label, words, place = row
     room = max(width - _LABEL, 24)
     wrapped: list[str] = []
@@ -66,7 +70,11 @@ def _parts(plan: dict[str, Any]) -> Iterator[tuple[str, list[Row]]]:
         yield (
             "plugins",
             [
-                (plugin["name"], "\n".join([*plugin["explains"], f"place: {plugin['place']}"]), plugin["from"])
+                (
+                    plugin["name"],
+                    "\n".join([*plugin["explains"], f"place: {plugin['place']}"]),
+                    plugin["from"],
+                )
                 for plugin in plan["plugins"]
             ],
         )
@@ -85,7 +93,11 @@ def _facts(plan: dict[str, Any]) -> Iterator[Row]:
     yield "augmentation", plan["augmentation"]["is"], plan["augmentation"]["from"]
     steps = f"{data['epochs']:,} epochs x {data['steps_per_epoch']:,} = {data['steps']:,}"
     yield "steps", f"{steps}; {data['effective_batch_size']:,} examples a step", plan["steps_from"]
-    yield "model", f"{model['is']}: {model['parameters']:,} parameters, {_trained(model)}", model["from"]
+    yield (
+        "model",
+        f"{model['is']}: {model['parameters']:,} parameters, {_trained(model)}",
+        model["from"],
+    )
     yield "weights", plan["weights"]["is"], plan["weights"]["from"]
     for change in model["changes"]:
         yield f"changed by {change['plugin']}", "\n".join(change["changes"]), change["from"]
@@ -94,7 +106,11 @@ def _facts(plan: dict[str, Any]) -> Iterator[Row]:
 
 
 def _trained(model: dict[str, Any]) -> str:
-    return "all trained" if model["trainable"] == model["parameters"] else f"{model['trainable']:,} of them trained"
+    return (
+        "all trained"
+        if model["trainable"] == model["parameters"]
+        else f"{model['trainable']:,} of them trained"
+    )
 
 
 def _group(group: dict[str, Any]) -> Row:
@@ -111,4 +127,8 @@ def _hooks(plan: dict[str, Any]) -> Iterator[Row]:
             words = f"{call['plugin']} {call['role']}"
             if call["plugin"] != "core":
                 words += f"; {call['place']}"
-            yield (hook["hook"] if i == 0 else ""), words, "" if call["from"] == "default" else call["from"]
+            yield (
+                (hook["hook"] if i == 0 else ""),
+                words,
+                "" if call["from"] == "default" else call["from"],
+            )

@@ -27,8 +27,14 @@ def recipe_schema() -> dict[str, Any]:
         own = plugin_schema(cls)
         definitions.update(own.pop("$defs", {}))
         # `ema:` with nothing behind it means its defaults.
-        options[name] = {"anyOf": [own, {"type": "null"}], "description": own.get("description", "")}
-    schema["properties"]["extends"] = {"type": "string", "description": "a recipe to start from, relative to this one"}
+        options[name] = {
+            "anyOf": [own, {"type": "null"}],
+            "description": own.get("description", ""),
+        }
+    schema["properties"]["extends"] = {
+        "type": "string",
+        "description": "a recipe to start from, relative to this one",
+    }
     schema["properties"]["plugins"] = {
         "type": "object",
         "description": "the plugins that are on, in order",
@@ -36,7 +42,11 @@ def recipe_schema() -> dict[str, Any]:
         "patternProperties": {r"\.py:": {"type": ["object", "null"]}},
         "additionalProperties": False,
     }
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "trainkit recipe", **schema}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "trainkit recipe",
+        **schema,
+    }
 
 
 def plugin_schema(cls: type[Plugin]) -> dict[str, Any]:

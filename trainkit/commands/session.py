@@ -1,4 +1,6 @@
-"""A whole run on disk: its folder, training, interruption, resuming, and what is written at the end."""
+"""A whole run on disk: its folder, training, interruption, resuming, and what is written at the
+end.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from trainkit.training.loop import fit
 from trainkit.training.weights import fit_weights, load_weights
 
 
-def start(recipe: Path, overrides: Sequence[str], folder: Path | None, observers: Sequence[object]) -> Path | None:
+def start(
+    recipe: Path, overrides: Sequence[str], folder: Path | None, observers: Sequence[object]
+) -> Path | None:
     """Train a recipe in a fresh folder; return the folder, or None on a rank that writes nothing.
 
     Raises what `_train` raises.
@@ -49,7 +53,9 @@ def start(recipe: Path, overrides: Sequence[str], folder: Path | None, observers
 
 
 def _leave_nothing(folder: Path) -> None:
-    """Put away what was written before training began; a folder that is not empty could not be used again."""
+    """Put away what was written before training began; a folder that is not empty could not be
+    used again.
+    """
     with suppress(OSError):
         for name in ("recipe.yaml", "environment.json"):
             (folder / name).unlink(missing_ok=True)
@@ -65,8 +71,8 @@ def resume(folder: Path, observers: Sequence[object], overrides: Sequence[str] =
         overrides: a larger `train.epochs` makes a run longer, one that was finished too.
 
     Raises what `_train` raises, and:
-        UserError: there is nothing to resume, the recipe was changed since, another process is at it, or a longer run
-            would not have come this way.
+        UserError: there is nothing to resume, the recipe was changed since, another process is at
+            it, or a longer run would not have come this way.
     """
     check_is_run(folder)
     with held(folder) if writes() else nullcontext():
@@ -74,8 +80,13 @@ def resume(folder: Path, observers: Sequence[object], overrides: Sequence[str] =
         path = folder / "recipe.yaml"
         setup = compose(path, overrides)
         was = recipe_before(setup.recipe, path, overrides, state)
-        if (state["epoch"] >= setup.recipe.train.epochs or state["stop_reason"]) and _ended(folder, state["step"]):
-            raise UserError(f"{folder}: this run is finished after {state['step']} steps; there is nothing to resume")
+        if (state["epoch"] >= setup.recipe.train.epochs or state["stop_reason"]) and _ended(
+            folder, state["step"]
+        ):
+            raise UserError(
+                f"{folder}: this run is finished after {state['step']} steps; there is nothing to "
+                "resume"
+            )
         run = build(setup, folder, observers)
         keeper = Keeper(run.folder, run)
         keeper.restore(run, state if was is None else check_longer(run, was, state, folder))
@@ -87,7 +98,9 @@ def resume(folder: Path, observers: Sequence[object], overrides: Sequence[str] =
 
 
 def _ended(folder: Path, step: int) -> bool:
-    """Return whether a run wrote its summary, the last of its files, at its end; killed before, it has still to."""
+    """Return whether a run wrote its summary, the last of its files, at its end; killed before,
+    it has still to.
+    """
     try:
         told = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         return str(told["status"]).startswith((_FINISHED, _STOPPED)) and told["steps"] == step
@@ -98,25 +111,33 @@ def _ended(folder: Path, step: int) -> bool:
 _FINISHED, _STOPPED = "finished", "stopped early"
 
 
-def open_run(source: str | Path, overrides: Sequence[str] = (), weights: str | Path | None = None) -> Run:
-    """Build a run that trains nothing, with weights in its model: for commands that measure or change trained models.
+def open_run(
+    source: str | Path, overrides: Sequence[str] = (), weights: str | Path | None = None
+) -> Run:
+    """Build a run that trains nothing, with weights in its model: for commands that measure or
+    change trained models.
 
     Args:
-        source: the folder of a run; or a recipe, as a file or by the name of a bundled one; or the name of a timm
-            model, and then the overrides say the rest, the data at least.
+        source: the folder of a run; or a recipe, as a file or by the name of a bundled one; or the
+            name of a timm model, and then the overrides say the rest, the data at least.
         overrides: `key=value` or `~key`, as on the command line.
-        weights: `best` or `last` of a run folder, or a file of weights (see `trainkit.training.weights`). Default: the
-            best of a run folder; for anything else what `model.pretrained` and `model.checkpoint` of the recipe say.
+        weights: `best` or `last` of a run folder, or a file of weights (see
+            `trainkit.training.weights`). Default: the best of a run folder; for anything else what
+            `model.pretrained` and `model.checkpoint` of the recipe say.
 
     Raises:
-        UserError: there is no such source or file, it has mistakes, or the weights do not fit the model.
+        UserError: there is no such source or file, it has mistakes, or the weights do not fit the
+            model.
     """
     folder = Path(source) if is_folder(source) else None
     if folder is not None:
         check_is_run(folder)
     run = build(_compose(str(source), folder, overrides))
     if weights in ("best", "last") and folder is None:
-        raise UserError(f"only the folder of a run has {weights} weights, and {source} is none; name a file of weights")
+        raise UserError(
+            f"only the folder of a run has {weights} weights, and {source} is none; name a file of "
+            "weights"
+        )
     if folder is not None and weights == "last":
         file = folder / "checkpoints" / "last.pt"
         fit_weights(run.model, read_state(file)["model"], file)
@@ -143,7 +164,11 @@ def what_is_measured(run: Run, folder: Path, weights: str) -> list[str]:
     """Say which weights of a run folder are measured, and on what."""
     names = {"best": "weights.safetensors", "last": "checkpoints/last.pt"}
     file = folder / names[weights] if weights in names else Path(weights)
-    examples = f"{sum(run.data.val_counts):,} examples" if run.data.val_counts else f"{len(run.data.val):,} batches"
+    examples = (
+        f"{sum(run.data.val_counts):,} examples"
+        if run.data.val_counts
+        else f"{len(run.data.val):,} batches"
+    )
     return [
         f"weights: {file} ({run.recipe.model.name})",
         f"data: {run.data.summary}",
@@ -152,7 +177,8 @@ def what_is_measured(run: Run, folder: Path, weights: str) -> list[str]:
 
 
 def _train(run: Run, keeper: Keeper) -> Path | None:
-    """Train to the end and write what is left behind, however it ends; return the folder on the rank that writes.
+    """Train to the end and write what is left behind, however it ends; return the folder on the
+    rank that writes.
 
     Raises:
         Interrupted: the user stopped the run; it can be resumed.
@@ -172,7 +198,9 @@ def _train(run: Run, keeper: Keeper) -> Path | None:
                     raise TrainingError(lost) from None
                 raise
             else:
-                finish(run, keeper, f"{_STOPPED}: {run.stop_reason}" if run.stop_reason else _FINISHED)
+                finish(
+                    run, keeper, f"{_STOPPED}: {run.stop_reason}" if run.stop_reason else _FINISHED
+                )
             finally:
                 run.data.close()  # here, where no signal interrupts it
     finally:
@@ -184,26 +212,36 @@ def _status(error: BaseException) -> str:
     """Say in the summary how a run ended that is not finished."""
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return "interrupted"
-    told = isinstance(error, TrainingError | UserError)  # a UserError: an image that cannot be read, say
+    told = isinstance(
+        error, TrainingError | UserError
+    )  # a UserError: an image that cannot be read, say
     return f"failed: {error}" if told else f"failed: {type(error).__name__}: {error}"
 
 
 def _lost(error: BaseException, run: Run, last_good: str) -> str:
-    """Say in one line which process this one lost, if that is what an error of torch means; else nothing."""
-    # torch raises it wherever the main process is at that moment, in a plugin too, which is then blamed.
+    """Say in one line which process this one lost, if that is what an error of torch means; else
+    nothing.
+    """
+    # torch raises it wherever the main process is at that moment, in a plugin too, which is then
+    # blamed.
     raised = error.__cause__ if isinstance(error, PluginError) else error
     text = str(raised) if isinstance(raised, RuntimeError) else ""
     if found := _WORKER.search(text):
         return (
-            f"a data worker was ended from outside ({found[1] or found[2]}), most often because memory ran out; "
-            f"lower data.workers or data.batch_size; last good checkpoint: {last_good}"
+            f"a data worker was ended from outside ({found[1] or found[2]}), most often because "
+            "memory ran out; lower data.workers or data.batch_size; last good checkpoint: "
+            f"{last_good}"
         )
     if run.device.world > 1 and _RANK.search(text):
-        return f"rank {run.device.rank}: lost another rank, which has ended; its own message says why"
+        return (
+            f"rank {run.device.rank}: lost another rank, which has ended; its own message says why"
+        )
     return ""
 
 
-_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by (signal: [^.]*)|(exited unexpectedly))")
+_WORKER = re.compile(
+    r"DataLoader worker \(pid.*?\) (?:is killed by (signal: [^.]*)|(exited unexpectedly))"
+)
 _RANK = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer", re.IGNORECASE)
 
 
@@ -224,8 +262,15 @@ def finish(run: Run, keeper: Keeper, status: str) -> None:
         "effective_batch_size": run.data.train.examples_per_step,
         "seconds": round(keeper.seconds, 2),
         "final": keeper.final,
-        "best": best
-        and {"metric": keeper.spec.metric, "value": best["value"], "epoch": best["epoch"] + 1, **best["metrics"]},
+        "best": (
+            best
+            and {
+                "metric": keeper.spec.metric,
+                "value": best["value"],
+                "epoch": best["epoch"] + 1,
+                **best["metrics"],
+            }
+        ),
         "notes": run.log.notes,
     }
     history = History.read(folder / "metrics.jsonl")

@@ -1,4 +1,6 @@
-"""Proof that resuming is exact: train once through and once with a stop, and compare everything, bit for bit."""
+"""Proof that resuming is exact: train once through and once with a stop, and compare everything,
+bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,15 @@ class Verdict:
 
 
 def verify_resume(recipe: Path, overrides: Sequence[str], at: int, steps: int | None) -> Verdict:
-    """Train `recipe` to `steps` without stopping, and again with a stop and a fresh start after step `at`.
+    """Train `recipe` to `steps` without stopping, and again with a stop and a fresh start after
+    step `at`.
 
     Args:
         recipe: the recipe file.
         overrides: as on the command line.
         at: the step after which the second run is stopped.
-        steps: where both end; default: five steps after `at`, or the end of training if that is sooner.
+        steps: where both end; default: five steps after `at`, or the end of training if that is
+            sooner.
 
     Raises:
         UserError: `at` is not inside the run.
@@ -45,7 +49,9 @@ def verify_resume(recipe: Path, overrides: Sequence[str], at: int, steps: int | 
         total = _train(recipe, overrides, whole, None)
         end = min(steps or at + 5, total)
         if not 0 < at < end:
-            raise UserError(f"--at {at}: must be at least 1 and less than the last step compared, {end}")
+            raise UserError(
+                f"--at {at}: must be at least 1 and less than the last step compared, {end}"
+            )
         _train(recipe, overrides, whole, end)
         _train(recipe, overrides, stopped, at)
         _train(recipe, overrides, stopped, end)
@@ -59,7 +65,9 @@ def verify_resume(recipe: Path, overrides: Sequence[str], at: int, steps: int | 
 
 
 def _train(recipe: Path, overrides: Sequence[str], folder: Path, until: int | None) -> int:
-    """Train on from what is in `folder` until a step; with None only count the steps of the whole run."""
+    """Train on from what is in `folder` until a step; with None only count the steps of the
+    whole run.
+    """
     setup = compose(recipe, overrides)
     run = build(setup, folder)
     total = run.data.train.steps_per_epoch * run.recipe.train.epochs
@@ -97,12 +105,22 @@ def differences(first: Any, second: Any, path: str = "") -> Iterator[str]:
 
 def _tensor_difference(first: torch.Tensor, second: torch.Tensor, path: str) -> Iterator[str]:
     if first.shape != second.shape or first.dtype != second.dtype:
-        yield f"{path}: {first.dtype} {tuple(first.shape)} against {second.dtype} {tuple(second.shape)}"
+        yield (
+            f"{path}: {first.dtype} {tuple(first.shape)} against {second.dtype} "
+            f"{tuple(second.shape)}"
+        )
         return
-    bits = [t.contiguous().reshape(-1).view(torch.uint8) for t in (first, second)] if first.numel() else []
+    bits = (
+        [t.contiguous().reshape(-1).view(torch.uint8) for t in (first, second)]
+        if first.numel()
+        else []
+    )
     if bits and not torch.equal(*bits):
         size = first.element_size()
         index = int((bits[0] != bits[1]).nonzero()[0]) // size
         count = int((bits[0] != bits[1]).reshape(-1, size).any(1).sum())
         a, b = first.reshape(-1)[index].item(), second.reshape(-1)[index].item()
-        yield f"{path}: {count} of {first.numel()} elements differ, the first at {index}: {a!r} against {b!r}"
+        yield (
+            f"{path}: {count} of {first.numel()} elements differ, the first at {index}: {a!r} "
+            f"against {b!r}"
+        )

@@ -10,7 +10,9 @@ from trainkit.system.writes import write_text
 
 
 def folder() -> Path:
-    """Return the folder of the recipes; an editable install has only the checkout's, so none can be stale."""
+    """Return the folder of the recipes; an editable install has only the checkout's, so none can
+    be stale.
+    """
     packaged = Path(__file__).parents[1] / "recipes"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
 
@@ -34,7 +36,9 @@ def copy(name: str, target: Path) -> Path:
         WriteError: it cannot be written.
     """
     if name not in names():
-        raise UserError(f"there is no recipe {name!r}{suggest(name, names())} (there are: {', '.join(names())})")
+        raise UserError(
+            f"there is no recipe {name!r}{suggest(name, names())} (there are: {', '.join(names())})"
+        )
     destination = target / f"{name}.yaml"
     if is_there(destination):
         raise UserError(f"{destination}: is already there; remove it or choose another folder")

@@ -39,7 +39,8 @@ def _any_options(annotation: Any) -> set[str]:
 
 
 def fix(model: type[BaseModel], item: Any, path: KeyPath) -> str:
-    """Return what to write instead of a value of another kind, where that can be told; else nothing.
+    """Return what to write instead of a value of another kind, where that can be told; else
+    nothing.
 
     Args:
         model: of the whole recipe, or of a plugin's options.
@@ -61,7 +62,11 @@ def fix(model: type[BaseModel], item: Any, path: KeyPath) -> str:
 def _as_section(model: type[BaseModel], value: Any, loc: KeyPath, path: KeyPath) -> str:
     name = path[-1]
     if path == ("plugins",) and isinstance(value, list | str):
-        first = value if isinstance(value, str) else next((v for v in value if isinstance(v, str)), "radam")
+        first = (
+            value
+            if isinstance(value, str)
+            else next((v for v in value if isinstance(v, str)), "radam")
+        )
         return f"; write `plugins: {{{one_line(first, 40)}: {{}}}}`"
     if path[0] == "plugins" and len(path) == 2:
         return f"; `{one_line(str(name), 40)}:` with nothing behind it switches the plugin on"
@@ -89,7 +94,9 @@ def options_at(model: type[BaseModel], loc: KeyPath) -> list[str]:
             known = _member(known, key)
         if not isinstance(known, type) and type(None) in get_args(known):
             known = _member(known, None)
-    return list(known.model_fields) if isinstance(known, type) and issubclass(known, BaseModel) else []
+    return (
+        list(known.model_fields) if isinstance(known, type) and issubclass(known, BaseModel) else []
+    )
 
 
 def _member(union: Any, tag: str | int | None) -> Any:

@@ -1,7 +1,7 @@
 """YAML with line numbers: plain values, and for every key and value the line on which it stands.
 
-YAML 1.2 scalars, as people write them: `1e-3` is a number, `on` and `yes` are strings. Duplicate keys are refused.
-Only plain data can be read; nothing in a file can run code.
+YAML 1.2 scalars, as people write them: `1e-3` is a number, `on` and `yes` are strings. Duplicate
+keys are refused. Only plain data can be read; nothing in a file can run code.
 """
 
 from __future__ import annotations
@@ -31,12 +31,17 @@ _RESOLVERS: list[tuple[str, str, str]] = [
 ]
 
 
-_MOST = 10_000  # values in one file: no recipe has as many, but a few aliases inside aliases make billions
+# Values in one file: no recipe has as many, but a few aliases inside aliases make billions.
+_MOST = 10_000
 _DEEPEST = 100  # levels: none has as many, and Python itself gives up at a thousand
-_LARGEST = 256 * 1024  # bytes: a recipe has a few thousand, and the parser takes a second for a million
+_LARGEST = (
+    256 * 1024
+)  # bytes: a recipe has a few thousand, and the parser takes a second for a million
 _LARGEST_INT = 10**100  # Python itself writes no number of more than 4,300 digits
 _NO_TEXT = re.compile("[\x00\ud800-\udfff]")
-_PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
+_PLAIN = {
+    f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")
+}
 
 
 class _TooDeep(yaml.MarkedYAMLError):
@@ -44,21 +49,27 @@ class _TooDeep(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2, which stops where a text is out of all proportion."""
+    """PyYAML's safe loader with the scalars of YAML 1.2, which stops where a text is out of all
+    proportion.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._nodes = self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Make the next node, counting: what is refused only when all is made has cost its time already."""
+        """Make the next node, counting: what is refused only when all is made has cost its time
+        already.
+        """
         self._nodes += 1
         self._depth += 1
         if self._nodes > 2 * _MOST or self._depth > _DEEPEST:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             if self._depth > _DEEPEST:
                 raise _TooDeep(None, None, None, mark)
-            raise yaml.MarkedYAMLError("no recipe has so many", None, f"more than {_MOST:,} values", mark)
+            raise yaml.MarkedYAMLError(
+                "no recipe has so many", None, f"more than {_MOST:,} values", mark
+            )
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -67,7 +78,9 @@ class _Loader(yaml.SafeLoader):
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in _RESOLVERS:
     # An empty scalar is null and has no first character: PyYAML looks it up under "".
-    _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), [c if c != "\0" else "" for c in _first])
+    _Loader.add_implicit_resolver(
+        _tag, re.compile(f"^(?:{_pattern})$"), [c if c != "\0" else "" for c in _first]
+    )
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -91,11 +104,15 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, made to quote also the strings that only YAML 1.2 takes for numbers, such as "1e-3"."""
+    """PyYAML's safe dumper, made to quote also the strings that only YAML 1.2 takes for numbers,
+    such as "1e-3".
+    """
 
 
 for _tag, _pattern, _first in _RESOLVERS:
-    _Dumper.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), [c if c != "\0" else "" for c in _first])
+    _Dumper.add_implicit_resolver(
+        _tag, re.compile(f"^(?:{_pattern})$"), [c if c != "\0" else "" for c in _first]
+    )
 
 
 def dump(data: dict[str, Any]) -> str:
@@ -107,8 +124,8 @@ def load_marked(path: Path) -> tuple[dict[str, Any], Marks, list[Problem]]:
     """Read a YAML file whose top level is a mapping.
 
     Returns:
-        The plain data, the mark of every value under its path of keys and indices, and the mistakes that leave the
-        rest readable: repeated keys, keys and values that are not plain.
+        The plain data, the mark of every value under its path of keys and indices, and the mistakes
+        that leave the rest readable: repeated keys, keys and values that are not plain.
 
     Raises:
         UserError: the file cannot be read.
@@ -119,7 +136,9 @@ def load_marked(path: Path) -> tuple[dict[str, Any], Marks, list[Problem]]:
     if data is None and not reader.marks:
         return {}, {}, []
     if not isinstance(data, dict):
-        raise RecipeError([Problem(Mark(str(path), 1), "", "a recipe is a mapping of sections such as `model:`")])
+        raise RecipeError(
+            [Problem(Mark(str(path), 1), "", "a recipe is a mapping of sections such as `model:`")]
+        )
     return data, reader.marks, reader.problems
 
 
@@ -127,7 +146,8 @@ def parse_value(text: str) -> tuple[Any, list[KeyPath]]:
     """Read what `key=text` on the command line sets.
 
     Returns:
-        The value that `text` has in a recipe, and the path of every value in it (at least its own, the empty one).
+        The value that `text` has in a recipe, and the path of every value in it (at least its own,
+        the empty one).
 
     Raises:
         ValueError: it is not one plain value; the message says why.
@@ -142,7 +162,9 @@ def parse_value(text: str) -> tuple[Any, list[KeyPath]]:
 
 
 def _parse(text: str, file: str) -> tuple[Any, _Reader]:
-    """Return the data of one YAML document (None of an empty one), and its reader with marks and problems."""
+    """Return the data of one YAML document (None of an empty one), and its reader with marks and
+    problems.
+    """
     line = 1
     try:
         loader = _Loader(text)
@@ -158,7 +180,9 @@ def _parse(text: str, file: str) -> tuple[Any, _Reader]:
         message = f"not valid YAML: {error.problem}; {fix or 'check indentation and quotes here'}"
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        message = f"not valid YAML: it has the character U+{error.character:04X}; is this a text file?"
+        message = (
+            f"not valid YAML: it has the character U+{error.character:04X}; is this a text file?"
+        )
     raise RecipeError([Problem(Mark(file, line), "", message)])
 
 
@@ -174,12 +198,16 @@ class _Reader:
 
     def read(self, node: yaml.Node, path: KeyPath) -> Any:
         if any(node is outer for outer in self._around):
-            raise yaml.MarkedYAMLError("write the value out", None, "an alias that contains itself", node.start_mark)
+            raise yaml.MarkedYAMLError(
+                "write the value out", None, "an alias that contains itself", node.start_mark
+            )
         if len(path) > _DEEPEST:
             raise _TooDeep(None, None, None, node.start_mark)
         if len(self.marks) > _MOST:
             many = f"more than {_MOST:,} values"
-            raise yaml.MarkedYAMLError("do aliases stand inside aliases?", None, many, node.start_mark)
+            raise yaml.MarkedYAMLError(
+                "do aliases stand inside aliases?", None, many, node.start_mark
+            )
         mark = self.marks[path] = Mark(self.file, node.start_mark.line + 1)
         if node.tag not in _PLAIN:
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
@@ -195,7 +223,10 @@ class _Reader:
             if isinstance(value, str):
                 self._check_text(value, mark, path)
             return value
-        except (ValueError, LookupError):  # an explicit tag that the text does not fit, or thousands of digits
+        except (
+            ValueError,
+            LookupError,
+        ):  # an explicit tag that the text does not fit, or thousands of digits
             self._refuse(mark, path, f"{node.value[:40]!r} is not a value that can be read")
             return None
         finally:
@@ -213,17 +244,25 @@ class _Reader:
                 continue
             if key in data:
                 first = self.marks[(*path, key)].line
-                self._refuse(mark, (*path, key), f"this key is already on line {first}; remove one of them")
+                self._refuse(
+                    mark, (*path, key), f"this key is already on line {first}; remove one of them"
+                )
                 continue
             data[key] = self.read(value_node, (*path, key))
-            self.marks[(*path, key)] = mark  # point at the key: a nested value may start a line later
+            self.marks[(*path, key)] = (
+                mark  # point at the key: a nested value may start a line later
+            )
         return data
 
     def _check_text(self, text: str, mark: Mark, path: KeyPath) -> bool:
         """Refuse characters that no file's name and no text may hold; escapes can put them in."""
         found = _NO_TEXT.search(text)
         if found:
-            self._refuse(mark, path, f"it has the character U+{ord(found[0]):04X}, which is no text; remove it")
+            self._refuse(
+                mark,
+                path,
+                f"it has the character U+{ord(found[0]):04X}, which is no text; remove it",
+            )
         return found is None
 
     def _refuse(self, mark: Mark, path: KeyPath, message: str) -> None:

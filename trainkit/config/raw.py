@@ -1,4 +1,6 @@
-"""The text of a recipe before it is typed: files that extend one another, overrides, and where each value stands."""
+"""The text of a recipe before it is typed: files that extend one another, overrides, and where
+each value stands.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ _DEEPEST_KEY = 50  # dots in the name of an override
 
 @dataclass(frozen=True)
 class Source:
-    """Plain data of a recipe, the mark of every value in it, and what was wrong with the text as such."""
+    """Plain data of a recipe, the mark of every value in it, and what was wrong with the text as
+    such.
+    """
 
     file: str = "recipe"
     data: dict[str, Any] = field(default_factory=dict)
@@ -32,14 +36,18 @@ class Source:
     problems: Sequence[Problem] = ()
 
     def nearest(self, *keys: str | int) -> Mark:
-        """Return where the value under `keys`, or the innermost written section around it, stands."""
+        """Return where the value under `keys`, or the innermost written section around it,
+        stands.
+        """
         for end in range(len(keys), 0, -1):
             if keys[:end] in self.marks:
                 return self.marks[keys[:end]]
         return self.marks.get((), Mark(self.file, 1))
 
     def folder(self, *keys: str | int) -> Path:
-        """Return the folder from which a path written under `keys` counts: that of the file which says it."""
+        """Return the folder from which a path written under `keys` counts: that of the file
+        which says it.
+        """
         mark = self.nearest(*keys)
         return Path(mark.file if mark.line else self.file).parent
 
@@ -52,10 +60,13 @@ def read_source(path: Path | None, overrides: Sequence[str] = ()) -> Source:
     Raises:
         UserError: a file cannot be read, or is not YAML.
     """
-    data, marks, problems = _load_extended(path, ()) if path else ({}, {(): Mark("command line")}, [])
+    data, marks, problems = (
+        _load_extended(path, ()) if path else ({}, {(): Mark("command line")}, [])
+    )
     if len(overrides) > _MOST_OVERRIDES:
         raise UserError(
-            f"command line: {len(overrides):,} overrides are too many; write a recipe that extends this one"
+            f"command line: {len(overrides):,} overrides are too many; write a recipe that extends "
+            "this one"
         )
     for text in overrides:
         mark = Mark(f"command line `{text}`")
@@ -68,18 +79,27 @@ def read_source(path: Path | None, overrides: Sequence[str] = ()) -> Source:
     if plugins is None:
         del data["plugins"]
     elif isinstance(plugins, dict):
-        data["plugins"] = {name: {} if options is None else options for name, options in plugins.items()}
+        data["plugins"] = {
+            name: {} if options is None else options for name, options in plugins.items()
+        }
     return Source(str(path or "command line"), data, marks, problems)
 
 
-def _load_extended(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], Marks, list[Problem]]:
+def _load_extended(
+    path: Path, seen: tuple[Path, ...]
+) -> tuple[dict[str, Any], Marks, list[Problem]]:
     data, marks, problems = load_marked(path)
     base = data.pop("extends", None)
     if base is None:
         return data, marks, problems
     mark = marks[("extends",)]
     if not isinstance(base, str):
-        raise RecipeError([*problems, Problem(mark, "extends", "give the path of one recipe, relative to this file")])
+        raise RecipeError(
+            [
+                *problems,
+                Problem(mark, "extends", "give the path of one recipe, relative to this file"),
+            ]
+        )
     target, here = whole(path.parent / base), whole(path)
     wrong = None
     if target in seen or target == here:
@@ -95,7 +115,9 @@ def _load_extended(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], 
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `under` with the values of `over` put in, section by section; lists are replaced whole."""
+    """Return `under` with the values of `over` put in, section by section; lists are replaced
+    whole.
+    """
     merged = dict(under)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -113,14 +135,18 @@ def _override(data: dict[str, Any], marks: Marks, text: str, mark: Mark) -> None
     remove = text.startswith("~")
     name, separator, value = text.removeprefix("~").partition("=")
     if name.startswith("-"):
-        raise _WrongOverride("", "there is no such option; a key is set without dashes, as in `optimizer.lr=0.1`")
+        raise _WrongOverride(
+            "", "there is no such option; a key is set without dashes, as in `optimizer.lr=0.1`"
+        )
     if name.count(".") > _DEEPEST_KEY:
         raise _WrongOverride("", f"the name of a key has at most {_DEEPEST_KEY} dots")
     if printable(name) != name or "\n" in name:
         raise _WrongOverride("", "the name of a key has no control characters")
     keys = _split(name, data)
     if remove == bool(separator) or not all(keys):
-        form = "`~a.b` removes a key" if remove else "an override is `a.b=value`; `~a.b` removes a key"
+        form = (
+            "`~a.b` removes a key" if remove else "an override is `a.b=value`; `~a.b` removes a key"
+        )
         raise _WrongOverride("", form)
     section = data
     for i, key in enumerate(keys[:-1]):
@@ -150,7 +176,11 @@ def _split(name: str, data: Any) -> tuple[str, ...]:
     """Split a name at its dots, but not inside a key that is there, such as `./trick.py:Trick`."""
     keys, parts = [], name.split(".")
     while parts:
-        present = (e for e in range(len(parts), 0, -1) if isinstance(data, dict) and ".".join(parts[:e]) in data)
+        present = (
+            e
+            for e in range(len(parts), 0, -1)
+            if isinstance(data, dict) and ".".join(parts[:e]) in data
+        )
         end = next(present, 1)
         keys.append(".".join(parts[:end]))
         data = data.get(keys[-1]) if isinstance(data, dict) else None
@@ -158,18 +188,29 @@ def _split(name: str, data: Any) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def validate(model: type[M], data: Any, source: Source, prefix: KeyPath) -> tuple[M | None, list[Problem]]:
-    """Make a `model` of `data`, the part of `source` under `prefix`, or say with file and line why not."""
+def validate(
+    model: type[M], data: Any, source: Source, prefix: KeyPath
+) -> tuple[M | None, list[Problem]]:
+    """Make a `model` of `data`, the part of `source` under `prefix`, or say with file and line
+    why not.
+    """
     try:
-        # JSON mode is strict about types (no "1" for 1) and still reads a list as a tuple, which YAML needs.
+        # JSON mode is strict about types (no "1" for 1) and still reads a list as a tuple, which
+        # YAML needs.
         return model.model_validate_json(json.dumps(data), strict=True), []
     except ValidationError as error:
         return None, [_problem(item, model, data, source, prefix) for item in error.errors()]
-    except ValueError as error:  # raised by a model's own `model_post_init`, which pydantic does not catch
-        return None, [Problem(source.nearest(*prefix), ".".join(map(str, prefix)), _sentence(str(error)))]
+    except (
+        ValueError
+    ) as error:  # raised by a model's own `model_post_init`, which pydantic does not catch
+        return None, [
+            Problem(source.nearest(*prefix), ".".join(map(str, prefix)), _sentence(str(error)))
+        ]
 
 
-def _problem(item: Any, model: type[BaseModel], data: Any, source: Source, prefix: KeyPath) -> Problem:
+def _problem(
+    item: Any, model: type[BaseModel], data: Any, source: Source, prefix: KeyPath
+) -> Problem:
     path = (*prefix, *_real_path(data, item["loc"], item["type"]))
     if item["type"] == "extra_forbidden":
         known = options_at(model, item["loc"])
@@ -187,12 +228,15 @@ def _problem(item: Any, model: type[BaseModel], data: Any, source: Source, prefi
 
 def _sentence(message: str) -> str:
     message = message.removeprefix("Value error, ").removeprefix("Input ")
-    message = message.replace("a valid dictionary", "a mapping").replace("an object", "a mapping")  # YAML's word
+    message = message.replace("a valid dictionary", "a mapping").replace(
+        "an object", "a mapping"
+    )  # YAML's word
     return message[:1].lower() + message[1:] if not message[:2].isupper() else message
 
 
 def _real_path(data: Any, loc: KeyPath, kind: str) -> KeyPath:
-    """Leave out of pydantic's location the tags that it adds for unions: they are no keys of the recipe.
+    """Leave out of pydantic's location the tags that it adds for unions: they are no keys of the
+    recipe.
 
     A key that is not in the data is one only where it is what is missing.
     """

@@ -1,7 +1,8 @@
 """A recipe: one YAML file that says everything about a run, as typed and checked values.
 
-Reading a recipe collects every mistake in it and reports all of them with file and line. A value may come from the
-file, from a file it `extends`, from an override on the command line, or from a default; `Recipe.where` tells which.
+Reading a recipe collects every mistake in it and reports all of them with file and line. A value
+may come from the file, from a file it `extends`, from an override on the command line, or from a
+default; `Recipe.where` tells which.
 """
 
 from __future__ import annotations
@@ -25,9 +26,15 @@ class ModelSpec(BaseModel):
     name: str = Field(min_length=1, description="timm's name of the model")
     pretrained: bool = Field(False, description="start from timm's weights (downloads them)")
     checkpoint: str | None = Field(None, description="start from this file (.safetensors or .pth)")
-    num_classes: int | None = Field(None, ge=0, description="outputs; default: the classes of the data")
-    in_chans: int = Field(3, ge=1, description="channels of images; rows of features are taken whole")
-    args: dict[str, Any] = Field({}, description="further arguments of timm.create_model, such as drop_path_rate")
+    num_classes: int | None = Field(
+        None, ge=0, description="outputs; default: the classes of the data"
+    )
+    in_chans: int = Field(
+        3, ge=1, description="channels of images; rows of features are taken whole"
+    )
+    args: dict[str, Any] = Field(
+        {}, description="further arguments of timm.create_model, such as drop_path_rate"
+    )
 
 
 class LossSpec(BaseModel):
@@ -36,7 +43,10 @@ class LossSpec(BaseModel):
     model_config = STRICT
     name: Literal["cross_entropy", "bce", "asymmetric", "mse"] = Field(
         "cross_entropy",
-        description="cross_entropy; timm's binary cross entropy; timm's asymmetric loss; mean squared error of numbers",
+        description=(
+            "cross_entropy; timm's binary cross entropy; timm's asymmetric loss; mean squared error"
+            " of numbers"
+        ),
     )
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     target_threshold: float | None = Field(None, description="bce: targets above it count as 1")
@@ -46,7 +56,9 @@ class LossSpec(BaseModel):
         if self.name == "mse" and self.smoothing:
             raise ValueError("smoothing is of classes, and mse compares numbers; leave it out")
         if self.name != "bce" and self.target_threshold is not None:
-            raise ValueError(f"target_threshold is of bce, and {self.name} has no use for it; leave it out")
+            raise ValueError(
+                f"target_threshold is of bce, and {self.name} has no use for it; leave it out"
+            )
         return self
 
 
@@ -55,17 +67,31 @@ class TrainSpec(BaseModel):
 
     model_config = STRICT
     epochs: int = Field(10, ge=1, description="passes over the training data")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; fp16 scales the loss")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="autocast type; fp16 scales the loss"
+    )
     accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
     loss: LossSpec = Field(LossSpec(name="cross_entropy"), description="what is minimised")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N, mps")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N, mps"
+    )
     compile: bool = Field(False, description="compile the model with torch.compile")
-    channels_last: bool = Field(False, description="keep images and weights in channels-last memory format")
-    grad_checkpointing: bool = Field(False, description="recompute activations to save memory, where timm offers it")
+    channels_last: bool = Field(
+        False, description="keep images and weights in channels-last memory format"
+    )
+    grad_checkpointing: bool = Field(
+        False, description="recompute activations to save memory, where timm offers it"
+    )
     sync_batchnorm: bool = Field(False, description="batch statistics over all ranks (CUDA only)")
-    deterministic: bool = Field(True, description="use only algorithms that give the same bits every time")
-    evaluate_every: int = Field(1, ge=1, description="epochs between validations; the last epoch always has one")
-    log_every: int = Field(20, ge=1, description="steps between transfers of logged values from the device")
+    deterministic: bool = Field(
+        True, description="use only algorithms that give the same bits every time"
+    )
+    evaluate_every: int = Field(
+        1, ge=1, description="epochs between validations; the last epoch always has one"
+    )
+    log_every: int = Field(
+        20, ge=1, description="steps between transfers of logged values from the device"
+    )
 
 
 class OptimizerSpec(BaseModel):
@@ -74,30 +100,44 @@ class OptimizerSpec(BaseModel):
     model_config = STRICT
     name: str = Field("adamw", description="timm's name of the optimizer")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.05, ge=0, description="for weight matrices and kernels; biases and norms have none")
+    weight_decay: float = Field(
+        0.05, ge=0, description="for weight matrices and kernels; biases and norms have none"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="for optimizers that have it")
-    layer_decay: float | None = Field(None, gt=0, le=1, description="lr factor from each layer to the one below")
-    args: dict[str, Any] = Field({}, description="further arguments of the optimizer, such as betas")
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="lr factor from each layer to the one below"
+    )
+    args: dict[str, Any] = Field(
+        {}, description="further arguments of the optimizer, such as betas"
+    )
 
 
 class SchedulerSpec(BaseModel):
     """The `scheduler:` section: one of timm's schedules, updated every step."""
 
     model_config = STRICT
-    name: Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant"] = Field(
-        "cosine", description="timm's name of the schedule"
+    name: Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant"] = (
+        Field("cosine", description="timm's name of the schedule")
     )
     warmup_epochs: float = Field(0, ge=0, description="epochs of linear warm-up")
-    warmup_lr: float = Field(1e-6, ge=0, description="learning rate at the first step of the warm-up")
+    warmup_lr: float = Field(
+        1e-6, ge=0, description="learning rate at the first step of the warm-up"
+    )
     min_lr: float = Field(0.0, ge=0, description="lowest learning rate")
-    args: dict[str, Any] = Field({}, description="further arguments of timm's create_scheduler_v2, such as decay_rate")
+    args: dict[str, Any] = Field(
+        {}, description="further arguments of timm's create_scheduler_v2, such as decay_rate"
+    )
 
 
 class CheckpointSpec(BaseModel):
-    """The `checkpoint:` section: what is kept. The state after every epoch always is, in `last.pt`."""
+    """The `checkpoint:` section: what is kept. The state after every epoch always is, in
+    `last.pt`.
+    """
 
     model_config = STRICT
-    every_steps: int | None = Field(None, ge=1, description="also write last.pt every so many steps")
+    every_steps: int | None = Field(
+        None, ge=1, description="also write last.pt every so many steps"
+    )
     keep_best: int = Field(1, ge=1, description="how many of the best weights to keep")
     metric: str = Field("accuracy", description="the validation metric that says which is best")
     mode: Literal["max", "min"] = Field("max", description="whether more or less of it is better")
@@ -112,7 +152,9 @@ class Recipe(BaseModel):
     data: AnyDataSpec = Field(description="the data")
     train: TrainSpec = Field(TrainSpec(epochs=10), description="how to train")
     optimizer: OptimizerSpec = Field(OptimizerSpec(name="adamw"), description="the optimizer")
-    scheduler: SchedulerSpec = Field(SchedulerSpec(name="cosine"), description="the learning-rate schedule")
+    scheduler: SchedulerSpec = Field(
+        SchedulerSpec(name="cosine"), description="the learning-rate schedule"
+    )
     checkpoint: CheckpointSpec = Field(CheckpointSpec(keep_best=1), description="what is kept")
     plugins: dict[str, dict[str, Any]] = Field({}, description="the plugins that are on, in order")
 
@@ -124,11 +166,15 @@ class Recipe(BaseModel):
         return self._source
 
     def where(self, *keys: str | int) -> Mark:
-        """Return where the value under `keys` was written; `default` when it was not written at all."""
+        """Return where the value under `keys` was written; `default` when it was not written at
+        all.
+        """
         return self._source.marks.get(keys, Mark("default"))
 
     def dump(self) -> str:
-        """Return the resolved recipe as YAML: every default written out, local plugins by their absolute path."""
+        """Return the resolved recipe as YAML: every default written out, local plugins by their
+        absolute path.
+        """
         data = self.model_dump()  # not in JSON mode, which turns infinity into null
         folder = self._source.folder
         data["plugins"] = {
@@ -138,12 +184,14 @@ class Recipe(BaseModel):
         return dump(data)
 
 
-def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> tuple[Recipe | None, Source, list[Problem]]:
+def read_recipe(
+    path: Path | None, overrides: Sequence[str] = ()
+) -> tuple[Recipe | None, Source, list[Problem]]:
     """Read a recipe with its overrides, or overrides alone, and check core's sections of it.
 
     Returns:
-        The recipe, or None where those sections have mistakes; its source, from which the plugins' options can be
-        checked even then; and the mistakes.
+        The recipe, or None where those sections have mistakes; its source, from which the plugins'
+        options can be checked even then; and the mistakes.
 
     Raises:
         UserError: a file cannot be read, or is not YAML.

@@ -1,4 +1,6 @@
-"""The random transforms of training images, by timm's `create_transform`, tried before they are trusted."""
+"""The random transforms of training images, by timm's `create_transform`, tried before they are
+trusted.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,11 @@ _DRAWS = 20  # a policy picks other operations every time
 
 
 def random_transform(
-    spec: AugmentSpec, recipe: Recipe, shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
+    spec: AugmentSpec,
+    recipe: Recipe,
+    shape: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> AsMode:
     """Return the transform, from an image to a tensor of `shape`: channels, height and width.
 

@@ -1,4 +1,6 @@
-"""Arrays that take seconds to make, kept between runs in the user's cache folder and checked when they are read."""
+"""Arrays that take seconds to make, kept between runs in the user's cache folder and checked
+when they are read.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ _CHECKSUM = "checksum"
 
 
 def cache_folder() -> Path:
-    """Return where this platform keeps what programs can make again; `XDG_CACHE_HOME` is obeyed everywhere."""
+    """Return where this platform keeps what programs can make again; `XDG_CACHE_HOME` is obeyed
+    everywhere.
+    """
     if chosen := os.environ.get("XDG_CACHE_HOME"):
         return Path(chosen) / "trainkit"
     if sys.platform == "darwin":
@@ -33,7 +37,8 @@ def cache_folder() -> Path:
 def cached(name: str, make: Callable[[], Arrays]) -> Arrays:
     """Return the arrays that `make` returns, from the cache folder where they already are.
 
-    A file that is damaged, cut short or not ours is made again. Where the folder cannot be written, nothing is kept.
+    A file that is damaged, cut short or not ours is made again. Where the folder cannot be written,
+    nothing is kept.
 
     Args:
         name: of the file, without its ending; must say everything that the arrays depend on.
@@ -62,7 +67,9 @@ def _read(path: Path) -> Arrays | None:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Write beside the target, then move: whoever reads at that moment, or another rank, sees a whole file."""
+    """Write beside the target, then move: whoever reads at that moment, or another rank, sees a
+    whole file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}-", suffix=".part")
     try:

@@ -2,8 +2,9 @@
 
 A class without an image is an error, images outside any class folder are left out and named.
 
-Classes are in timm's natural order (`class 2` before `class 10`), those of torchvision's `torch/folder` in plain order.
-Names that natural order holds for equal, such as `1` and `01`, stay two classes, in the order of their characters.
+Classes are in timm's natural order (`class 2` before `class 10`), those of torchvision's
+`torch/folder` in plain order. Names that natural order holds for equal, such as `1` and `01`, stay
+two classes, in the order of their characters.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def innermost(folder: PurePosixPath) -> str:
 
 
 def outermost(folder: PurePosixPath) -> str:
-    """Name a class by the folder below the split's, however deep its images lie, as torchvision does."""
+    """Name a class by the folder below the split's, however deep its images lie, as torchvision
+    does.
+    """
     return folder.parts[0] if folder.parts else ""
 
 
@@ -57,17 +60,21 @@ class ClassImages:
         return tuple(np.bincount(self.images.targets, minlength=len(self.names)).tolist())
 
 
-def open_classes(place: Path, naming: Naming, mode: Mode, index: dict[str, int] | None = None) -> ClassImages:
+def open_classes(
+    place: Path, naming: Naming, mode: Mode, index: dict[str, int] | None = None
+) -> ClassImages:
     """Return the images in a folder or an archive of class folders.
 
     Args:
         place: the folder or archive.
         naming: how the folder of an image names its class.
         mode: L for grey, RGB for colour.
-        index: from names of classes to their numbers; default: all that are there, in natural order.
+        index: from names of classes to their numbers; default: all that are there, in natural
+            order.
 
     Raises:
-        UserError: it cannot be read, holds no class, or one without images, or two folders that name one class.
+        UserError: it cannot be read, holds no class, or one without images, or two folders that
+            name one class.
     """
     archive = not is_folder(place)
     found = search_archive(place) if archive else search(place)
@@ -117,18 +124,24 @@ def _natural(name: str) -> tuple[Any, str]:
 def _bare(found: Found) -> str:
     name = found.bare[0]
     below = Counter(
-        ending or "no ending" for ending, paths in found.unread.items() for path in paths if path.startswith(f"{name}/")
+        ending or "no ending"
+        for ending, paths in found.unread.items()
+        for path in paths
+        if path.startswith(f"{name}/")
     )
     more = f" (and {len(found.bare) - 1} more like it)" if len(found.bare) > 1 else ""
     if not below:
         return f"{name}: this class{more} holds no image; put some in, or take the folder away"
     kinds = ", ".join(sorted(below))
     return (
-        f"{name}: this class{more} holds no file that is read as an image, only {kinds}; convert them to .png or .jpg"
+        f"{name}: this class{more} holds no file that is read as an image, only {kinds}; convert "
+        "them to .png or .jpg"
     )
 
 
-def _names(folders: Iterable[PurePosixPath], naming: Naming, place: Path) -> dict[PurePosixPath, str]:
+def _names(
+    folders: Iterable[PurePosixPath], naming: Naming, place: Path
+) -> dict[PurePosixPath, str]:
     """Return the class of each folder."""
     names: dict[PurePosixPath, str] = {}
     first: dict[str, PurePosixPath] = {}
@@ -137,14 +150,15 @@ def _names(folders: Iterable[PurePosixPath], naming: Naming, place: Path) -> dic
         other = first.setdefault(name, folder)
         if naming is innermost and other != folder:
             raise UserError(
-                f"{place}: {other} and {folder} would both be class {name!r}; rename one, or set data.name to "
-                "torch/folder, whose classes are the outermost folders"
+                f"{place}: {other} and {folder} would both be class {name!r}; rename one, or set "
+                "data.name to torch/folder, whose classes are the outermost folders"
             )
     return names
 
 
 def read_class_map(path: Path) -> dict[str, int]:
-    """Return the classes that a text file lists, one a line, numbered from 0; or those that timm finds in a .pkl.
+    """Return the classes that a text file lists, one a line, numbered from 0; or those that timm
+    finds in a .pkl.
 
     Raises:
         UserError: it cannot be read, or names a class twice.
@@ -154,13 +168,17 @@ def read_class_map(path: Path) -> dict[str, int]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {foreign(path) or getattr(error, 'strerror', None) or 'is no UTF-8 text'}") from None
+        raise UserError(
+            f"{path}: {foreign(path) or getattr(error, 'strerror', None) or 'is no UTF-8 text'}"
+        ) from None
     lines = [line.strip() for line in text.rstrip().split("\n")]
     for number, name in enumerate(lines, start=1):
         if not name:
             raise UserError(f"{path}:{number}: names no class")
         if name in lines[: number - 1]:
-            raise UserError(f"{path}:{number}: class {name!r} is already on line {lines.index(name) + 1}")
+            raise UserError(
+                f"{path}:{number}: class {name!r} is already on line {lines.index(name) + 1}"
+            )
     return {name: i for i, name in enumerate(lines)}
 
 
@@ -170,8 +188,13 @@ def _pickled_class_map(path: Path) -> dict[str, int]:
     try:
         found = load_class_map(str(path))  # reads plain values only
     except Exception as error:  # spoiled bytes may raise anything
-        raise UserError(f"{path}: {foreign(path) or 'is no class map that can be read'} ({error})") from None
-    plain = all(isinstance(name, str) and type(number) is int and number >= 0 for name, number in found.items())
+        raise UserError(
+            f"{path}: {foreign(path) or 'is no class map that can be read'} ({error})"
+        ) from None
+    plain = all(
+        isinstance(name, str) and type(number) is int and number >= 0
+        for name, number in found.items()
+    )
     if not found or not plain:
         raise UserError(f"{path}: a class map is names of classes and their numbers from 0")
     return dict(found)

@@ -11,11 +11,13 @@ T = TypeVar("T")
 
 
 class DrawnStream(Generic[T]):
-    """Training data of which item `number` of epoch `epoch` is `draw(epoch, number)`; a micro-batch is a list of them.
+    """Training data of which item `number` of epoch `epoch` is `draw(epoch, number)`; a micro-batch
+    is a list of them.
 
-    Step p of an epoch has the items p * items_per_step to (p + 1) * items_per_step - 1, cut into `accumulate`
-    micro-batches, each dealt to the ranks as evenly as it goes. So any number of ranks and micro-batches sees the same
-    items at a step, and a run that goes on in the middle of an epoch sees those that it would have seen.
+    Step p of an epoch has the items p * items_per_step to (p + 1) * items_per_step - 1, cut into
+    `accumulate` micro-batches, each dealt to the ranks as evenly as it goes. So any number of ranks
+    and micro-batches sees the same items at a step, and a run that goes on in the middle of an
+    epoch sees those that it would have seen.
 
     Args:
         draw: makes an item; must depend on its two arguments alone.
@@ -43,8 +45,8 @@ class DrawnStream(Generic[T]):
     ) -> None:
         if items_per_step < accumulate * world:
             raise ValueError(
-                f"{items_per_step} {noun} in a step cannot be shared among {world} rank(s) times {accumulate} "
-                "micro-batch(es)"
+                f"{items_per_step} {noun} in a step cannot be shared among {world} rank(s) times "
+                f"{accumulate} micro-batch(es)"
             )
         self._draw, self._noun = draw, noun
         self.steps_per_epoch, self.examples_per_step = steps_per_epoch, items_per_step
@@ -53,7 +55,9 @@ class DrawnStream(Generic[T]):
         for part in range(accumulate):
             first = part * items_per_step // accumulate
             size = (part + 1) * items_per_step // accumulate - first
-            self._shares.append(range(first + rank * size // world, first + (rank + 1) * size // world))
+            self._shares.append(
+                range(first + rank * size // world, first + (rank + 1) * size // world)
+            )
 
     def window(self, epoch: int, position: int) -> Window:
         """Return the shape of a step; all are alike."""
@@ -64,7 +68,9 @@ class DrawnStream(Generic[T]):
         """Yield this rank's micro-batches from the step at `position` on."""
         for step in range(position, self.steps_per_epoch):
             for share in self._shares:
-                yield [self._draw(epoch, step * self.examples_per_step + number) for number in share]
+                yield [
+                    self._draw(epoch, step * self.examples_per_step + number) for number in share
+                ]
 
     def describe(self, epoch: int, position: int) -> str:
         """Name the items of a step."""
@@ -73,7 +79,8 @@ class DrawnStream(Generic[T]):
 
 
 class DrawnEval(Generic[T]):
-    """Items 0 … count - 1 to validate on, the same at every pass; rank r of w draws items r, r + w, r + 2w ….
+    """Items 0 … count - 1 to validate on, the same at every pass; rank r of w draws items r, r + w,
+    r + 2w ….
 
     Args:
         draw: makes an item; must depend on its number alone.

@@ -1,8 +1,9 @@
-"""What lies below a folder or in an archive: images by their endings, and what is left out, by its reason.
+"""What lies below a folder or in an archive: images by their endings, and what is left out, by its
+reason.
 
-What systems and programs leave behind (`Thumbs.db`, `__MACOSX`, resource forks `._x.jpg`) is passed over. Hidden files
-and folders, files whose ending is none that is read, and links that lead back to a folder around them are left out and
-named. An empty file and a link to nothing are errors.
+What systems and programs leave behind (`Thumbs.db`, `__MACOSX`, resource forks `._x.jpg`) is passed
+over. Hidden files and folders, files whose ending is none that is read, and links that lead back to
+a folder around them are left out and named. An empty file and a link to nothing are errors.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from trainkit.errors import UserError, one_line
 from trainkit.system.foreign import foreign
 
 _LEFT_BEHIND = frozenset(
-    ("thumbs.db", "desktop.ini", ".ds_store", ".directory", "__macosx", "@eadir", "lost+found", "$recycle.bin")
+    (
+        "thumbs.db",
+        "desktop.ini",
+        ".ds_store",
+        ".directory",
+        "__macosx",
+        "@eadir",
+        "lost+found",
+        "$recycle.bin",
+    )
 )
 _SHOWN = 3  # names in one note
 
@@ -58,10 +68,14 @@ class Found:
                 lines.append(f"{where}: left out, as {what}: {some(names)}")
         if self.unread:
             kinds = ", ".join(
-                f"{ending or 'no ending'} ({len(names)})" for ending, names in sorted(self.unread.items())
+                f"{ending or 'no ending'} ({len(names)})"
+                for ending, names in sorted(self.unread.items())
             )
             first = next(iter(sorted(self.unread.items())))[1]
-            lines.append(f"{where}: left out, as no images by their endings: {kinds}; such as {some(first, 1)}")
+            lines.append(
+                f"{where}: left out, as no images by their endings: {kinds}; such as "
+                f"{some(first, 1)}"
+            )
         return lines
 
 
@@ -90,7 +104,9 @@ def _search(folder: Path, inside: str, around: tuple[tuple[int, int], ...], foun
             entries = sorted(listing, key=lambda entry: entry.name)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it holds a NUL character"
-        raise UserError(f"{one_line(str(folder))}: this folder cannot be looked through: {reason}") from None
+        raise UserError(
+            f"{one_line(str(folder))}: this folder cannot be looked through: {reason}"
+        ) from None
     around = (*around, (own.st_dev, own.st_ino))
     count = 0
     for entry in entries:
@@ -100,7 +116,11 @@ def _search(folder: Path, inside: str, around: tuple[tuple[int, int], ...], foun
         try:
             status = entry.stat()
         except OSError as error:
-            wrong = "is a link to nothing" if entry.is_symlink() else f"cannot be looked at: {error.strerror}"
+            wrong = (
+                "is a link to nothing"
+                if entry.is_symlink()
+                else f"cannot be looked at: {error.strerror}"
+            )
             raise UserError(f"{one_line(entry.path)}: {wrong}; mend it, or take it out") from None
         if stat.S_ISDIR(status.st_mode):
             if (status.st_dev, status.st_ino) in around:
@@ -121,7 +141,9 @@ def _search(folder: Path, inside: str, around: tuple[tuple[int, int], ...], foun
 
 
 def is_named(name: str) -> bool:
-    """Return whether a file or a folder of this name is looked at: it is neither hidden nor left behind by a system."""
+    """Return whether a file or a folder of this name is looked at: it is neither hidden nor left
+    behind by a system.
+    """
     return not name.startswith(".") and name.lower() not in _LEFT_BEHIND
 
 
@@ -158,7 +180,11 @@ def search_archive(archive: Path) -> Found:
     size = archive.stat().st_size
     for name, start, length in found.places:
         if not length or start + length > size:
-            wrong = "is empty" if not length else "is cut off, and the archive with it; get the archive anew"
+            wrong = (
+                "is empty"
+                if not length
+                else "is cut off, and the archive with it; get the archive anew"
+            )
             raise UserError(f"{archive}: {one_line(name)} {wrong}")
     with_images = {path.split("/")[0] for path in found.images}
     others = (path for paths in found.unread.values() for path in paths)
@@ -170,7 +196,9 @@ def _search_archive(opened: tarfile.TarFile, inside: str, start: int, found: Fou
     places: dict[str, tuple[int, int]] = {}
     for member in opened:
         path = inside + member.name.removeprefix("./")
-        if member.isdir() or not all(_counts(part, path, found) for part in PurePosixPath(path).parts):
+        if member.isdir() or not all(
+            _counts(part, path, found) for part in PurePosixPath(path).parts
+        ):
             continue
         if member.islnk() and member.linkname in places:
             place = places[member.linkname]  # a second name of a file before it

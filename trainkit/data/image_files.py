@@ -1,14 +1,17 @@
-"""One image file to pixels: what is read, and how every kind of image becomes grey or colour of 8 bits.
+"""One image file to pixels: what is read, and how every kind of image becomes grey or colour of 8
+bits.
 
 The rules:
 
-- The content says what a file is, not its ending. Formats that run a program (PostScript) are not read.
+- The content says what a file is, not its ending. Formats that run a program (PostScript) are not
+  read.
 - Of several frames the first counts. The orientation that a camera wrote into EXIF is applied.
-- Grey of 16 bits is scaled as a whole, 65535 to 255; of TIFF files with 9 to 15 bits, their highest number to 255.
-  Colour of 16 bits keeps its upper 8, as Pillow reads it. Numbers of 32 bits, whole or not, do not say which of them is
-  white: they are refused.
+- Grey of 16 bits is scaled as a whole, 65535 to 255; of TIFF files with 9 to 15 bits, their highest
+  number to 255. Colour of 16 bits keeps its upper 8, as Pillow reads it. Numbers of 32 bits, whole
+  or not, do not say which of them is white: they are refused.
 - What is transparent is laid on white.
-- A side more than 1,000 times the other is refused: with the shorter one resized, the longer would fill the memory.
+- A side more than 1,000 times the other is refused: with the shorter one resized, the longer would
+  fill the memory.
 - A file that cannot be read whole is an error that names it. Nothing stands in for it.
 """
 
@@ -28,9 +31,25 @@ from trainkit.system.foreign import foreign, no_file
 
 Mode = Literal["L", "RGB"]
 
-# Pillow's others are no images (GRIB, MPEG), need a program beside them (EPS), or do not say what is white (FITS).
+# Pillow's others are no images (GRIB, MPEG), need a program beside them (EPS), or do not say what
+# is white (FITS).
 _FORMATS = (
-    *("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "TGA", "DIB", "ICO", "ICNS", "PCX"),
+    *(
+        "JPEG",
+        "PNG",
+        "WEBP",
+        "TIFF",
+        "BMP",
+        "GIF",
+        "PPM",
+        "AVIF",
+        "JPEG2000",
+        "TGA",
+        "DIB",
+        "ICO",
+        "ICNS",
+        "PCX",
+    ),
     *("QOI", "PSD", "SGI", "DDS", "SUN", "XBM", "XPM", "MSP"),
 )
 _LONGEST = 1000  # times the other side
@@ -57,9 +76,13 @@ def _formats() -> tuple[str, ...]:
 
 @cache
 def endings() -> frozenset[str]:
-    """Return the endings, in lower case and with their dot, of the files that are read as images."""
+    """Return the endings, in lower case and with their dot, of the files that are read as
+    images.
+    """
     known = {*_formats(), "MPO"}  # MPO, several JPEGs in one file, is opened as JPEG
-    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in known)
+    return frozenset(
+        ending for ending, name in Image.registered_extensions().items() if name in known
+    )
 
 
 def read_image(path: str, mode: Mode) -> Image.Image:
@@ -92,9 +115,14 @@ def decode(file: IO[bytes], mode: Mode, name: str) -> Image.Image:
     try:
         with Image.open(file, formats=_formats()) as image:
             if max(image.size) > _LONGEST * min(image.size):
-                raise ValueError(f"it has {image.width:,} x {image.height:,} pixels, a side too long for the other")
+                raise ValueError(
+                    f"it has {image.width:,} x {image.height:,} pixels, a side too long for the "
+                    "other"
+                )
             image.load()
-            turn = _TURNS.get(_orientation(image))  # of a TIFF, Pillow has already applied and removed it
+            turn = _TURNS.get(
+                _orientation(image)
+            )  # of a TIFF, Pillow has already applied and removed it
             found = to_mode(image, mode)
         return found if turn is None else found.transpose(turn)
     except Exception as error:  # spoiled bytes may raise anything
@@ -104,7 +132,9 @@ def decode(file: IO[bytes], mode: Mode, name: str) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # spoiled EXIF says nothing; whether the image can be read is seen when its pixels are
+    except (
+        Exception
+    ):  # spoiled EXIF says nothing; whether the image can be read is seen when its pixels are
         return 1
 
 
@@ -129,14 +159,17 @@ def to_mode(image: Image.Image, mode: Mode) -> Image.Image:
     """Return an opened image in grey or in colour of 8 bits, by this module's rules.
 
     Raises:
-        ValueError: the image does not say which of its numbers is white, or its colours cannot be converted.
+        ValueError: the image does not say which of its numbers is white, or its colours cannot be
+            converted.
     """
     deep = image.mode in _SIXTEEN or (image.mode == "I" and image.format in ("PNG", "PPM"))
     if deep:
         image = _eight_bits(image)
     elif image.mode in ("I", "F"):
         kind = "whole numbers" if image.mode == "I" else "fractions"
-        raise ValueError(f"it holds {kind} of 32 bits, which do not say what is white; save it with 8 or 16 bits")
+        raise ValueError(
+            f"it holds {kind} of 32 bits, which do not say what is white; save it with 8 or 16 bits"
+        )
     if image.mode in _TRANSPARENT or (not deep and "transparency" in image.info):
         image = _on_white(image)
     if image.mode not in ("1", "L", "RGB"):
@@ -163,12 +196,15 @@ class ImageFiles:
     """Images in files, and the class of each.
 
     Args:
-        read: from the number of an image and the mode to the image; raises UserError with the file's name.
+        read: from the number of an image and the mode to the image; raises UserError with the
+            file's name.
         targets: the class of each.
         mode: L for grey, RGB for colour.
     """
 
-    def __init__(self, read: Callable[[int, Mode], Image.Image], targets: np.ndarray[Any, Any], mode: Mode) -> None:
+    def __init__(
+        self, read: Callable[[int, Mode], Image.Image], targets: np.ndarray[Any, Any], mode: Mode
+    ) -> None:
         self._read, self.targets, self._mode = read, targets, mode
 
     def __len__(self) -> int:

@@ -1,7 +1,8 @@
 """Reading data in an order, and with augmentation, that are pure functions of the seed.
 
-The order of an epoch depends on (seed, epoch) alone, and an image's random transform on (seed, epoch, index): not on
-the number of worker processes, nor on where in the epoch a run was resumed, nor on what else draws random numbers.
+The order of an epoch depends on (seed, epoch) alone, and an image's random transform on (seed,
+epoch, index): not on the number of worker processes, nor on where in the epoch a run was resumed,
+nor on what else draws random numbers.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Keyed(Protocol):
         """Return the number of examples."""
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        """Return the batch of the examples with these keys; torch's loader asks for whole batches by this name."""
+        """Return the batch of the examples with these keys; torch's loader asks for whole
+        batches by this name.
+        """
 
 
 class Rows(Dataset[Batch]):
@@ -77,14 +80,18 @@ class Images(Dataset[Batch]):
         self.examples = examples
         self.transform = transform
         self.seed = seed
-        batch = self._read([(0, i) for i in range(len(examples))]) if cache and seed is None else None
+        batch = (
+            self._read([(0, i) for i in range(len(examples))]) if cache and seed is None else None
+        )
         self.in_memory = None if batch is None else Rows(*batch)
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        """Return the batch of the examples with these keys; torch's loader asks for whole batches by this name."""
+        """Return the batch of the examples with these keys; torch's loader asks for whole
+        batches by this name.
+        """
         return self._read(keys) if self.in_memory is None else self.in_memory.__getitems__(keys)
 
     def _read(self, keys: Sequence[Key]) -> Batch:
@@ -120,7 +127,8 @@ def _loader(examples: Keyed, keys: _Keys, workers: int, pin: bool) -> DataLoader
         collate_fn=handed_over,
         worker_init_fn=obey_parent_only,
         pin_memory=pin,
-        # Without a generator of its own the loader would draw from torch's global stream at every pass.
+        # Without a generator of its own the loader would draw from torch's global stream at every
+        # pass.
         generator=torch.Generator().manual_seed(0),
     )
 
@@ -132,9 +140,10 @@ def _unheard(text: str) -> None:
 class ShuffledStream:
     """Training data, shuffled anew each epoch and dealt to ranks and micro-batches.
 
-    An epoch is cut into windows of `batch_size * accumulate * world` examples, a window into chunks of
-    `batch_size * world`, a chunk evenly among the ranks. The last chunk may be short. One too short to give every
-    rank two examples is left out (batch normalisation cannot train on one), as is any short one with `drop_last`.
+    An epoch is cut into windows of `batch_size * accumulate * world` examples, a window into chunks
+    of `batch_size * world`, a chunk evenly among the ranks. The last chunk may be short. One too
+    short to give every rank two examples is left out (batch normalisation cannot train on one), as
+    is any short one with `drop_last`.
 
     Args:
         images: the examples.
@@ -172,7 +181,8 @@ class ShuffledStream:
         self._used = full * self._chunk + (0 if drop_last or short < 2 * world else short)
         if self._used == 0:
             raise ValueError(
-                f"{len(images)} training examples do not fill one batch of {batch_size} on each of {world} rank(s)"
+                f"{len(images)} training examples do not fill one batch of {batch_size} on each of "
+                f"{world} rank(s)"
             )
         self.steps_per_epoch = -(-self._used // self.examples_per_step)
         self._images = images
@@ -184,11 +194,16 @@ class ShuffledStream:
     def _permutation(self, epoch: int) -> torch.Tensor:
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
-            self._order = epoch, torch.randperm(len(self._images), generator=generator)[: self._used]
+            self._order = (
+                epoch,
+                torch.randperm(len(self._images), generator=generator)[: self._used],
+            )
         return self._order[1]
 
     def _shares(self, position: int) -> list[tuple[slice, int]]:
-        """Return each micro-batch of a window as this rank's slice of the epoch's order, and its size."""
+        """Return each micro-batch of a window as this rank's slice of the epoch's order, and its
+        size.
+        """
         start = position * self.examples_per_step
         end = min(start + self.examples_per_step, self._used)
         shares = []
@@ -203,7 +218,9 @@ class ShuffledStream:
         """Return the shape of the window at `position`."""
         start = position * self.examples_per_step
         examples = min(self.examples_per_step, self._used - start)
-        return Window(tuple(size * self._world / examples for _, size in self._shares(position)), examples)
+        return Window(
+            tuple(size * self._world / examples for _, size in self._shares(position)), examples
+        )
 
     def batches(self, epoch: int, position: int) -> Iterator[Batch]:
         """Yield this rank's micro-batches from the window at `position` on."""
@@ -227,7 +244,8 @@ class ShuffledStream:
 
 
 class OrderedStream:
-    """Validation data in its own order; rank r of w reads examples r, r + w, r + 2w …: each exactly once.
+    """Validation data in its own order; rank r of w reads examples r, r + w, r + 2w …: each exactly
+    once.
 
     Args:
         images: the examples.
@@ -242,10 +260,19 @@ class OrderedStream:
     """
 
     def __init__(
-        self, images: Keyed, *, batch_size: int, rank: int = 0, world: int = 1, workers: int = 0, pin: bool = False
+        self,
+        images: Keyed,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        pin: bool = False,
     ) -> None:
         if len(images) < world:
-            raise ValueError(f"{len(images)} validation example(s) cannot be shared among {world} ranks")
+            raise ValueError(
+                f"{len(images)} validation example(s) cannot be shared among {world} ranks"
+            )
         mine = [(0, index) for index in range(rank, len(images), world)]
         keys = _Keys()
         keys.batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]

@@ -1,8 +1,9 @@
-"""Hiding entries of inputs, as real data lack them: what is hidden becomes NaN, after normalisation.
+"""Hiding entries of inputs, as real data lack them: what is hidden becomes NaN, after
+normalisation.
 
-Which entries of an example are hidden is a function of (`missing.seed`, split, index). It is the same in every epoch:
-what a data set lacks cannot be learned from later. The recipe's seed has no part in it, so seeds are compared on the
-same data.
+Which entries of an example are hidden is a function of (`missing.seed`, split, index). It is the
+same in every epoch: what a data set lacks cannot be learned from later. The recipe's seed has no
+part in it, so seeds are compared on the same data.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ def described(spec: MissingSpec | None) -> str:
     return f", {low:.0%} to {high:.0%} of each example hidden ({spec.kind.replace('_', ' ')})"
 
 
-def hide(examples: Keyed, recipe: Recipe, split: str, places: Mapping[str, int] | None = None) -> Keyed:
-    """Return `examples` with what the recipe's `data.missing` hides; the same where it says nothing.
+def hide(
+    examples: Keyed, recipe: Recipe, split: str, places: Mapping[str, int] | None = None
+) -> Keyed:
+    """Return `examples` with what the recipe's `data.missing` hides; the same where it says
+    nothing.
 
     Args:
         examples: what to hide from; examples in memory are hidden from once.
@@ -46,9 +50,14 @@ def hide(examples: Keyed, recipe: Recipe, split: str, places: Mapping[str, int] 
         return examples
     mark = recipe.source.nearest("data", "missing")
     if places is None and spec.on is not None:
-        raise UserError(f"{mark}: data.missing.on: names a column, and these data have none; the mean of each decides")
+        raise UserError(
+            f"{mark}: data.missing.on: names a column, and these data have none; the mean of each "
+            "decides"
+        )
     if places is not None and spec.per == "channel":
-        raise UserError(f"{mark}: data.missing.per: rows of features have no channels; leave it out")
+        raise UserError(
+            f"{mark}: data.missing.per: rows of features have no channels; leave it out"
+        )
     if places is not None and spec.kind == "depends" and spec.on is None:
         raise UserError(f"{mark}: data.missing.on: name the column whose value decides")
     driver = None if spec.on is None or places is None else places[spec.on]
@@ -77,7 +86,9 @@ class Hidden:
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """Return the batch of the examples with these keys."""
         inputs, targets = self.examples.__getitems__(keys)
-        hidden = [mask(x, self.spec, (self.split, i)) for x, (_, i) in zip(inputs, keys, strict=True)]
+        hidden = [
+            mask(x, self.spec, (self.split, i)) for x, (_, i) in zip(inputs, keys, strict=True)
+        ]
         return Batch(inputs.masked_fill(torch.stack(hidden), math.nan), targets)
 
 
@@ -88,19 +99,28 @@ def mask(x: Tensor, spec: MissingSpec, key: tuple[str, int], driver: int | None 
         x: an image [C, H, W] or a row [F], normalised; NaN where something is missing anyway.
         spec: what to hide.
         key: split and index of the example.
-        driver: place of the feature that decides and stays visible; None: the mean of all entries decides.
+        driver: place of the feature that decides and stays visible; None: the mean of all entries
+            decides.
     """
     generator = torch.Generator().manual_seed(derive_seed(spec.seed, "missing", *key))
     low, high = spec.rate
     if spec.kind == "depends":
         value = float((x if driver is None else x[driver]).nanmean())
-        share = 0.5 if math.isnan(value) else 1 / (1 + math.exp(-max(-500.0, min(500.0, spec.slope * value))))
+        share = (
+            0.5
+            if math.isnan(value)
+            else 1 / (1 + math.exp(-max(-500.0, min(500.0, spec.slope * value))))
+        )
     else:
         share = float(torch.rand((), generator=generator))
     rate = low + (high - low) * share
     if spec.kind == "blocks":
         return _block(x, rate, spec.per, generator)
-    unit = {"entry": x.shape, "pixel": x.shape[1:] if x.ndim > 1 else x.shape, "channel": x.shape[:1]}[spec.per]
+    unit = {
+        "entry": x.shape,
+        "pixel": x.shape[1:] if x.ndim > 1 else x.shape,
+        "channel": x.shape[:1],
+    }[spec.per]
     hidden = torch.rand(unit, generator=generator) < rate
     if spec.per == "channel":
         hidden = hidden.view(-1, *(1,) * (x.ndim - 1))
@@ -112,7 +132,8 @@ def mask(x: Tensor, spec: MissingSpec, key: tuple[str, int], driver: int | None 
 
 
 def _block(x: Tensor, rate: float, per: str, generator: torch.Generator) -> Tensor:
-    """Hide one rectangle of `rate` of the area, of the image's proportions; of a row, a run of features.
+    """Hide one rectangle of `rate` of the area, of the image's proportions; of a row, a run of
+    features.
 
     Per channel, it is so many neighbouring channels.
     """

@@ -1,11 +1,20 @@
-"""What timm's strings for automatic augmentation may say; timm passes over words in them that it does not know."""
+"""What timm's strings for automatic augmentation may say; timm passes over words in them that it
+does not know.
+"""
 
 from __future__ import annotations
 
 import re
 
 _WHOLE, _REAL = r"\d{1,3}", r"\d{1,3}(\.\d{1,6})?"
-_RAND = {"m": _WHOLE, "n": r"[1-9]\d?", "p": r"[01](\.\d{1,6})?", "mstd": _REAL, "mmax": _WHOLE, "inc": "[01]"}
+_RAND = {
+    "m": _WHOLE,
+    "n": r"[1-9]\d?",
+    "p": r"[01](\.\d{1,6})?",
+    "mstd": _REAL,
+    "mmax": _WHOLE,
+    "inc": "[01]",
+}
 _AUGMIX = {"m": _WHOLE, "w": r"[1-9]\d?", "d": r"[1-9]\d?", "a": _REAL, "b": "[01]", "mstd": _REAL}
 _POLICIES = ("original", "originalr", "v0", "v0r", "3a")
 _SETS = ("tweights", "t3a", "t3aw")
@@ -20,7 +29,9 @@ def policy_problem(text: str) -> str:
     elif name in ("rand", "augmix"):
         known = _RAND if name == "rand" else _AUGMIX
     else:
-        return f"timm has no policy {name!r}; rand, augmix and {', '.join(_POLICIES)} are those it has"
+        return (
+            f"timm has no policy {name!r}; rand, augmix and {', '.join(_POLICIES)} are those it has"
+        )
     for section in sections:
         if name == "rand" and section in _SETS:
             continue
@@ -39,10 +50,14 @@ def policy_notes(text: str | None, color_jitter: float) -> list[str]:
         return []
     notes = []
     if "3a" not in text and color_jitter not in (0, 0.4):  # none at all, or timm's default
-        notes.append("data.augment.color_jitter: does nothing, because timm leaves it out with auto_augment")
+        notes.append(
+            "data.augment.color_jitter: does nothing, because timm leaves it out with auto_augment"
+        )
     found = {key: float(value) for key, value in re.findall(r"-(m|mmax)(\d+)", text)}
     upper = found.get("mmax", _UPPER) if text.startswith("rand") else _UPPER
     if found.get("m", 0) > upper:
         message = f"timm takes a magnitude of {found['m']:g} as {upper:g}"
-        notes.append(f"data.augment.auto_augment: {message}; say mmax{found['m']:g} as well if more is meant")
+        notes.append(
+            f"data.augment.auto_augment: {message}; say mmax{found['m']:g} as well if more is meant"
+        )
     return notes

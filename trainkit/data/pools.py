@@ -1,9 +1,10 @@
 """Images by class, for tasks that are made of a few images of a few classes.
 
-The splits have no class in common: glyphs by script, Omniglot by alphabet or character, CIFAR-FS by its authors' lists,
-class folders by the folder they are in, digits 0 to 3, 4 to 6 and 7 to 9. Images keep their pixels in [0, 1] unless
-`data.mean` and `data.std` say otherwise, are never augmented, and are read in the order of tasks: of a `data:` section,
-`batch_size`, `eval_batch_size`, `drop_last` and `workers` mean nothing here.
+The splits have no class in common: glyphs by script, Omniglot by alphabet or character, CIFAR-FS by
+its authors' lists, class folders by the folder they are in, digits 0 to 3, 4 to 6 and 7 to 9.
+Images keep their pixels in [0, 1] unless `data.mean` and `data.std` say otherwise, are never
+augmented, and are read in the order of tasks: of a `data:` section, `batch_size`,
+`eval_batch_size`, `drop_last` and `workers` mean nothing here.
 """
 
 from __future__ import annotations
@@ -66,19 +67,27 @@ class ClassPool:
         return len(self.names)
 
     def batch(self, classes: Sequence[int], images: Sequence[Sequence[int]]) -> Batch:
-        """Return images [N, C, H, W] of some classes; the targets [N] count the classes in the order given.
+        """Return images [N, C, H, W] of some classes; the targets [N] count the classes in the
+        order given.
 
         Args:
             classes: which classes.
             images: for each of them, which of its images.
         """
         members = [self._images.members[cls // self._turns] for cls in classes]
-        rows = [of[number] for of, numbers in zip(members, images, strict=True) for number in numbers]
+        rows = [
+            of[number] for of, numbers in zip(members, images, strict=True) for number in numbers
+        ]
         pixels = self._images.read(rows)
         counts = [len(numbers) for numbers in images]
         if self._turns > 1:
             parts = torch.split(pixels, counts)
-            pixels = torch.cat([torch.rot90(part, cls % 4, (2, 3)) for cls, part in zip(classes, parts, strict=True)])
+            pixels = torch.cat(
+                [
+                    torch.rot90(part, cls % 4, (2, 3))
+                    for cls, part in zip(classes, parts, strict=True)
+                ]
+            )
         inputs = (pixels.float() - self._mean) / self._std
         targets = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
         return Batch(inputs.expand(-1, *self.shape).contiguous(), targets)
@@ -97,12 +106,16 @@ def class_pool(recipe: Recipe, split: Split) -> ClassPool:
     spec = _images(recipe.data, recipe, ("data",))
     if spec.augment is not None and spec.augment != type(spec).model_fields["augment"].default:
         mark = recipe.source.nearest("data", "augment")
-        raise UserError(f"{mark}: data.augment: images of few-shot tasks are not augmented; set data.augment to null")
+        raise UserError(
+            f"{mark}: data.augment: images of few-shot tasks are not augmented; set data.augment to"
+            " null"
+        )
     return _pool(recipe, spec, split, ("data",))
 
 
 def target_pool(recipe: Recipe, data: Mapping[str, Any], *keys: str) -> ClassPool:
-    """Return data that are not the recipe's own, to test on: a test split, or all classes of digits and SVHN.
+    """Return data that are not the recipe's own, to test on: a test split, or all classes of digits
+    and SVHN.
 
     Images get the size, the channels and the scale of the recipe's own.
 
@@ -115,24 +128,33 @@ def target_pool(recipe: Recipe, data: Mapping[str, Any], *keys: str) -> ClassPoo
         UserError: as for `class_pool`.
         RecipeError: the section has mistakes.
     """
-    # The section is checked as a recipe's own is, in its place: under its marks, with its keys in the messages.
+    # The section is checked as a recipe's own is, in its place: under its marks, with its keys in
+    # the messages.
     source, depth = recipe.source, len(keys)
-    marks = {("data", *key[depth:]): mark for key, mark in source.marks.items() if key[:depth] == keys}
+    marks = {
+        ("data", *key[depth:]): mark for key, mark in source.marks.items() if key[:depth] == keys
+    }
     marks.setdefault(("data",), source.nearest(*keys))
     section = {"data": dict(data)}
     found, problems = validate(_Section, section, Source(source.file, section, marks), ())
     if found is None:
         name = ".".join(keys)
-        raise RecipeError([replace(problem, key=name + problem.key.removeprefix("data")) for problem in problems])
+        raise RecipeError(
+            [replace(problem, key=name + problem.key.removeprefix("data")) for problem in problems]
+        )
     return _pool(recipe, _images(found.data, recipe, keys), "target", keys)
 
 
 def _images(spec: AnyDataSpec, recipe: Recipe, keys: tuple[str, ...]) -> DataSpec:
     mark, place = recipe.source.nearest(*keys), ".".join(keys)
     if not isinstance(spec, DataSpec):
-        raise UserError(f"{mark}: {place}: {spec.name} has no images in classes to make few-shot tasks of")
+        raise UserError(
+            f"{mark}: {place}: {spec.name} has no images in classes to make few-shot tasks of"
+        )
     if spec.missing is not None:
-        raise UserError(f"{mark}: {place}.missing: few-shot tasks have no missing entries; leave it out")
+        raise UserError(
+            f"{mark}: {place}.missing: few-shot tasks have no missing entries; leave it out"
+        )
     return spec
 
 
@@ -145,4 +167,6 @@ def _pool(recipe: Recipe, spec: DataSpec, where: Where, keys: tuple[str, ...]) -
         images = open_split(spec, where, shape, ".".join(keys))
     except UserError as error:
         raise UserError(f"{recipe.source.nearest(*keys)}: {error}") from None
-    return ClassPool(images, shape, scale.mean or (0.0,), scale.std or (1.0,), getattr(spec, "rotations", False))
+    return ClassPool(
+        images, shape, scale.mean or (0.0,), scale.std or (1.0,), getattr(spec, "rotations", False)
+    )

@@ -1,4 +1,6 @@
-"""How an image becomes a model's input: size, crop, channels and scale, beside what the model was made for."""
+"""How an image becomes a model's input: size, crop, channels and scale, beside what the model
+was made for.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from trainkit.errors import UserError
 
 @dataclass(frozen=True)
 class Preparation:
-    """How images are prepared to be measured: the shorter side is resized, the middle cut out, pixels are scaled.
+    """How images are prepared to be measured: the shorter side is resized, the middle cut out,
+    pixels are scaled.
 
     Attributes:
         size: side of the result in pixels.
@@ -50,8 +53,9 @@ class Preparation:
         resized = round(self.size / self.crop_pct)
         cut = "no crop but to a square" if self.crop_pct == 1 else f"the middle {self.size} cut out"
         return (
-            f"shorter side to {resized} pixels ({self.interpolation}), {cut} (crop_pct {self.crop_pct:g}, "
-            f"{self.crop_mode}); mean {_listed(self.mean)}, std {_listed(self.std)}"
+            f"shorter side to {resized} pixels ({self.interpolation}), {cut} (crop_pct "
+            f"{self.crop_pct:g}, {self.crop_mode}); mean {_listed(self.mean)}, std "
+            f"{_listed(self.std)}"
         )
 
     def differences(self, other: Preparation) -> list[str]:
@@ -75,7 +79,9 @@ def _listed(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def for_measuring(spec: DataSpec, recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Preparation:
+def for_measuring(
+    spec: DataSpec, recipe: Recipe, mean: Sequence[float], std: Sequence[float]
+) -> Preparation:
     """Return how validation images of a recipe are prepared.
 
     Args:
@@ -97,12 +103,18 @@ def of_the_model(recipe: Recipe) -> Preparation | None:
     said = timm.data.resolve_data_config(pretrained_cfg=cfg.to_dict())
     scale = (as_channels(said[name], recipe.model.in_chans) for name in ("mean", "std"))
     return Preparation(
-        int(said["input_size"][-1]), float(said["crop_pct"]), said["crop_mode"], said["interpolation"], *scale
+        int(said["input_size"][-1]),
+        float(said["crop_pct"]),
+        said["crop_mode"],
+        said["interpolation"],
+        *scale,
     )
 
 
 def explain(preparation: Preparation, recipe: Recipe) -> tuple[str, ...]:
-    """Return the lines that say how validation images are prepared, and what the model was made for instead."""
+    """Return the lines that say how validation images are prepared, and what the model was made
+    for instead.
+    """
     own = of_the_model(recipe)
     differences = [] if own is None else preparation.differences(own)
     if not differences:
@@ -131,7 +143,10 @@ def check_channels(recipe: Recipe) -> None:
         values = getattr(recipe.data, name)
         if values is not None and len(values) not in (1, channels):
             mark = recipe.source.nearest("data", name)
-            raise UserError(f"{mark}: data.{name}: has {len(values)} values; give one, or one for each of {channels}")
+            raise UserError(
+                f"{mark}: data.{name}: has {len(values)} values; give one, or one for each of "
+                f"{channels}"
+            )
 
 
 def as_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -1,8 +1,10 @@
-"""Ratings as data: one row per user, NaN where the user has not rated; some of each user's ratings are held out.
+"""Ratings as data: one row per user, NaN where the user has not rated; some of each user's ratings
+are held out.
 
-Input of a user, in training and in validation, are the ratings that are not held out. Those are also the targets in
-training (an autoencoder); the held-out ones are the targets in validation. Targets have the mean of all training
-ratings taken off, so a model predicts by how much a rating differs from it; errors are in the ratings' own unit.
+Input of a user, in training and in validation, are the ratings that are not held out. Those are
+also the targets in training (an autoencoder); the held-out ones are the targets in validation.
+Targets have the mean of all training ratings taken off, so a model predicts by how much a rating
+differs from it; errors are in the ratings' own unit.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 FILES = {"u.data": "\t", "ratings.dat": "::", "ratings.csv": ","}
-"""The files of MovieLens that hold ratings, and what separates their fields: user, item, rating, time."""
+"""The files of MovieLens that hold ratings, and what separates their fields: user, item, rating,
+time.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ class Ratings:
     items: int
 
     def of(self, chosen: Array) -> Ratings:
-        """Return those of them that are `chosen`, a boolean for each, among the same users and items."""
+        """Return those of them that are `chosen`, a boolean for each, among the same users and
+        items.
+        """
         return Ratings(self.u[chosen], self.v[chosen], self.r[chosen], self.users, self.items)
 
 
@@ -100,7 +106,9 @@ class _Lists:
         counts = self.counts[users]
         row = torch.repeat_interleave(torch.arange(len(users)), counts)
         # The place of each rating in the lists: counted from the end of its user's, row by row.
-        place = torch.arange(len(row)) + torch.repeat_interleave(self.ends[users] - counts.cumsum(0), counts)
+        place = torch.arange(len(row)) + torch.repeat_interleave(
+            self.ends[users] - counts.cumsum(0), counts
+        )
         found[row, self.v[place]] = self.r[place]
         return found
 
@@ -116,15 +124,21 @@ def build(spec: RatingsSpec, recipe: Recipe, device: Device) -> Data:
     known, hidden = ratings.of(~held), ratings.of(held)
     if not len(hidden.r):
         mark = recipe.source.nearest("data", "val_fraction")
-        raise UserError(f"{mark}: data.val_fraction: {spec.val_fraction:g} of any user's ratings is none; raise it")
+        raise UserError(
+            f"{mark}: data.val_fraction: {spec.val_fraction:g} of any user's ratings is none; "
+            "raise it"
+        )
     mean = known.r.mean()
-    centred, goal = (Ratings(part.u, part.v, part.r - mean, part.users, part.items) for part in (known, hidden))
+    centred, goal = (
+        Ratings(part.u, part.v, part.r - mean, part.users, part.items) for part in (known, hidden)
+    )
     train = SparseRows(known, centred, np.unique(known.u))
     val = SparseRows(known, goal, np.unique(hidden.u))
     known_share = len(known.r) / (len(train) * ratings.items)
     summary = (
-        f"{spec.path or 'made-up ratings'}: {len(train):,} users, {ratings.items:,} items, {len(known.r):,} ratings to "
-        f"train on ({known_share:.1%} of all) and {len(hidden.r):,} of {len(val):,} users held out, mean {mean:.4g}"
+        f"{spec.path or 'made-up ratings'}: {len(train):,} users, {ratings.items:,} items, "
+        f"{len(known.r):,} ratings to train on ({known_share:.1%} of all) and {len(hidden.r):,} of "
+        f"{len(val):,} users held out, mean {mean:.4g}"
     )
     return deal(
         hide(train, recipe, "train"),
@@ -140,7 +154,9 @@ def build(spec: RatingsSpec, recipe: Recipe, device: Device) -> Data:
 
 
 def held_out(ratings: Ratings, fraction: float) -> Array:
-    """Return which ratings are for validation: of a user with n, floor(n * fraction) and never all; always the same."""
+    """Return which ratings are for validation: of a user with n, floor(n * fraction) and never
+    all; always the same.
+    """
     draw = np.random.default_rng(derive_seed(0, "held-out ratings")).random(len(ratings.r))
     order = np.lexsort((draw, ratings.u))
     counts = np.bincount(ratings.u, minlength=ratings.users)
@@ -152,14 +168,22 @@ def held_out(ratings: Ratings, fraction: float) -> Array:
 
 
 def made_up(spec: RatingsSpec) -> Ratings:
-    """Return ratings r = 3.5 + sum_k p_uk q_vk / sqrt(rank) + noise, p and q standard normal, each user's share known.
+    """Return ratings r = 3.5 + sum_k p_uk q_vk / sqrt(rank) + noise, p and q standard normal, each
+    user's share known.
 
-    The share is drawn log-uniformly from `spec.rate`, independently of the ratings: how many ratings a user has says
-    nothing about them. Every user has two ratings at least.
+    The share is drawn log-uniformly from `spec.rate`, independently of the ratings: how many
+    ratings a user has says nothing about them. Every user has two ratings at least.
     """
     draw = np.random.default_rng(derive_seed(spec.seed, "made-up ratings"))
-    p, q = draw.standard_normal((spec.users, spec.rank)), draw.standard_normal((spec.items, spec.rank))
-    r = 3.5 + p @ q.T / math.sqrt(spec.rank) + spec.noise * draw.standard_normal((spec.users, spec.items))
+    p, q = (
+        draw.standard_normal((spec.users, spec.rank)),
+        draw.standard_normal((spec.items, spec.rank)),
+    )
+    r = (
+        3.5
+        + p @ q.T / math.sqrt(spec.rank)
+        + spec.noise * draw.standard_normal((spec.users, spec.items))
+    )
     low, high = np.log(spec.rate)
     rate = np.exp(draw.uniform(low, high, spec.users))
     place = draw.random((spec.users, spec.items))
@@ -173,13 +197,21 @@ def read_ratings(path: Path) -> Ratings:
     """Read a file of MovieLens, known by its name (see `FILES`), or the first of them in a folder.
 
     Raises:
-        UserError: it is not there, or a line is not user, item, rating[, time], or a user rates an item twice.
+        UserError: it is not there, or a line is not user, item, rating[, time], or a user rates an
+            item twice.
     """
-    file = next((path / name for name in FILES if is_file(path / name)), path) if is_folder(path) else path
+    file = (
+        next((path / name for name in FILES if is_file(path / name)), path)
+        if is_folder(path)
+        else path
+    )
     wrong = no_file(file)
     if wrong is not None or (separator := FILES.get(file.name)) is None:
         state = "is not a file of ratings" if wrong in (None, "is a folder") else wrong
-        raise UserError(f"{path}: {state}; expected {', '.join(FILES)} of MovieLens, or a folder with one of them")
+        raise UserError(
+            f"{path}: {state}; expected {', '.join(FILES)} of MovieLens, or a folder with one of "
+            "them"
+        )
     lines = list(enumerate(read_text(file).splitlines(), start=1))
     if separator == "," and lines and plain(lines[0][1].split(",")[-1].strip()) is None:
         del lines[0]  # the names of the columns
@@ -193,7 +225,9 @@ def read_ratings(path: Path) -> Ratings:
     return Ratings(u, v, np.array(list(found.values())), len(users), len(items))
 
 
-def _parse(file: Path, lines: Iterable[tuple[int, str]], separator: str) -> dict[tuple[str, str], float]:
+def _parse(
+    file: Path, lines: Iterable[tuple[int, str]], separator: str
+) -> dict[tuple[str, str], float]:
     found: dict[tuple[str, str], float] = {}
     for number, line in lines:
         fields = [part.strip() for part in line.split(separator)]
@@ -201,12 +235,17 @@ def _parse(file: Path, lines: Iterable[tuple[int, str]], separator: str) -> dict
             continue
         if len(fields) not in (3, 4) or not all(fields[:2]):
             shown = "tabs" if separator == "\t" else separator
-            raise UserError(f"{file}:{number}: not user, item, rating, time between {shown}: {line.strip()!r}")
+            raise UserError(
+                f"{file}:{number}: not user, item, rating, time between {shown}: {line.strip()!r}"
+            )
         rating = plain(fields[2])
         if rating is None or not math.isfinite(rating):
             raise UserError(f"{file}:{number}: the rating {fields[2]!r} is no number")
         key = (fields[0], fields[1])
         if key in found:
-            raise UserError(f"{file}:{number}: user {key[0]} has already rated item {key[1]}; keep one of the two")
+            raise UserError(
+                f"{file}:{number}: user {key[0]} has already rated item {key[1]}; keep one of "
+                "the two"
+            )
         found[key] = rating
     return found

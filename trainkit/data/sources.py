@@ -15,8 +15,23 @@ from trainkit.data.augment import augment_notes, random_transform
 from trainkit.data.deal import deal
 from trainkit.data.loader import Examples, Images
 from trainkit.data.missing import described, hide
-from trainkit.data.preparation import AsMode, check_channels, explain, for_measuring, pretrained_cfg, size_of
-from trainkit.data.spec import FACES, DataSpec, DigitsSpec, GlyphsSpec, RatingsSpec, TableSpec, TimmSpec
+from trainkit.data.preparation import (
+    AsMode,
+    check_channels,
+    explain,
+    for_measuring,
+    pretrained_cfg,
+    size_of,
+)
+from trainkit.data.spec import (
+    FACES,
+    DataSpec,
+    DigitsSpec,
+    GlyphsSpec,
+    RatingsSpec,
+    TableSpec,
+    TimmSpec,
+)
 from trainkit.data.timm_sources import open_splits
 from trainkit.data.types import Data
 from trainkit.errors import UserError
@@ -38,7 +53,8 @@ class Splits:
         std: their deviation, likewise.
         fits: they are kept in memory.
         class_names: of the classes, in order; empty where the source does not say.
-        train_counts: how many training examples each class has; empty where the source does not say.
+        train_counts: how many training examples each class has; empty where the source does not
+            say.
         val_counts: how many validation examples, likewise.
         notes: what of the files was left out.
     """
@@ -75,8 +91,8 @@ def build(recipe: Recipe, device: Device) -> Data:
     else:
         mark = recipe.source.nearest("data", "name")
         raise UserError(
-            f"{mark}: data: {spec.name} has no class with both training and validation images; it is for few-shot "
-            "tasks: switch on a plugin that draws them, or name other data"
+            f"{mark}: data: {spec.name} has no class with both training and validation images; it "
+            "is for few-shot tasks: switch on a plugin that draws them, or name other data"
         )
     return streams(splits, recipe, device)
 
@@ -103,7 +119,9 @@ def streams(splits: Splits, recipe: Recipe, device: Device) -> Data:
         cache=splits.fits,
     )
     val = Images(splits.val, plain, None, cache=splits.fits)
-    count = f"{len(train):,} training and {len(val):,} validation images, {splits.num_classes} classes"
+    count = (
+        f"{len(train):,} training and {len(val):,} validation images, {splits.num_classes} classes"
+    )
     data = deal(
         hide(train, recipe, "train"),
         hide(val, recipe, "val"),
@@ -137,8 +155,12 @@ class _Arrays:
         return Image.fromarray(self.images[index]), int(self.targets[index])
 
 
-def _of_arrays(train: _Arrays, val: _Arrays, names: Sequence[str], mean: float, std: float) -> Splits:
-    counts = [tuple(np.bincount(part.targets, minlength=len(names)).tolist()) for part in (train, val)]
+def _of_arrays(
+    train: _Arrays, val: _Arrays, names: Sequence[str], mean: float, std: float
+) -> Splits:
+    counts = [
+        tuple(np.bincount(part.targets, minlength=len(names)).tolist()) for part in (train, val)
+    ]
     return Splits(train, val, len(names), (mean,), (std,), True, tuple(names), *counts)
 
 
@@ -155,10 +177,15 @@ def _digits(spec: DigitsSpec, recipe: Recipe) -> Splits:
         )
     except ValueError:
         mark = recipe.source.nearest("data", "val_fraction")
-        message = f"{spec.val_fraction:g} of {len(images)} images leaves less than one of each class on one side"
+        message = (
+            f"{spec.val_fraction:g} of {len(images)} images leaves less than one of each class on "
+            "one side"
+        )
         raise UserError(f"{mark}: data.val_fraction: {message}") from None
     mean, std = float(train_x.mean()) / 255, float(train_x.std()) / 255
-    return _of_arrays(_Arrays(train_x, train_y), _Arrays(val_x, val_y), list("0123456789"), mean, std)
+    return _of_arrays(
+        _Arrays(train_x, train_y), _Arrays(val_x, val_y), list("0123456789"), mean, std
+    )
 
 
 def _glyphs(spec: GlyphsSpec, recipe: Recipe) -> Splits:
@@ -168,7 +195,9 @@ def _glyphs(spec: GlyphsSpec, recipe: Recipe) -> Splits:
     try:
         glyphs = everything.of(spec.scripts, spec.letters)
     except ValueError as error:
-        raise UserError(f"{recipe.source.nearest('data', 'letters')}: data.letters: {error}") from None
+        raise UserError(
+            f"{recipe.source.nearest('data', 'letters')}: data.letters: {error}"
+        ) from None
     held_out = np.isin(FACES, spec.val_faces)
     train_x, val_x = glyphs.images[:, ~held_out], glyphs.images[:, held_out]
     mean, std = float(train_x.mean()) / 255, float(train_x.std()) / 255

@@ -1,4 +1,6 @@
-"""Tables as text: which characters a file's bytes are, what separates columns, and on which line each row begins."""
+"""Tables as text: which characters a file's bytes are, what separates columns, and on which line
+each row begins.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,16 @@ from trainkit.errors import UserError
 from trainkit.system.foreign import foreign
 
 _DELIMITERS = ",;\t|"
-_MARKS = (  # what a file begins with that says how its characters are written; the longer ones first
+# What a file begins with that says how its characters are written; the longer ones first.
+_MARKS = (
     (b"\xff\xfe\x00\x00", "utf-32"),
     (b"\x00\x00\xfe\xff", "utf-32"),
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
-_SEPARATOR_LINE = re.compile(r"\"?sep=(.)\"?", re.IGNORECASE)  # how Excel is told what separates columns
+_SEPARATOR_LINE = re.compile(
+    r"\"?sep=(.)\"?", re.IGNORECASE
+)  # how Excel is told what separates columns
 _NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
 
 
@@ -45,7 +50,9 @@ def read_text(file: Path) -> str:
         raise UserError(f"{file}:{line}: is no text in {name} ({byte}); save it as UTF-8") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise UserError(f"{file}:{line}: holds a NUL character (UTF-16 without its mark?); save it as UTF-8")
+        raise UserError(
+            f"{file}:{line}: holds a NUL character (UTF-16 without its mark?); save it as UTF-8"
+        )
     return text
 
 
@@ -65,10 +72,12 @@ class Rows:
 
 
 def read_rows(file: Path) -> Rows:
-    """Return the rows of a file of comma-separated values, or of ones separated by what its first line has most of.
+    """Return the rows of a file of comma-separated values, or of ones separated by what its first
+    line has most of.
 
     Raises:
-        UserError: it cannot be read, is empty, or a row has more or fewer cells than the first; with the line.
+        UserError: it cannot be read, is empty, or a row has more or fewer cells than the first;
+            with the line.
     """
     text = read_text(file)
     before, first = _first_line(text)
@@ -96,7 +105,9 @@ def read_rows(file: Path) -> Rows:
         if header is None:
             header = row, line
         elif len(row) != len(header[0]):
-            raise UserError(_uneven(file, line, skipped + reader.line_num, len(row), len(header[0]), delimiter))
+            raise UserError(
+                _uneven(file, line, skipped + reader.line_num, len(row), len(header[0]), delimiter)
+            )
         else:
             rows.append(row)
             lines.append(line)
@@ -121,14 +132,23 @@ def _spoiled(file: Path, line: int, end: int, error: str) -> str:
         most = f"{csv.field_size_limit():,} characters"
         return f"{file}:{line}: a cell in this row has more than {most}; is a quote never closed?"
     if "expected after" in error:
-        return f"{file}:{end}: text follows a closing quote; a quote inside a quoted cell is written twice"
+        return (
+            f"{file}:{end}: text follows a closing quote; a quote inside a quoted cell is written "
+            "twice"
+        )
     return f"{file}:{end}: cannot be read as a row of a table: {error}"
 
 
 def _uneven(file: Path, line: int, end: int, cells: int, columns: int, delimiter: str) -> str:
     message = f"{file}:{line}: has {cells} fields for {columns} columns"
     if end > line:
-        return f"{message}, as a quote makes lines {line} to {end} one row; is it closed where it should be?"
+        return (
+            f"{message}, as a quote makes lines {line} to {end} one row; is it closed where it "
+            "should be?"
+        )
     if cells > columns:
-        return f"{message}, separated by {_NAMES.get(delimiter, delimiter)}; put cells that hold one into quotes"
+        return (
+            f"{message}, separated by {_NAMES.get(delimiter, delimiter)}; put cells that hold one "
+            "into quotes"
+        )
     return message

@@ -1,4 +1,6 @@
-"""Class folders, archives, and the data sets that timm and torchvision know by name, as two splits of images."""
+"""Class folders, archives, and the data sets that timm and torchvision know by name, as two
+splits of images.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ import timm.data
 from PIL import Image
 
 from trainkit.config.recipe import Recipe
-from trainkit.data.class_folders import ClassImages, innermost, open_classes, outermost, read_class_map
+from trainkit.data.class_folders import (
+    ClassImages,
+    innermost,
+    open_classes,
+    outermost,
+    read_class_map,
+)
 from trainkit.data.image_files import Mode, decode, read_image
 from trainkit.data.loader import Examples
 from trainkit.data.preparation import mode_of
@@ -25,10 +33,17 @@ from trainkit.system.paths import is_folder, is_there
 _LAYOUTS = {
     "folder": "images in {root}/{train}/<class>/ and {root}/{val}/<class>/",
     "tar": "archives {root}/{train} and {root}/{val} with a folder per class",
-    "torch/cifar10": "the extracted folder cifar-10-batches-py in {root}, or set data.download=true",
+    "torch/cifar10": (
+        "the extracted folder cifar-10-batches-py in {root}, or set data.download=true"
+    ),
     "torch/cifar100": "the extracted folder cifar-100-python in {root}, or set data.download=true",
 }
-_NAMING = {"folder": innermost, "tar": innermost, "torch/folder": outermost, "torch/image_folder": outermost}
+_NAMING = {
+    "folder": innermost,
+    "tar": innermost,
+    "torch/folder": outermost,
+    "torch/image_folder": outermost,
+}
 """Where each split is a folder or file of its own: how its folders name the classes."""
 
 _IDX = {"torch/mnist": "MNIST", "torch/kmnist": "KMNIST", "torch/fashion_mnist": "FashionMNIST"}
@@ -60,7 +75,9 @@ def open_splits(spec: TimmSpec, recipe: Recipe) -> tuple[Opened, Opened, int]:
     """
     # An archive is named in full, a split without its ending.
     ending = ".tar" if spec.name == "tar" else ""
-    splits = [f"{split.removesuffix(ending)}{ending}" for split in (spec.train_split, spec.val_split)]
+    splits = [
+        f"{split.removesuffix(ending)}{ending}" for split in (spec.train_split, spec.val_split)
+    ]
     layout = _LAYOUTS.get(spec.name, "the files as timm's documentation of this data set says")
     expected = layout.format(root=spec.root, train=splits[0], val=splits[1])
     mark = recipe.source.nearest("data", "name")
@@ -68,7 +85,9 @@ def open_splits(spec: TimmSpec, recipe: Recipe) -> tuple[Opened, Opened, int]:
     try:
         naming = _NAMING.get(spec.name)
         if naming is None:
-            train, val = (_by_name(spec, split, split == splits[0], mode, expected) for split in splits)
+            train, val = (
+                _by_name(spec, split, split == splits[0], mode, expected) for split in splits
+            )
         else:
             places = [_place(Path(spec.root), split, spec.name, expected) for split in splits]
             index = _class_map(spec, places[0])
@@ -88,7 +107,10 @@ def _place(root: Path, split: str, name: str, expected: str) -> Path:
     word = split.removesuffix(ending)
     others = next((words for words in _SYNONYMS if word in words), ())
     try:
-        there = next((root / f"{w}{ending}" for w in (word, *others) if is_there(root / f"{w}{ending}")), None)
+        there = next(
+            (root / f"{w}{ending}" for w in (word, *others) if is_there(root / f"{w}{ending}")),
+            None,
+        )
     except (OSError, ValueError):  # no permission; a NUL character in the path
         there = None
     if there is None:
@@ -96,7 +118,11 @@ def _place(root: Path, split: str, name: str, expected: str) -> Path:
         wrong = (
             "it is not there"
             if wrong == "is a folder"
-            else (f"there is no {root}" if wrong == "there is no such file" else f"{root} {wrong or 'is a file'}")
+            else (
+                f"there is no {root}"
+                if wrong == "there is no such file"
+                else f"{root} {wrong or 'is a file'}"
+            )
         )
     elif ending:
         wrong = no_file(there)
@@ -134,18 +160,23 @@ def _by_name(spec: TimmSpec, split: str, training: bool, mode: Mode, expected: s
         nothing = type(error).__name__ if is_there(spec.root) else f"there is no {spec.root}"
         wrong = (str(error).strip().splitlines() or [nothing])[0]
     if wrong:
-        raise UserError(f"cannot open split {split!r} of {spec.name!r} ({wrong}); expected {expected}")
+        raise UserError(
+            f"cannot open split {split!r} of {spec.name!r} ({wrong}); expected {expected}"
+        )
     names = tuple(_class_names(dataset))
     targets = getattr(dataset, "targets", None)  # torchvision's name
     known = targets is not None and len(names) > 0
     if known:
-        _check_targets(np.asarray(targets), len(dataset), len(names), f"split {split!r} of {spec.name!r}")
+        _check_targets(
+            np.asarray(targets), len(dataset), len(names), f"split {split!r} of {spec.name!r}"
+        )
     counts = tuple(np.bincount(np.asarray(targets), minlength=len(names)).tolist()) if known else ()
     return Opened(Read(dataset, mode, f"split {split!r} of {spec.name!r}"), names, counts)
 
 
 def _check_idx(file: Path) -> None:
-    """Refuse a file of the IDX format (http://yann.lecun.com/exdb/mnist/) that does not hold what its header says.
+    """Refuse a file of the IDX format (http://yann.lecun.com/exdb/mnist/) that does not hold what
+    its header says.
 
     Raises:
         UserError: it does not.
@@ -159,20 +190,27 @@ def _check_idx(file: Path) -> None:
         raise UserError(f"{file}: is no IDX file of bytes; get it anew")
     wanted = 4 + len(sizes) + int(np.prod(np.frombuffer(sizes, ">u4").astype(np.int64)))
     if (size := file.stat().st_size) != wanted:
-        raise UserError(f"{file}: is not whole: its header says {wanted:,} bytes, it has {size:,}; get it anew")
+        raise UserError(
+            f"{file}: is not whole: its header says {wanted:,} bytes, it has {size:,}; get it anew"
+        )
 
 
 def _check_targets(targets: np.ndarray[Any, Any], images: int, classes: int, name: str) -> None:
     if len(targets) != images:
-        raise UserError(f"{name} has {images:,} images and {len(targets):,} labels; get its files anew")
+        raise UserError(
+            f"{name} has {images:,} images and {len(targets):,} labels; get its files anew"
+        )
     outside = np.flatnonzero((targets < 0) | (targets >= classes))
     if len(outside):
         image = int(outside[0])
-        raise UserError(f"{name}: image {image} has label {targets[image]}, and there are {classes} classes")
+        raise UserError(
+            f"{name}: image {image} has label {targets[image]}, and there are {classes} classes"
+        )
 
 
 class Read:
-    """A data set of timm or torchvision whose files are decoded here: one that cannot be read is an error.
+    """A data set of timm or torchvision whose files are decoded here: one that cannot be read is an
+    error.
 
     timm's own `ImageDataset` would give the next image in its place.
 
@@ -220,14 +258,19 @@ def _said(filename: Callable[[int], str], index: int) -> str | None:
 def _unusable(dataset: Any) -> str | None:
     """Return why a split that timm has opened cannot be trained on, or None."""
     if isinstance(dataset, timm.data.IterableImageDataset):
-        return "it is a stream, whose order and place cannot be restored; use one with random access"
+        return (
+            "it is a stream, whose order and place cannot be restored; use one with random access"
+        )
     return None if len(dataset) else "it is empty"
 
 
 def _class_names(dataset: Any) -> list[str]:
     """Return the classes of a data set in order; none where it does not say."""
     reader = getattr(dataset, "reader", dataset)
-    said = (getattr(reader, attribute, None) for attribute in ("class_to_idx", "class_name_to_idx", "classes"))
+    said = (
+        getattr(reader, attribute, None)
+        for attribute in ("class_to_idx", "class_name_to_idx", "classes")
+    )
     names = next((names for names in said if names), ())
     return [str(name) for name in names]
 
@@ -241,7 +284,9 @@ def _count(train: Opened, val: Opened, splits: list[str], spec: TimmSpec, recipe
         raise UserError(f"the splits differ in their classes: {one!r} is in {where!r} only; {fix}")
     there = len(train.names)
     if spec.num_classes is not None and spec.num_classes < there:
-        raise UserError(f"data.num_classes is {spec.num_classes}, and there are {there} classes; leave it out")
+        raise UserError(
+            f"data.num_classes is {spec.num_classes}, and there are {there} classes; leave it out"
+        )
     count = spec.num_classes or there or recipe.model.num_classes
     if not count:
         raise UserError("the source does not say how many classes it has; set data.num_classes")

@@ -12,8 +12,8 @@ class Window:
     """One optimizer step's share of an epoch: its micro-batches on this rank.
 
     Attributes:
-        weights: what each micro-batch's mean loss counts, so that averaging over ranks gives the mean over all of
-            the window's examples, however short its last micro-batch.
+        weights: what each micro-batch's mean loss counts, so that averaging over ranks gives the
+            mean over all of the window's examples, however short its last micro-batch.
         examples: how many examples the window has on all ranks together.
     """
 
@@ -32,7 +32,9 @@ class TrainStream(Protocol):
         """Return the shape of the window at `position` in [0, steps_per_epoch)."""
 
     def batches(self, epoch: int, position: int) -> Iterator[Any]:
-        """Yield this rank's micro-batches in order, from the window at `position` to the end of the epoch."""
+        """Yield this rank's micro-batches in order, from the window at `position` to the end of
+        the epoch.
+        """
 
     def describe(self, epoch: int, position: int) -> str:
         """Name the examples of a window, for error messages."""
@@ -58,14 +60,17 @@ class Data:
         num_classes: how many outputs the model needs: classes, or numbers to predict.
         input_size: channels, height and width of one image; the number of features of one row.
         summary: one line that says what this is and how many examples it has.
-        targets: `classes` [N], or `numbers` [N, num_classes] in which NaN is not known and not counted.
-        missing: inputs hold NaN where an entry is not there. A plugin that makes the model take such inputs sets
-            `takes_missing = True` on the model; without one the run is refused.
+        targets: `classes` [N], or `numbers` [N, num_classes] in which NaN is not known and not
+            counted.
+        missing: inputs hold NaN where an entry is not there. A plugin that makes the model take
+            such inputs sets `takes_missing = True` on the model; without one the run is refused.
         class_names: of the classes, in order; empty where there are none, or they are not known.
         train_counts: how many training examples each class has; empty where that is not known.
         val_counts: how many validation examples, likewise.
-        preparation: how validation images are prepared, and where the model was made for something else, in lines.
-        notes: what the user should know of the files, such as what in them was left out; core logs them.
+        preparation: how validation images are prepared, and where the model was made for something
+            else, in lines.
+        notes: what the user should know of the files, such as what in them was left out; core logs
+            them.
     """
 
     train: TrainStream
@@ -82,7 +87,9 @@ class Data:
     notes: tuple[str, ...] = ()
 
     def close(self) -> None:
-        """End what the streams keep running, such as processes that read; streams without `close` keep nothing."""
+        """End what the streams keep running, such as processes that read; streams without
+        `close` keep nothing.
+        """
         for stream in (self.train, self.val):
             if close := getattr(stream, "close", None):
                 close()

@@ -1,4 +1,6 @@
-"""How batches come from the processes that read them, whatever memory these can share with this one."""
+"""How batches come from the processes that read them, whatever memory these can share with this
+one.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,20 @@ from trainkit.errors import TrainingError, UserError
 from trainkit.system.signals import held_back
 
 _MOST = 8
-"""Workers of a rank that nobody asked for: each holds batches, and more of them seldom read faster."""
+"""Workers of a rank that nobody asked for: each holds batches, and more of them seldom read
+faster.
+"""
 
 
 def number(asked: int | None) -> int:
-    """Return how many workers a rank has: as many as were asked for, or its share of the cores it may use."""
+    """Return how many workers a rank has: as many as were asked for, or its share of the cores
+    it may use.
+    """
     if asked is not None:
         return asked
-    cores: int = joblib.cpu_count()  # less where a container or a job has been given fewer than the machine has
+    cores: int = (
+        joblib.cpu_count()
+    )  # less where a container or a job has been given fewer than the machine has
     return max(1, min(_MOST, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
@@ -63,10 +71,12 @@ class Carrier(Dataset[Any]):
 
 
 def handed_over(batch: Any) -> Any:
-    """Move a batch's tensors to shared memory, in the process that read it; elsewhere return it as it is.
+    """Move a batch's tensors to shared memory, in the process that read it; elsewhere return it as
+    it is.
 
-    torch would do so in a thread of that process, where an error is lost and the run waits for ever. What does not fit
-    (a container's /dev/shm often has 64 MB) becomes arrays, which go through a pipe: slower, and the same numbers.
+    torch would do so in a thread of that process, where an error is lost and the run waits for
+    ever. What does not fit (a container's /dev/shm often has 64 MB) becomes arrays, which go
+    through a pipe: slower, and the same numbers.
     """
     return batch if get_worker_info() is None else _with_each(batch, torch.Tensor, _shared)
 
@@ -83,7 +93,8 @@ def read(loader: DataLoader[Any], note: Callable[[str], None]) -> Iterator[Any]:
     """Begin to read a loader's batches, and return them one by one.
 
     Args:
-        loader: of a `Carrier`, with `handed_over` as its `collate_fn` and `obey_parent_only` as its `worker_init_fn`.
+        loader: of a `Carrier`, with `handed_over` as its `collate_fn` and `obey_parent_only` as its
+            `worker_init_fn`.
         note: is told where batches do not fit into shared memory.
 
     Raises:
@@ -112,8 +123,9 @@ def _received(batches: Iterator[Any], note: Callable[[str], None]) -> Iterator[A
 
     def tensor(piped: _Piped) -> torch.Tensor:
         note(
-            "/dev/shm has no room for the batches of the data workers, and they come another way, which is slower; "
-            "give it more (docker run --shm-size), lower data.workers, or make batches smaller"
+            "/dev/shm has no room for the batches of the data workers, and they come another way, "
+            "which is slower; give it more (docker run --shm-size), lower data.workers, or make "
+            "batches smaller"
         )
         return torch.from_numpy(piped.array)
 

@@ -1,4 +1,6 @@
-"""What the answer to a value hook must be: a wrong one is refused where it is given, not where it is used."""
+"""What the answer to a value hook must be: a wrong one is refused where it is given, not where
+it is used.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from typing import Any
 
 
 def flaw(hook: str, answer: Any) -> str:
-    """Return what is wrong with the answer to one of core's value hooks, and what it must be; empty if nothing is."""
+    """Return what is wrong with the answer to one of core's value hooks, and what it must be;
+    empty if nothing is.
+    """
     check = _CHECKS.get(hook)
     return check(answer) if check is not None else ""
 
@@ -17,13 +21,19 @@ def _with(what: str, *names: str) -> Callable[[Any], str]:
 
     def check(answer: Any) -> str:
         missing = [name for name in names if not hasattr(answer, name)]
-        return f"{_kind(answer)}; it must be {what} (it has no {', '.join(missing)})" if missing else ""
+        return (
+            f"{_kind(answer)}; it must be {what} (it has no {', '.join(missing)})"
+            if missing
+            else ""
+        )
 
     return check
 
 
 def _groups(answer: Any) -> str:
-    right = isinstance(answer, list) and all(isinstance(group, dict) and "params" in group for group in answer)
+    right = isinstance(answer, list) and all(
+        isinstance(group, dict) and "params" in group for group in answer
+    )
     return "" if right else f"{_kind(answer)}; it must be a list of dicts with `params`"
 
 
@@ -37,7 +47,10 @@ def _loss(answer: Any) -> str:
     if not answer.is_floating_point():
         return f"a tensor of {answer.dtype}; it must be a real floating-point number"
     if torch.is_grad_enabled() and not answer.requires_grad:
-        return "a loss that depends on no parameter; it must be computed from tensors that have not been detached"
+        return (
+            "a loss that depends on no parameter; it must be computed from tensors that have not "
+            "been detached"
+        )
     return ""
 
 

@@ -1,4 +1,6 @@
-"""Finding plugins: installed ones by entry point, local ones by path. Only what a recipe names is imported."""
+"""Finding plugins: installed ones by entry point, local ones by path. Only what a recipe names
+is imported.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ def installed() -> dict[str, EntryPoint]:
         other = found.setdefault(point.name, point)
         if other.value != point.value:
             raise UserError(
-                f"two installed plugins are called {point.name!r} ({other.value} and {point.value}); uninstall one"
+                f"two installed plugins are called {point.name!r} ({other.value} and "
+                f"{point.value}); uninstall one"
             )
     return found
 
@@ -57,13 +60,19 @@ def describe(point: EntryPoint) -> Listing:
     try:
         body = ast.parse(path.read_bytes()).body if path else []
     except (OSError, SyntaxError, ValueError) as error:
-        return Listing(point.name, f"({path} cannot be read: {type(error).__name__})", (), distribution, room)
+        return Listing(
+            point.name, f"({path} cannot be read: {type(error).__name__})", (), distribution, room
+        )
     for node in body:
         if isinstance(node, ast.ClassDef) and node.name == point.attr:
             summary = (ast.get_docstring(node) or "").partition("\n")[0]
-            hooks = tuple(f.name for f in node.body if isinstance(f, ast.FunctionDef) and _is_hook(f))
+            hooks = tuple(
+                f.name for f in node.body if isinstance(f, ast.FunctionDef) and _is_hook(f)
+            )
             return Listing(point.name, summary, hooks, distribution, room)
-    return Listing(point.name, f"(no class {point.attr} found in {point.module})", (), distribution, room)
+    return Listing(
+        point.name, f"(no class {point.attr} found in {point.module})", (), distribution, room
+    )
 
 
 def _room(module: str) -> str:
@@ -87,11 +96,14 @@ def _is_hook(function: ast.FunctionDef) -> bool:
 
 
 def _source_of(module: str) -> Path | None:
-    """Find a module's file without importing its parent packages (importlib.util.find_spec would)."""
+    """Find a module's file without importing its parent packages (importlib.util.find_spec
+    would).
+    """
     search: list[str] | None = None
     spec = None
     for part in module.split("."):
-        # The part alone, as if it were at the top: a dotted name would make the finder ask for the parent package.
+        # The part alone, as if it were at the top: a dotted name would make the finder ask for the
+        # parent package.
         spec = PathFinder.find_spec(part, search)
         if spec is None:
             return None
@@ -124,13 +136,17 @@ def load_class(key: str, folder: Path) -> tuple[str, type[Plugin]]:
         points = installed()
         if key not in points:
             known = suggest(key, list(points))
-            raise UserError(f"no plugin of this name is installed{known} (`trainkit plugins` lists them)")
+            raise UserError(
+                f"no plugin of this name is installed{known} (`trainkit plugins` lists them)"
+            )
         try:
             found = points[key].load()
         except (Exception, SystemExit) as error:
             raise UserError(f"cannot be imported: {_short(error)}") from error
         name = key
-    from trainkit.hooks.plugin import Plugin  # here, because listing plugins must not wait for pydantic
+    from trainkit.hooks.plugin import (
+        Plugin,
+    )  # here, because listing plugins must not wait for pydantic
 
     if not isinstance(found, type) or not issubclass(found, Plugin):
         raise UserError(f"{found!r} is not a subclass of trainkit.Plugin")
@@ -162,6 +178,8 @@ def _short(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"SyntaxError: {error.msg} ({error.filename}:{error.lineno})"
     machinery = (__file__, "<frozen", str(Path(importlib.util.__file__).parent))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(machinery)]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(machinery)
+    ]
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{place}"

@@ -1,4 +1,6 @@
-"""What stands around every method of a plugin: when it goes wrong, one line says which plugin, which hook and where."""
+"""What stands around every method of a plugin: when it goes wrong, one line says which plugin,
+which hook and where.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ _OVER = object()
 
 
 def guarded(implementation: Any, hook: str, *, is_value: bool, blames: bool) -> Callable[..., Any]:
-    """Return a hook implementation's function, made to say whose it is when it raises or answers wrongly.
+    """Return a hook implementation's function, made to say whose it is when it raises or answers
+    wrongly.
 
-    An exception goes on as what it is, so that other plugins may handle it, and takes along who raised it.
+    An exception goes on as what it is, so that other plugins may handle it, and takes along who
+    raised it.
 
     Args:
         implementation: as pluggy keeps it.
@@ -38,7 +42,9 @@ def guarded(implementation: Any, hook: str, *, is_value: bool, blames: bool) -> 
         return _wrapper(function, plugin, hook)
     if blames:
         function = _blamed(function, plugin, hook)
-    return _provider(function, implementation.function, plugin, hook, blames) if is_value else function
+    return (
+        _provider(function, implementation.function, plugin, hook, blames) if is_value else function
+    )
 
 
 @contextmanager
@@ -81,7 +87,9 @@ def _blamed(function: Callable[..., Any], plugin: str, call: str) -> Callable[..
     def blamed(*args: Any) -> Any:
         try:
             return function(*args)
-        except StopIteration as error:  # whoever is in between may take it for the end of a generator
+        except (
+            StopIteration
+        ) as error:  # whoever is in between may take it for the end of a generator
             raise PluginError(_said(error, function, plugin, call)) from error
         except Exception as error:
             _blame(error, function, plugin, call)
@@ -143,8 +151,12 @@ def _wrapper(function: Callable[..., Any], plugin: str, hook: str) -> Callable[.
 
 
 def _blame(error: Exception, function: Callable[..., Any], plugin: str, call: str) -> None:
-    """Give an exception the line that says who raised it, unless it says itself what the user should read."""
-    if not isinstance(error, UserError | TrainingError | Interrupted) and not hasattr(error, _BLAME):
+    """Give an exception the line that says who raised it, unless it says itself what the user
+    should read.
+    """
+    if not isinstance(error, UserError | TrainingError | Interrupted) and not hasattr(
+        error, _BLAME
+    ):
         setattr(error, _BLAME, _said(error, function, plugin, call))
 
 
@@ -166,7 +178,10 @@ def _said(error: Exception, function: Callable[..., Any], plugin: str, call: str
 
 def _advice(error: str, source: str) -> str:
     if "NoneType" in error and "grad" in source:
-        return "; a parameter that is frozen, or that no loss reaches, has no gradient: leave those out"
+        return (
+            "; a parameter that is frozen, or that no loss reaches, has no gradient: leave "
+            "those out"
+        )
     if "deterministic" in error:
         return "; set train.deterministic=false to allow it"
     return ""

@@ -1,7 +1,8 @@
 """The plugins of one run: made from the recipe, put in order, checked, and registered with pluggy.
 
-A fresh manager per run; no globals. Order is the recipe's, changed only where plugins declare `before` or `after`.
-Everything that could go wrong with a plugin's shape is refused here, all of it at once, with the recipe's line.
+A fresh manager per run; no globals. Order is the recipe's, changed only where plugins declare
+`before` or `after`. Everything that could go wrong with a plugin's shape is refused here, all of it
+at once, with the recipe's line.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from trainkit.hooks.specs import PROJECT, Hooks
 
 @dataclass(frozen=True)
 class Entry:
-    """One plugin of a recipe: its name, itself, where it was named, and why it has its place in the order."""
+    """One plugin of a recipe: its name, itself, where it was named, and why it has its place in
+    the order.
+    """
 
     name: str
     plugin: Plugin
@@ -34,7 +37,9 @@ class Entry:
 
 
 def instantiate(source: Source) -> tuple[list[Entry], list[Problem]]:
-    """Make the plugins that a recipe names; return them in recipe order, and every mistake found."""
+    """Make the plugins that a recipe names; return them in recipe order, and every mistake
+    found.
+    """
     entries: dict[str, Entry] = {}
     problems: list[Problem] = []
     section = source.data.get("plugins", {})
@@ -53,7 +58,9 @@ def instantiate(source: Source) -> tuple[list[Entry], list[Problem]]:
         plugin, found = make(name, cls, options, source, ("plugins", key), by=validate)
         problems += found
         if name in entries:
-            problems.append(Problem(mark, f"plugins.{key}", f"a plugin called {name} is already on; keep one"))
+            problems.append(
+                Problem(mark, f"plugins.{key}", f"a plugin called {name} is already on; keep one")
+            )
         elif plugin is not None:
             plugin.bind(name, seed if isinstance(seed, int) else 0)
             entries[name] = Entry(name, plugin, mark)
@@ -83,8 +90,11 @@ def plugins_of(source: Source) -> tuple[list[Entry], list[Problem]]:
     return entries, [*problems, *found]
 
 
-def arrange(entries: Sequence[Entry], named: Sequence[str] = ()) -> tuple[list[Entry], list[Problem]]:
-    """Sort plugins: recipe order, as far as `before` and `after` allow; refuse conflicts, gaps and cycles.
+def arrange(
+    entries: Sequence[Entry], named: Sequence[str] = ()
+) -> tuple[list[Entry], list[Problem]]:
+    """Sort plugins: recipe order, as far as `before` and `after` allow; refuse conflicts, gaps and
+    cycles.
 
     Args:
         entries: the plugins in recipe order.
@@ -128,13 +138,21 @@ def _earlier(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
 
 
 def _circle(waiting: list[Entry], earlier: Mapping[str, Mapping[str, str]]) -> Problem:
-    """Say which of the plugins that wait for one another cannot be put in order, and who asks for it."""
+    """Say which of the plugins that wait for one another cannot be put in order, and who asks
+    for it.
+    """
     circle = list(waiting)
-    while waits := [e for e in circle if not any(e.name in earlier[other.name] for other in circle)]:
+    while waits := [
+        e for e in circle if not any(e.name in earlier[other.name] for other in circle)
+    ]:
         circle = [e for e in circle if e not in waits]  # it only waits for the others
     names = [entry.name for entry in circle]
-    reasons = [reason for name in names for other, reason in earlier[name].items() if other in names]
-    message = f"{' and '.join(names)} cannot be put in order: {'; '.join(reasons)}; drop one of them"
+    reasons = [
+        reason for name in names for other, reason in earlier[name].items() if other in names
+    ]
+    message = (
+        f"{' and '.join(names)} cannot be put in order: {'; '.join(reasons)}; drop one of them"
+    )
     return Problem(circle[0].mark, f"plugins.{names[0]}", message)
 
 
@@ -145,7 +163,8 @@ def _reason(constraints: Mapping[str, str]) -> str:
 def make_manager(
     entries: Sequence[Entry], defaults: object, observers: Sequence[object] = ()
 ) -> tuple[pluggy.PluginManager, list[Problem]]:
-    """Register the plugins, first in order called first and outermost; return the manager and every mistake.
+    """Register the plugins, first in order called first and outermost; return the manager and every
+    mistake.
 
     Args:
         entries: the plugins in order.
@@ -155,7 +174,9 @@ def make_manager(
     manager = _Manager(PROJECT)
     manager.add_hookspecs(Hooks)
     problems = [problem for entry in entries for problem in _publish(entry, manager)]
-    present = {entry.name for entry in entries}  # who lacks a plugin, which is said elsewhere, lacks its hooks too
+    present = {
+        entry.name for entry in entries
+    }  # who lacks a plugin, which is said elsewhere, lacks its hooks too
     complete = [entry for entry in entries if present.issuperset(entry.plugin.requires)]
     problems += [problem for entry in complete for problem in _check_shape(entry, manager)]
     if problems:
@@ -172,7 +193,9 @@ def make_manager(
             problems += _check_providers(caller, entries)
         for implementation in caller.get_hookimpls():
             blames = implementation.plugin_name in present
-            implementation.function = guarded(implementation, name, is_value=is_value, blames=blames)
+            implementation.function = guarded(
+                implementation, name, is_value=is_value, blames=blames
+            )
     return manager, problems
 
 
@@ -186,13 +209,18 @@ def _publish(entry: Entry, manager: pluggy.PluginManager) -> list[Problem]:
     if names and not known:
         manager.add_hookspecs(specs)
         return []
-    wrong = [f"it publishes a hook {name}, but there is one of that name already; rename it" for name in known]
+    wrong = [
+        f"it publishes a hook {name}, but there is one of that name already; rename it"
+        for name in known
+    ]
     wrong = wrong or [f"its hookspecs {specs.__name__} has no method marked @value or @moment"]
     return [Problem(entry.mark, f"plugins.{entry.name}", message) for message in wrong]
 
 
 class _Manager(pluggy.PluginManager):
-    """pluggy's manager, made to look only at functions: reading a pydantic object's properties has effects."""
+    """pluggy's manager, made to look only at functions: reading a pydantic object's properties
+    has effects.
+    """
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
         if not inspect.isfunction(inspect.getattr_static(plugin, name, None)):
@@ -213,15 +241,22 @@ def implementations(plugin: object) -> dict[str, tuple[Callable[..., Any], dict[
 def _check_shape(entry: Entry, manager: pluggy.PluginManager) -> list[Problem]:
     """Return what is wrong with a plugin's hook implementations as such."""
     wrong: list[str] = []
-    hooks = {name: caller for name, caller in vars(manager.hook).items() if getattr(caller, "spec", None)}
+    hooks = {
+        name: caller for name, caller in vars(manager.hook).items() if getattr(caller, "spec", None)
+    }
     marked = implementations(entry.plugin)
     for name in sorted(hooks.keys() & (vars(type(entry.plugin)).keys() - marked.keys())):
-        wrong.append(f"its {name} has the name of a hook but is not a method marked @hookimpl; mark or rename it")
+        wrong.append(
+            f"its {name} has the name of a hook but is not a method marked @hookimpl; mark or "
+            "rename it"
+        )
     for name, (function, options) in marked.items():
         if name in hooks:
             known = hooks[name].spec.argnames
             wrong += _check_arguments(name, function, known)
-            wrong += _check_kind(name, function, options, bool(hooks[name].spec.opts.get("firstresult")))
+            wrong += _check_kind(
+                name, function, options, bool(hooks[name].spec.opts.get("firstresult"))
+            )
         elif not options["optionalhook"]:
             wrong.append(f"there is no hook {name!r}{suggest(name, list(hooks))}")
     return [Problem(entry.mark, f"plugins.{entry.name}", message) for message in wrong]
@@ -231,20 +266,36 @@ def _check_arguments(name: str, function: Callable[..., Any], known: Sequence[st
     wrong = []
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            wrong.append(f"hook {name} passes no *args or **kwargs; name the arguments (it has: {', '.join(known)})")
+            wrong.append(
+                f"hook {name} passes no *args or **kwargs; name the arguments (it has: "
+                f"{', '.join(known)})"
+            )
         elif parameter.name not in known:
             near = suggest(parameter.name, list(known))
-            wrong.append(f"hook {name} has no argument {parameter.name!r}{near} (it has: {', '.join(known)})")
-        elif parameter.default is not parameter.empty or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
-            wrong.append(f"argument {parameter.name!r} of {name} must be plain: no default, not keyword-only")
+            wrong.append(
+                f"hook {name} has no argument {parameter.name!r}{near} (it has: {', '.join(known)})"
+            )
+        elif (
+            parameter.default is not parameter.empty
+            or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD
+        ):
+            wrong.append(
+                f"argument {parameter.name!r} of {name} must be plain: no default, not keyword-only"
+            )
     return wrong
 
 
-def _check_kind(name: str, function: Callable[..., Any], options: Mapping[str, Any], is_value: bool) -> list[str]:
+def _check_kind(
+    name: str, function: Callable[..., Any], options: Mapping[str, Any], is_value: bool
+) -> list[str]:
     wrong = []
     for option in ("hookwrapper", "tryfirst", "trylast", "specname"):
         if options[option]:
-            fix = "use wrapper=True" if option == "hookwrapper" else "order is the recipe's, and `before` and `after`"
+            fix = (
+                "use wrapper=True"
+                if option == "hookwrapper"
+                else "order is the recipe's, and `before` and `after`"
+            )
             wrong.append(f"the mark of {name} may not say {option}: {fix}")
     generator = inspect.isgeneratorfunction(function)
     if options["wrapper"] and not is_value:
@@ -258,7 +309,11 @@ def _check_kind(name: str, function: Callable[..., Any], options: Mapping[str, A
 
 
 def _check_providers(caller: Any, entries: Sequence[Entry]) -> list[Problem]:
-    providers = {i.plugin_name for i in caller.get_hookimpls() if not (i.wrapper or i.hookwrapper or i.trylast)}
+    providers = {
+        i.plugin_name
+        for i in caller.get_hookimpls()
+        if not (i.wrapper or i.hookwrapper or i.trylast)
+    }
     ordered = [entry for entry in entries if entry.name in providers]
     if len(ordered) < 2:
         return []

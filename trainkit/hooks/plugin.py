@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 class Plugin(BaseModel):
     """A training technique: options as pydantic fields, behaviour as hook implementations.
 
-    Subclass it, declare options as annotated fields (that is the only place: command-line help, JSON schema and
-    docs are derived from them) and mark methods named as in `trainkit.Hooks` with `@hookimpl`. Keep state in
-    private attributes (`_name: T = PrivateAttr(...)`) and return it from `state_dict`, or it is lost on resume.
+    Subclass it, declare options as annotated fields (that is the only place: command-line help,
+    JSON schema and docs are derived from them) and mark methods named as in `trainkit.Hooks` with
+    `@hookimpl`. Keep state in private attributes (`_name: T = PrivateAttr(...)`) and return it from
+    `state_dict`, or it is lost on resume.
 
     Plugins are compared by identity: two with equal options are two plugins.
     """
@@ -61,7 +62,9 @@ class Plugin(BaseModel):
     __hash__ = object.__hash__
 
     def bind(self, name: str, seed: int) -> None:
-        """Tell the plugin its name in the recipe and the recipe's seed; the manager does this once."""
+        """Tell the plugin its name in the recipe and the recipe's seed; the manager does this
+        once.
+        """
         self._name = name
         self._seed = seed
 
@@ -73,14 +76,16 @@ class Plugin(BaseModel):
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
         """Return this plugin's own random stream on `device`.
 
-        It is seeded from (recipe seed, plugin name), the same on every rank, and is saved and restored with the
-        run, so drawing from it never changes what anything else draws.
+        It is seeded from (recipe seed, plugin name), the same on every rank, and is saved and
+        restored with the run, so drawing from it never changes what anything else draws.
         """
         import torch
 
         key = str(device)
         if key not in self._generators:
-            self._generators[key] = torch.Generator(device).manual_seed(derive_seed(self._seed, "plugin", self._name))
+            self._generators[key] = torch.Generator(device).manual_seed(
+                derive_seed(self._seed, "plugin", self._name)
+            )
         return self._generators[key]
 
     def generator_states(self) -> dict[str, torch.Tensor]:
@@ -96,7 +101,8 @@ class Plugin(BaseModel):
 
     @contextmanager
     def apart(self, *purpose: int | str) -> Iterator[None]:
-        """While on, `generator` gives streams that belong to `purpose` alone; then the others go on where they were.
+        """While on, `generator` gives streams that belong to `purpose` alone; then the others go on
+        where they were.
 
         The loop does so in validation: how often it happens does not change training.
         """
@@ -108,17 +114,19 @@ class Plugin(BaseModel):
             self._generators, self._seed = kept, seed
 
     def at_its_end(self, run: Run) -> str:
-        """Return what this plugin, restored, has already done because training was at its end; empty: nothing.
+        """Return what this plugin, restored, has already done because training was at its end;
+        empty: nothing.
 
-        A run with a plugin that has cannot be made longer: one so long from the start would not have done it.
+        A run with a plugin that has cannot be made longer: one so long from the start would not
+        have done it.
         """
         return ""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain containers and tensors. Default: nothing.
 
-        It is asked for before the first step too, to see that it could be read back. Tensors must be finite; a Python
-        number may be infinite, but not NaN.
+        It is asked for before the first step too, to see that it could be read back. Tensors must
+        be finite; a Python number may be infinite, but not NaN.
         """
         return {}
 
@@ -126,14 +134,17 @@ class Plugin(BaseModel):
         """Put back what `state_dict` returned. Default: there is nothing to put back."""
 
     def explain(self, run: Run) -> list[str]:
-        """Return lines for `trainkit plan`: what this plugin chose in this run, and why. Default: none."""
+        """Return lines for `trainkit plan`: what this plugin chose in this run, and why.
+        Default: none.
+        """
         return []
 
     def idle(self, run: Run) -> dict[str, str]:
-        """Return options that never act in this run, each with the reason; an empty reason does not count.
+        """Return options that never act in this run, each with the reason; an empty reason does not
+        count.
 
-        Core notes them before training, and `trainkit plan` shows them: an interval longer than the run, say, which
-        `run.past_end` finds. Default: none.
+        Core notes them before training, and `trainkit plan` shows them: an interval longer than the
+        run, say, which `run.past_end` finds. Default: none.
         """
         return {}
 

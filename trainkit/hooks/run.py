@@ -22,18 +22,24 @@ if TYPE_CHECKING:
     from trainkit.training.device import Device
 
 ParamGroups = list[dict[str, Any]]
-"""Optimizer groups as torch takes them. Core adds `name` (the group's label) and `rule` (why it is so)."""
+"""Optimizer groups as torch takes them. Core adds `name` (the group's label) and `rule` (why it
+is so).
+"""
 
 
 class Batch(NamedTuple):
-    """Images [N, C, H, W] or rows [N, F], and classes [N], class probabilities [N, K] or numbers to predict [N, K]."""
+    """Images [N, C, H, W] or rows [N, F], and classes [N], class probabilities [N, K] or numbers
+    to predict [N, K].
+    """
 
     inputs: Tensor
     targets: Tensor
 
 
 class Predictions(NamedTuple):
-    """What validation measures: logits [N, K] in float32 and classes [N]; or predicted numbers and true ones [N, K]."""
+    """What validation measures: logits [N, K] in float32 and classes [N]; or predicted numbers
+    and true ones [N, K].
+    """
 
     logits: Tensor
     targets: Tensor
@@ -62,7 +68,9 @@ class Metrics(Protocol):
         """Count one batch."""
 
     def compute(self) -> Mapping[str, Any]:
-        """Return the value of each metric over everything counted since `reset`, on all ranks together."""
+        """Return the value of each metric over everything counted since `reset`, on all ranks
+        together.
+        """
 
     def reset(self) -> None:
         """Forget everything counted."""
@@ -75,8 +83,8 @@ class Metrics(Protocol):
 class Run:
     """One training run: what hooks may read, and the two things they may set (`stop`, `log`).
 
-    The parts are filled in one direction, each from those before it: data, model, optimizer, scheduler, metrics.
-    A run is never pickled; checkpoints hold the states of its parts.
+    The parts are filled in one direction, each from those before it: data, model, optimizer,
+    scheduler, metrics. A run is never pickled; checkpoints hold the states of its parts.
     """
 
     recipe: Recipe
@@ -104,18 +112,23 @@ class Run:
         return self.recipe.train.epochs * self.data.train.steps_per_epoch
 
     def past_end(self, step: int) -> str:
-        """Return why the step of this number, from 1, never comes, for `Plugin.idle`; nothing where it comes."""
+        """Return why the step of this number, from 1, never comes, for `Plugin.idle`; nothing
+        where it comes.
+        """
         total = self.total_steps
         return f"{step:,} steps, and this run has {total:,}" if step > total else ""
 
     def stop(self, reason: str) -> None:
-        """Ask for the end of training after the current epoch. The first reason given is the one reported."""
+        """Ask for the end of training after the current epoch. The first reason given is the one
+        reported.
+        """
         self.stop_reason = self.stop_reason or str(reason)  # whatever a plugin gives; it is saved
 
     def untouched(self) -> AbstractContextManager[None]:
-        """Return a context for looking: what calls of hooks in it change is put back; see `trainkit.hooks.untouched`.
+        """Return a context for looking: what calls of hooks in it change is put back; see
+        `trainkit.hooks.untouched`.
 
-        Every evaluation of a loss that is not a part of training belongs into one, or it shows in running statistics,
-        random streams, and what other plugins log.
+        Every evaluation of a loss that is not a part of training belongs into one, or it shows in
+        running statistics, random streams, and what other plugins log.
         """
         return untouched(self)

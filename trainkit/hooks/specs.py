@@ -2,13 +2,14 @@
 
 There are two kinds of hook, and only two.
 
-A **value** hook produces one thing. Core answers last; one plugin may answer instead; any plugin may wrap the
-answer with `@hookimpl(wrapper=True)`: a generator that yields once, receives the value and returns what it makes of it.
+A **value** hook produces one thing. Core answers last; one plugin may answer instead; any plugin
+may wrap the answer with `@hookimpl(wrapper=True)`: a generator that yields once, receives the value
+and returns what it makes of it.
 
 A **moment** hook tells every plugin, in recipe order, that something has happened. Nobody answers.
 
-An implementation takes the arguments that it needs and leaves the others out. `run` is always the last. Plugins may
-publish hooks of their own by naming such a class in `Plugin.hookspecs`.
+An implementation takes the arguments that it needs and leaves the others out. `run` is always the
+last. Plugins may publish hooks of their own by naming such a class in `Plugin.hookspecs`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ value = pluggy.HookspecMarker(PROJECT)(firstresult=True)
 
 
 class Hooks:
-    """The specification of core's hooks, in the order in which they are called; also the type of `run.hook`."""
+    """The specification of core's hooks, in the order in which they are called; also the type of
+    `run.hook`.
+    """
 
     # What a run is built from, each from what was built before.
 
@@ -47,12 +50,16 @@ class Hooks:
 
     @value
     def build_model(self, recipe: Recipe, run: Run) -> nn.Module:
-        """Value: the model, complete: nothing may add or replace parameters later. Default: `timm.create_model`."""
+        """Value: the model, complete: nothing may add or replace parameters later. Default:
+        `timm.create_model`.
+        """
         raise NotImplementedError
 
     @value
     def build_param_groups(self, model: nn.Module, run: Run) -> ParamGroups:
-        """Value: optimizer groups that cover every trainable parameter once. Default: decay and no decay."""
+        """Value: optimizer groups that cover every trainable parameter once. Default: decay and
+        no decay.
+        """
         raise NotImplementedError
 
     @value
@@ -82,36 +89,52 @@ class Hooks:
 
     @value
     def select_trainable(self, model: nn.Module, run: Run) -> Collection[str]:
-        """Value, once per epoch: names of the parameters that train in it. Default: all that the optimizer holds."""
+        """Value, once per epoch: names of the parameters that train in it. Default: all that the
+        optimizer holds.
+        """
         raise NotImplementedError
 
     @value
     def prepare_batch(self, batch: Any, run: Run) -> Any:
-        """Value: one training micro-batch as the loss will see it. Default: move it to the device."""
+        """Value: one training micro-batch as the loss will see it. Default: move it to the
+        device.
+        """
         raise NotImplementedError
 
     @value
     def compute_loss(self, model: nn.Module, batch: Any, run: Run) -> Tensor:
-        """Value: the mean loss of one micro-batch, a scalar; autocast is on. Default: the next two hooks."""
+        """Value: the mean loss of one micro-batch, a scalar; autocast is on. Default: the next
+        two hooks.
+        """
         raise NotImplementedError
 
     @value
     def compute_output(self, model: nn.Module, batch: Any, run: Run) -> Any:
-        """Value: what the model makes of one training micro-batch; autocast is on. Default: the model's logits."""
+        """Value: what the model makes of one training micro-batch; autocast is on. Default: the
+        model's logits.
+        """
         raise NotImplementedError
 
     @value
     def compute_criterion(self, output: Any, batch: Any, run: Run) -> Tensor:
-        """Value: the mean loss of that output, a scalar; autocast is on. Default: the criterion of `train.loss`."""
+        """Value: the mean loss of that output, a scalar; autocast is on. Default: the criterion
+        of `train.loss`.
+        """
         raise NotImplementedError
 
     @moment
-    def before_optimizer_step(self, model: nn.Module, optimizer: Optimizer, window: Window, run: Run) -> None:
-        """Moment, once per step: gradients are final (whole window, unscaled, reduced), parameters untouched."""
+    def before_optimizer_step(
+        self, model: nn.Module, optimizer: Optimizer, window: Window, run: Run
+    ) -> None:
+        """Moment, once per step: gradients are final (whole window, unscaled, reduced),
+        parameters untouched.
+        """
 
     @moment
     def after_optimizer_step(self, model: nn.Module, batch: Any, loss: Tensor, run: Run) -> None:
-        """Moment, once per step: parameters have moved. `batch` is the window's last, `loss` its mean."""
+        """Moment, once per step: parameters have moved. `batch` is the window's last, `loss` its
+        mean.
+        """
 
     @moment
     def on_log(self, record: Record, run: Run) -> None:
@@ -119,11 +142,15 @@ class Hooks:
 
     @moment
     def on_evaluate_start(self, model: nn.Module, run: Run) -> None:
-        """Moment: validation begins; what `model` holds now is what is measured and kept as best weights."""
+        """Moment: validation begins; what `model` holds now is what is measured and kept as best
+        weights.
+        """
 
     @value
     def evaluate_batch(self, model: nn.Module, batch: Any, run: Run) -> Predictions:
-        """Value: logits and targets of one validation batch, which go to the metrics. Default: the model's."""
+        """Value: logits and targets of one validation batch, which go to the metrics. Default:
+        the model's.
+        """
         raise NotImplementedError
 
     @moment
@@ -136,4 +163,6 @@ class Hooks:
 
     @moment
     def on_fit_end(self, run: Run) -> None:
-        """Moment: training is over, for whatever reason `run.stop_reason` gives; the report is written next."""
+        """Moment: training is over, for whatever reason `run.stop_reason` gives; the report is
+        written next.
+        """

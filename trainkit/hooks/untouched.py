@@ -1,7 +1,8 @@
-"""What a run is put back to after somebody has only looked at it, by evaluating its loss again, say.
+"""What a run is put back to after somebody has only looked at it, by evaluating its loss again,
+say.
 
-A loss is more than a number: batch norms count what they see, dropout draws, plugins collect what they will log.
-Whoever evaluates it for his own purpose does so inside `Run.untouched()`.
+A loss is more than a number: batch norms count what they see, dropout draws, plugins collect what
+they will log. Whoever evaluates it for his own purpose does so inside `Run.untouched()`.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ Undo = Callable[[], object]
 
 @contextmanager
 def untouched(run: Run) -> Iterator[None]:
-    """Undo on leaving, also when the block raises, what calls of the run's hooks in it have changed.
+    """Undo on leaving, also when the block raises, what calls of the run's hooks in it have
+    changed.
 
-    Put back, bit for bit and in the same objects: the model's buffers, training flags and other attributes; `.grad`
-    (None at first inside); Python's, NumPy's and torch's random streams; each plugin's private state with its
-    random streams; the run's own fields. Values and notes logged inside are dropped.
+    Put back, bit for bit and in the same objects: the model's buffers, training flags and other
+    attributes; `.grad` (None at first inside); Python's, NumPy's and torch's random streams; each
+    plugin's private state with its random streams; the run's own fields. Values and notes logged
+    inside are dropped.
 
-    Of a plugin's state these are followed: containers, tensors, modules, generators, and objects whose class comes
-    with the plugin. Not put back: parameters of the model and the optimizer's state (move them yourself), files, and
-    objects of other libraries.
+    Of a plugin's state these are followed: containers, tensors, modules, generators, and objects
+    whose class comes with the plugin. Not put back: parameters of the model and the optimizer's
+    state (move them yourself), files, and objects of other libraries.
     """
     undo = _remember(run)
     run.log = type(run.log)()
@@ -83,7 +86,9 @@ class _Memory:
         self._fixed = vars(nn.Module()).keys() - {"training", "_buffers"}
         self.own = ""
         """The package whose objects are followed."""
-        self._seen: dict[int, Any] = {id(tensor): tensor for tensor in left_alone}  # alive, so that ids stay theirs
+        self._seen: dict[int, Any] = {
+            id(tensor): tensor for tensor in left_alone
+        }  # alive, so that ids stay theirs
         self._undo: list[Undo] = []
 
     def put_back(self) -> None:
@@ -117,7 +122,9 @@ class _Memory:
         elif isinstance(value, random.Random):
             self._state(value.getstate(), value.setstate)
         elif isinstance(value, np.random.Generator):
-            self._state(value.bit_generator.state, lambda s: setattr(value.bit_generator, "state", s))
+            self._state(
+                value.bit_generator.state, lambda s: setattr(value.bit_generator, "state", s)
+            )
         elif type(value).__module__.partition(".")[0] == self.own and hasattr(value, "__dict__"):
             self.keep(vars(value))
 
@@ -125,7 +132,9 @@ class _Memory:
         for value in values:
             self.keep(value)
 
-    def _container(self, value: Any, content: Any, fill: Callable[[Any], object], inside: Iterable[Any]) -> None:
+    def _container(
+        self, value: Any, content: Any, fill: Callable[[Any], object], inside: Iterable[Any]
+    ) -> None:
         def undo() -> None:
             value.clear()
             fill(content)
@@ -138,7 +147,8 @@ class _Memory:
 
     def _tensor(self, value: Tensor) -> None:
         kept = value.detach().clone()
-        # By way of `.data`: a graph from before the block, which may hold the tensor, finds what it saved.
+        # By way of `.data`: a graph from before the block, which may hold the tensor, finds what it
+        # saved.
         self._undo.append(lambda: value.data.copy_(kept))
 
     def _module(self, module: nn.Module) -> None:

@@ -1,8 +1,9 @@
-"""What a run logged, read back from `metrics.jsonl` in a bounded share of memory, however long the run.
+"""What a run logged, read back from `metrics.jsonl` in a bounded share of memory, however long the
+run.
 
-The file is read once, from front to back. Of records with the same names so many are kept, evenly spread, the last
-among them; whole epochs are summed up, and of every number the lowest and highest of each stretch are kept. A short
-run is kept as it is.
+The file is read once, from front to back. Of records with the same names so many are kept, evenly
+spread, the last among them; whole epochs are summed up, and of every number the lowest and highest
+of each stretch are kept. A short run is kept as it is.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ _AT_ONCE = 2000  # lines
 
 @dataclass
 class Epoch:
-    """One epoch in short: the last step logged in it, its mean training loss, its last validation."""
+    """One epoch in short: the last step logged in it, its mean training loss, its last
+    validation.
+    """
 
     epoch: int
     step: int
@@ -61,8 +64,8 @@ class Epoch:
 class History:
     """What a run logged.
 
-    Of a long run it is a selection: every second, fourth … record, and always the last of each kind. `extremes` has
-    the lowest and highest values between them.
+    Of a long run it is a selection: every second, fourth … record, and always the last of each
+    kind. `extremes` has the lowest and highest values between them.
 
     Args:
         records: the run's records in order.
@@ -72,7 +75,9 @@ class History:
         self._given = tuple(records)
         self._path: Path | None = None
         self.unreadable = 0
-        """Lines of the file that are no records; the last line of a killed run, which may be cut short, not counted."""
+        """Lines of the file that are no records; the last line of a killed run, which may be cut
+        short, not counted.
+        """
         self._take((r.step, r.epoch, r.values) for r in self._given)
 
     @classmethod
@@ -136,7 +141,8 @@ class History:
         return [r.step for r in rows], [tuple(r.values[name] for name in names) for r in rows]
 
     def extremes(self, name: str) -> tuple[list[int], list[float]]:
-        """Return steps and values of the scalar `name`, the lowest and highest of each stretch of the run among them.
+        """Return steps and values of the scalar `name`, the lowest and highest of each stretch of
+        the run among them.
 
         What is not finite is left out.
         """
@@ -149,18 +155,26 @@ class History:
         return (found.not_finite, found.broken.items()) if found and found.broken else (0, [])
 
     def epochs(self) -> list[Epoch]:
-        """Return the epochs in order; of more than a thousand every second, fourth …, and the last."""
-        return sorted({epoch.epoch: epoch for epoch in self._epochs.items()}.values(), key=lambda e: e.epoch)
+        """Return the epochs in order; of more than a thousand every second, fourth …, and the
+        last.
+        """
+        return sorted(
+            {epoch.epoch: epoch for epoch in self._epochs.items()}.values(), key=lambda e: e.epoch
+        )
 
     def write_csv(self, path: Path) -> None:
-        """Write every scalar of every record as one table with a column per name; empty where nothing was logged."""
+        """Write every scalar of every record as one table with a column per name; empty where
+        nothing was logged.
+        """
         columns = [name for name, is_scalar in self._columns.items() if is_scalar]
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["step", "epoch", *columns])
             for step, epoch, values in self._rows():
                 row = (values.get(name, "") for name in columns)
-                writer.writerow([step, epoch + 1, *(math.nan if value is None else value for value in row)])
+                writer.writerow(
+                    [step, epoch + 1, *(math.nan if value is None else value for value in row)]
+                )
 
     def _rows(self) -> Iterator[Row]:
         """Yield every record: those of the file where there is one, read anew."""
@@ -207,8 +221,14 @@ def _json(line: str) -> Any:
 
 
 def _row(row: Any) -> Row | None:
-    """Return step, epoch and values of what a line holds; values that are no numbers are left out."""
-    if type(row) is not dict or type(row.get("step")) is not int or type(row.get("epoch")) is not int:
+    """Return step, epoch and values of what a line holds; values that are no numbers are left
+    out.
+    """
+    if (
+        type(row) is not dict
+        or type(row.get("step")) is not int
+        or type(row.get("epoch")) is not int
+    ):
         return None
     step, epoch = row.pop("step"), row.pop("epoch") - 1  # in files they count from 1
     for value in row.values():
@@ -219,7 +239,9 @@ def _row(row: Any) -> Row | None:
 
 def _is_value(value: Any) -> bool:
     if type(value) is list:
-        return all(v is None or type(v) is float or (type(v) is int and abs(v) < 2**63) for v in value)
+        return all(
+            v is None or type(v) is float or (type(v) is int and abs(v) < 2**63) for v in value
+        )
     return value is None or type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 

@@ -1,7 +1,7 @@
 """What a run measures: one value per name and step, kept on its device until it is written.
 
-Recording a tensor costs no device synchronisation. Values reach the host together, every few steps, and go to
-`metrics.jsonl` (one JSON object per line) and to the `on_log` hook.
+Recording a tensor costs no device synchronisation. Values reach the host together, every few steps,
+and go to `metrics.jsonl` (one JSON object per line) and to the `on_log` hook.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class Record:
     values: dict[str, Value]
 
     def to_json(self) -> str:
-        """Return one line of `metrics.jsonl`, where epochs count from 1, and values that are not finite are null."""
+        """Return one line of `metrics.jsonl`, where epochs count from 1, and values that are not
+        finite are null.
+        """
         return to_json({"step": self.step, "epoch": self.epoch + 1, **self.values})
 
 
@@ -49,7 +51,9 @@ class Log:
         average: mean over ranks of the losses of the pending steps.
     """
 
-    def __init__(self, path: Path | None = None, average: Callable[[list[float]], list[float]] | None = None) -> None:
+    def __init__(
+        self, path: Path | None = None, average: Callable[[list[float]], list[float]] | None = None
+    ) -> None:
         self.path = path
         self.notes: list[str] = []
         self._size: int | None = None
@@ -58,23 +62,31 @@ class Log:
         self._pending: list[tuple[int, int, dict[str, Tensor | float]]] = []
 
     def record(self, name: str, value: Tensor | float) -> None:
-        """Keep `value` (a number, a scalar tensor, or a short vector) under `name` for the current step.
+        """Keep `value` (a number, a scalar tensor, or a short vector) under `name` for the current
+        step.
 
         Raises:
-            ValueError: the name is one under which every record has its place, or the vector is long.
+            ValueError: the name is one under which every record has its place, or the vector is
+                long.
             TypeError: the value is something else, or the name is no text.
         """
         if not isinstance(name, str):
-            raise TypeError(f"a value is logged under a name, and this is a {type(name).__name__}: {name!r}")
+            raise TypeError(
+                f"a value is logged under a name, and this is a {type(name).__name__}: {name!r}"
+            )
         if name in _TAKEN:
             raise ValueError(
-                f"a record has its own {name!r}; log the value under another name, such as my_plugin/{name}"
+                f"a record has its own {name!r}; log the value under another name, such as "
+                f"my_plugin/{name}"
             )
-        # What is recorded now must not change with the tensor later, nor keep its graph alive until the flush.
+        # What is recorded now must not change with the tensor later, nor keep its graph alive until
+        # the flush.
         self._current[name] = _kept(name, value)
 
     def note(self, text: str) -> None:
-        """Say something once that the user should know; it is shown, and kept in the summary and report."""
+        """Say something once that the user should know; it is shown, and kept in the summary and
+        report.
+        """
         text = str(text)  # whatever a plugin gives; it is saved
         if text not in self.notes:
             self.notes.append(text)
@@ -94,14 +106,23 @@ class Log:
         """Bring the pending values to the host, write them, and return them."""
         pending, self._pending = self._pending, []
         host = iter(_to_host([value for *_, values in pending for value in values.values()]))
-        records = [Record(step, epoch, {name: next(host) for name in values}) for step, epoch, values in pending]
+        records = [
+            Record(step, epoch, {name: next(host) for name in values})
+            for step, epoch, values in pending
+        ]
         if self._average is not None:
-            losses = [(record, loss) for record in records if isinstance(loss := record.values.get("loss"), float)]
+            losses = [
+                (record, loss)
+                for record in records
+                if isinstance(loss := record.values.get("loss"), float)
+            ]
             means = self._average([loss for _, loss in losses])
             for (record, _), mean in zip(losses, means, strict=True):
                 record.values["loss"] = mean
         if self.path is not None and records:
-            self._size = append(self.path, "".join(record.to_json() + "\n" for record in records), self._size)
+            self._size = append(
+                self.path, "".join(record.to_json() + "\n" for record in records), self._size
+            )
         return records
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,15 +134,17 @@ class Log:
             return {"bytes": file.seek(0, os.SEEK_END), "notes": list(self.notes)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Cut `metrics.jsonl` back to where it was, so that steps taken again are not counted twice."""
+        """Cut `metrics.jsonl` back to where it was, so that steps taken again are not counted
+        twice.
+        """
         self.notes = list(state["notes"])
         if self.path is None:
             return
         size = self.path.stat().st_size if self.path.exists() else 0
         if size < state["bytes"]:
             raise UserError(
-                f"{self.path}: has {size} bytes but the checkpoint was written after {state['bytes']}; "
-                "the file was changed since: restore it, or start a new run"
+                f"{self.path}: has {size} bytes but the checkpoint was written after "
+                f"{state['bytes']}; the file was changed since: restore it, or start a new run"
             )
         if size:
             with writing(self.path):
@@ -130,7 +153,9 @@ class Log:
 
 
 def _kept(name: str, value: Any) -> Tensor | float:
-    """Return what is logged as a number or a copied tensor, or refuse it where its plugin can still be named."""
+    """Return what is logged as a number or a copied tensor, or refuse it where its plugin can
+    still be named.
+    """
     if not hasattr(value, "detach"):
         try:
             if not isinstance(value, str | bytes):
@@ -142,11 +167,14 @@ def _kept(name: str, value: Any) -> Tensor | float:
     import torch
 
     if value.is_complex() or value.layout is not torch.strided:
-        raise TypeError(f"{name}: only real, dense tensors can be logged, and this is {value.dtype}, {value.layout}")
+        raise TypeError(
+            f"{name}: only real, dense tensors can be logged, and this is {value.dtype}, "
+            f"{value.layout}"
+        )
     if value.ndim > 1 or value.numel() > _LONGEST:
         raise ValueError(
-            f"{name}: a tensor of shape {list(value.shape)} is too much for a log (a vector may have {_LONGEST} "
-            "numbers); log its mean or its norm"
+            f"{name}: a tensor of shape {list(value.shape)} is too much for a log (a vector may "
+            f"have {_LONGEST} numbers); log its mean or its norm"
         )
     copied: Tensor = value.detach().clone()
     return copied

@@ -1,4 +1,6 @@
-"""Thinning a series while it comes in: an even selection of it, and its extremes; both in a bounded share of memory."""
+"""Thinning a series while it comes in: an even selection of it, and its extremes; both in a
+bounded share of memory.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ MOST_STRETCHES = 2048
 
 
 class Spread(Generic[T]):
-    """Some of the items that are added: every one at first, then every second, every fourth …, and the last."""
+    """Some of the items that are added: every one at first, then every second, every fourth …,
+    and the last.
+    """
 
     def __init__(self, most: int) -> None:
         self.every = 1
@@ -30,8 +34,14 @@ class Spread(Generic[T]):
             self._kept.append(item)
             self._sizes.append(size)
             self._numbers += size
-            while len(self._kept) > self._most or (self._numbers > MOST_NUMBERS and len(self._kept) > 1):
-                self._kept, self._sizes, self.every = self._kept[::2], self._sizes[::2], 2 * self.every
+            while len(self._kept) > self._most or (
+                self._numbers > MOST_NUMBERS and len(self._kept) > 1
+            ):
+                self._kept, self._sizes, self.every = (
+                    self._kept[::2],
+                    self._sizes[::2],
+                    2 * self.every,
+                )
                 self._numbers = sum(self._sizes)
         self._seen += 1
 
@@ -43,7 +53,9 @@ class Spread(Generic[T]):
 
 
 class Extremes:
-    """The lowest and highest of each stretch of a series, with their steps, and how many were not finite."""
+    """The lowest and highest of each stretch of a series, with their steps, and how many were
+    not finite.
+    """
 
     __slots__ = ("_count", "_high", "_low", "_size", "_stretches", "broken", "not_finite")
 

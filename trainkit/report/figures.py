@@ -1,9 +1,10 @@
-"""How every plot of the report looks: one style for core and for plugins, legible on light and dark pages.
+"""How every plot of the report looks: one style for core and for plugins, legible on light and dark
+pages.
 
-Plots are drawn once, in the colours of the light page. In the SVG each of these colours is then replaced by
-a CSS variable, for which the page has one value for light and one for dark. matplotlib is imported only when
-a plot is drawn, only its object interface is used (no pyplot), and no setting outlives a `with` block; only
-the name of a colour map, `trainkit`, stays known.
+Plots are drawn once, in the colours of the light page. In the SVG each of these colours is then
+replaced by a CSS variable, for which the page has one value for light and one for dark. matplotlib
+is imported only when a plot is drawn, only its object interface is used (no pyplot), and no setting
+outlives a `with` block; only the name of a colour map, `trainkit`, stays known.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ SERIES = {
     "plot-violet": ("#7350c7", "#b49cf7"),
     "plot-ochre": ("#87671f", "#d6b970"),
 }
-"""Line colours on the light page and on the dark one, in the order in which plots use them (C0, C1, …)."""
+"""Line colours on the light page and on the dark one, in the order in which plots use them (C0,
+C1, …).
+"""
 
 PALETTE = {
     **SERIES,
@@ -41,13 +44,19 @@ PALETTE = {
     "plot-grid": ("#e6e8ec", "#2b303a"),
     "plot-paper": ("#fefefe", "#181b22"),
 }
-"""Every colour that follows the page: CSS variable, value on the light page, value on the dark one."""
+"""Every colour that follows the page: CSS variable, value on the light page, value on the dark
+one.
+"""
 
 MAP = ("#4a6ee0", "#b455a8", "#ee8a3c")
-"""The default colour map, from low to high; unlike matplotlib's own, none of it vanishes in a dark page."""
+"""The default colour map, from low to high; unlike matplotlib's own, none of it vanishes in a
+dark page.
+"""
 
 WIDTH, HEIGHT = 4.6, 2.7
-"""Inches of a plot that takes half of a wide page. Text is sized for it to be read on a phone too."""
+"""Inches of a plot that takes half of a wide page. Text is sized for it to be read on a phone
+too.
+"""
 
 MAX_POINTS = 2000
 """Markers that an SVG may hold one by one; more of them become one bitmap."""
@@ -75,7 +84,9 @@ def _settings() -> dict[str, Any]:
             "major.size": 3,
             "major.width": 0.7,
             "minor.size": 1.5,
-            "minor.pad": 5,  # so that labels of minor ticks on log axes stand in line with the others
+            "minor.pad": (
+                5
+            ),  # so that labels of minor ticks on log axes stand in line with the others
             "minor.width": 0.5,
         }.items()
     }
@@ -121,9 +132,11 @@ def _settings() -> dict[str, Any]:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Give what is drawn in the block the look of the report; the user's own settings come back after it.
+    """Give what is drawn in the block the look of the report; the user's own settings come back
+    after it.
 
-    `Plugin.report` is called in such a block, so a plain `matplotlib.figure.Figure()` made there looks alike.
+    `Plugin.report` is called in such a block, so a plain `matplotlib.figure.Figure()` made there
+    looks alike.
     """
     import matplotlib
     from matplotlib.colors import LinearSegmentedColormap
@@ -141,8 +154,8 @@ def figure(
 ) -> tuple[Figure, Any]:
     """Return a figure in the style of the report, and its axes, as `pyplot.subplots` would.
 
-    In a report, line colours are `"C0"` to `"C5"`, and black and white follow the page. A figure wider than
-    5.5 inches gets a row of the page for itself.
+    In a report, line colours are `"C0"` to `"C5"`, and black and white follow the page. A figure
+    wider than 5.5 inches gets a row of the page for itself.
 
     Args:
         rows: of axes.
@@ -175,7 +188,9 @@ def to_svg(drawn: Figure, prefix: str) -> str:
     text = buffer.getvalue().decode()
     text = text[text.index("<svg") :].strip()
     # The page has this rule itself, limited to plots; in here it would apply to the whole page.
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL
+    )
     text = _COORDINATES.sub(lambda match: _LONG_DECIMAL.sub(r"\1", match[0]), text)
     text = _REFERENCE.sub(rf"\g<1>{prefix}-", text)
     text = re.sub(r"\n\s*", "\n", text)
@@ -203,10 +218,16 @@ def _rasterize(drawn: Figure) -> None:
 
     for axes in drawn.axes:
         for line in axes.lines:
-            if line.get_marker() not in ("None", "", " ", None) and len(np.ravel(line.get_xdata())) > MAX_POINTS:
+            if (
+                line.get_marker() not in ("None", "", " ", None)
+                and len(np.ravel(line.get_xdata())) > MAX_POINTS
+            ):
                 line.set_rasterized(True)
         for collection in axes.collections:
-            if max(len(np.asarray(collection.get_offsets())), len(collection.get_paths())) > MAX_POINTS:
+            if (
+                max(len(np.asarray(collection.get_offsets())), len(collection.get_paths()))
+                > MAX_POINTS
+            ):
                 collection.set_rasterized(True)
 
 
@@ -240,8 +261,8 @@ def legend_above(axes: Any, columns: int = 4) -> None:
 def thin(x: Floats, y: Floats, buckets: int = 900) -> tuple[Floats, Floats]:
     """Return at most `2 * buckets` of the points [n], the lowest and the highest of each bucket.
 
-    The drawn line keeps every spike, however many steps a run has. Values that are not finite are left out
-    unless nothing else is in their bucket.
+    The drawn line keeps every spike, however many steps a run has. Values that are not finite are
+    left out unless nothing else is in their bucket.
     """
     import numpy as np
 
@@ -260,7 +281,8 @@ def thin(x: Floats, y: Floats, buckets: int = 900) -> tuple[Floats, Floats]:
 def smooth(y: Sequence[float] | Floats, window: int) -> Floats:
     """Return the centred, triangle-weighted mean of `y` [n] over `window` values on either side.
 
-    Values that are not finite have no weight; the result is NaN only where nothing finite is in reach.
+    Values that are not finite have no weight; the result is NaN only where nothing finite is in
+    reach.
     """
     import numpy as np
 

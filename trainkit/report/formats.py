@@ -6,7 +6,9 @@ import math
 
 
 def number(value: float) -> str:
-    """Return `value` as a short decimal: 0.9833, 2.3026, 12.35, 1,234, 3e-4; whole numbers in full."""
+    """Return `value` as a short decimal: 0.9833, 2.3026, 12.35, 1,234, 3e-4; whole numbers in
+    full.
+    """
     if isinstance(value, int):
         return f"{value:,}"
     if not math.isfinite(value):
@@ -22,7 +24,9 @@ def number(value: float) -> str:
 
 
 def scientific(value: float) -> str:
-    """Return `value` with an exponent and as few digits as it needs, at most three: 3e-4, 1.25e-5."""
+    """Return `value` with an exponent and as few digits as it needs, at most three: 3e-4,
+    1.25e-5.
+    """
     mantissa, exponent = f"{value:.2e}".split("e")
     mantissa = mantissa.rstrip("0").rstrip(".")
     return f"{mantissa}e{int(exponent)}"
@@ -83,5 +87,7 @@ def file_size(count: int) -> str:
 
 
 def label(name: str) -> str:
-    """Return the name of a logged value as it is read: `val/calibration_error` is "calibration error"."""
+    """Return the name of a logged value as it is read: `val/calibration_error` is "calibration
+    error".
+    """
     return name.removeprefix("val/").replace("_", " ")

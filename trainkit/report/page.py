@@ -38,11 +38,13 @@ FILES = {
 """What the files of a run folder are."""
 
 
-def write_report(folder: Path, plugins: Sequence[Plugin], summary: Mapping[str, Any] | None = None) -> Path:
+def write_report(
+    folder: Path, plugins: Sequence[Plugin], summary: Mapping[str, Any] | None = None
+) -> Path:
     """Write `report.html` into a run folder, whatever state the run is in, and return its path.
 
-    A file that is missing or broken is said to be so in the page. A plugin whose `report` raises loses
-    only its own sections.
+    A file that is missing or broken is said to be so in the page. A plugin whose `report` raises
+    loses only its own sections.
 
     Args:
         folder: with `recipe.yaml`, `environment.json`, `summary.json` and `metrics.jsonl`.
@@ -72,7 +74,9 @@ def write_report(folder: Path, plugins: Sequence[Plugin], summary: Mapping[str, 
     environment = _read_json(folder / "environment.json", problems)
     history = History.read(folder / "metrics.jsonl")
     if history.unreadable:
-        problems.append(f"{history.unreadable:,} line(s) of metrics.jsonl are no records, and are left out.")
+        problems.append(
+            f"{history.unreadable:,} line(s) of metrics.jsonl are no records, and are left out."
+        )
     recipe_text = _read_text(folder / "recipe.yaml", problems)
     path = folder / "report.html"
     text = page.render(
@@ -100,17 +104,29 @@ def summary_text(summary: Mapping[str, Any]) -> str:
 
 def _files(folder: Path, summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return name, size and meaning of every file of a run but the page itself."""
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
     if summary:  # it is written after the page, which shall be the same when it is made again
         sizes["summary.json"] = len(summary_text(summary).encode())
-    shown = sorted(name for name in sizes if name != "report.html" and not name.rpartition("/")[2].startswith("."))
+    shown = sorted(
+        name
+        for name in sizes
+        if name != "report.html" and not name.rpartition("/")[2].startswith(".")
+    )
     return [(name, file_size(sizes[name]), FILES.get(name, "")) for name in shown]
 
 
 def _yaml_lines(text: str) -> list[tuple[str, str]]:
     """Split each line of YAML after its key, so that the page can set keys apart."""
     return [
-        (line[: found.end()], line[found.end() :]) if (found := _YAML_KEY.match(line)) else ("", line)
+        (
+            (line[: found.end()], line[found.end() :])
+            if (found := _YAML_KEY.match(line))
+            else ("", line)
+        )
         for line in text.splitlines()
     ]
 
@@ -159,13 +175,17 @@ def _heading(recipe_text: str, summary: Mapping[str, Any], folder: Path) -> dict
     }
 
 
-def _tiles(summary: Mapping[str, Any], environment: Mapping[str, Any], history: History) -> list[tuple[str, str, str]]:
+def _tiles(
+    summary: Mapping[str, Any], environment: Mapping[str, Any], history: History
+) -> list[tuple[str, str, str]]:
     """Return the headline numbers: label, value, remark."""
     tiles = []
     best = summary.get("best")
     if isinstance(best, Mapping) and _is_number(best.get("value")):
         metric = str(best.get("metric", "value")).removeprefix("val/")
-        epochs = [r.epoch for r in history.records if r.values.get(f"val/{metric}") == best["value"]]
+        epochs = [
+            r.epoch for r in history.records if r.values.get(f"val/{metric}") == best["value"]
+        ]
         when = f"after epoch {epochs[0] + 1}" if epochs else ""
         tiles.append((f"best {label(metric)}", number(best["value"]), when))
     final = summary.get("final")
@@ -176,7 +196,9 @@ def _tiles(summary: Mapping[str, Any], environment: Mapping[str, Any], history: 
     steps = summary.get("steps", last.step if last else None)
     if steps is not None:
         count = summary.get("epochs", last.epoch + 1 if last else None)
-        remark = f"in {number(count)} {'epoch' if count == 1 else 'epochs'}" if count is not None else ""
+        remark = (
+            f"in {number(count)} {'epoch' if count == 1 else 'epochs'}" if count is not None else ""
+        )
         tiles.append(("steps", number(steps), remark))
     if _is_number(summary.get("seconds")):
         tiles.append(("wall time", duration(summary["seconds"]), ""))
@@ -203,26 +225,41 @@ def _drawing(figure: Figure, prefix: str) -> dict[str, Any]:
     svg = to_svg(figure, prefix)
     inches = float(figure.get_size_inches()[0])
     # matplotlib escapes the text in its SVG itself.
-    return {"svg": Markup(svg), "wide": inches > 5.5, "inches": inches, "themed": "var(--plot-" in svg}
+    return {
+        "svg": Markup(svg),
+        "wide": inches > 5.5,
+        "inches": inches,
+        "themed": "var(--plot-" in svg,
+    }
 
 
 def _room(plugin: Plugin, history: History, index: int) -> dict[str, Any]:
     """Return a plugin's part of the page: its sections, or the error that they ended in."""
     from trainkit.report.figures import style
 
-    room: dict[str, Any] = {"name": plugin.name, "about": _first_line(plugin), "sections": [], "error": ""}
+    room: dict[str, Any] = {
+        "name": plugin.name,
+        "about": _first_line(plugin),
+        "sections": [],
+        "error": "",
+    }
     try:
         with style():
             sections = plugin.report(history) or _logged_by(plugin, history)
         if wrong := [section for section in sections if not isinstance(section, Section)]:
-            raise PluginError(f"plugin {plugin.name}: report returned {wrong[0]!r:.80}; it must be trainkit.Section")
+            raise PluginError(
+                f"plugin {plugin.name}: report returned {wrong[0]!r:.80}; it must be "
+                "trainkit.Section"
+            )
         for i, section in enumerate(sections):
             header, *rows = [[str(cell) for cell in row] for row in section.table] or [[]]
             room["sections"].append(
                 {
                     "title": section.title,
                     "paragraphs": [p for p in section.text.split("\n\n") if p.strip()],
-                    "figures": [_drawing(f, f"room{index}-{i}-{j}") for j, f in enumerate(section.figures)],
+                    "figures": [
+                        _drawing(f, f"room{index}-{i}-{j}") for j, f in enumerate(section.figures)
+                    ],
                     "header": header,
                     "rows": rows,
                 }
@@ -243,19 +280,29 @@ def _logged_by(plugin: Plugin, history: History) -> list[Section]:
     from trainkit.report.plots import line_plot
 
     names = [n for n in history.names if n.startswith(f"{plugin.name}/")]
-    plots = [line_plot(history, n, label(n.removeprefix(f"{plugin.name}/")), "") for n in names[:12]]
+    plots = [
+        line_plot(history, n, label(n.removeprefix(f"{plugin.name}/")), "") for n in names[:12]
+    ]
     figures = [plot.figure for plot in plots if plot is not None]
     return [Section("Logged values", figures=figures)] if figures else []
 
 
 def _epoch_table(history: History) -> list[list[str]]:
-    """Return a header, and a row per epoch: mean training loss, and the metrics of its last validation."""
+    """Return a header, and a row per epoch: mean training loss, and the metrics of its last
+    validation.
+    """
     epochs = history.epochs()
     names = list(dict.fromkeys(name for epoch in epochs for name in epoch.metrics))
     rows = [["epoch", "steps", "training loss", *map(label, names)]]
     for epoch in epochs:
         values = [epoch.loss, *(epoch.metrics.get(name) for name in names)]
-        rows.append([str(epoch.epoch + 1), number(epoch.step), *("" if v is None else number(v) for v in values)])
+        rows.append(
+            [
+                str(epoch.epoch + 1),
+                number(epoch.step),
+                *("" if v is None else number(v) for v in values),
+            ]
+        )
     return rows if epochs else []
 
 

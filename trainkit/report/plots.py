@@ -23,7 +23,10 @@ BETTER = {"accuracy": max, "top5": max, "nll": min, "calibration_error": min}
 
 ABOUT = {
     "accuracy": ("Accuracy", "Share of the validation examples classified correctly."),
-    "nll": ("Negative log likelihood", "Of the true classes, over the validation examples; lower is better."),
+    "nll": (
+        "Negative log likelihood",
+        "Of the true classes, over the validation examples; lower is better.",
+    ),
     "calibration_error": (
         "Calibration error",
         "How far the stated confidence is from the share that is correct; lower is better.",
@@ -44,7 +47,9 @@ class Plot:
 def core_plots(history: History) -> list[Plot]:
     """Return the plots of everything that core logs; those with nothing to show are left out."""
     with style():
-        lr = line_plot(history, "lr", "Learning rate", "The largest of all parameter groups, at every step.")
+        lr = line_plot(
+            history, "lr", "Learning rate", "The largest of all parameter groups, at every step."
+        )
         found = [loss_plot(history), *metric_plots(history), lr]
     return [plot for plot in found if plot is not None]
 
@@ -53,7 +58,9 @@ def scalars(history: History, name: str) -> tuple[Floats, Floats]:
     """Return the steps [n] at which the scalar `name` was logged, and its values [n] there."""
     import numpy as np
 
-    rows = [(step, v) for step, v in zip(*history.series(name), strict=True) if not isinstance(v, list)]
+    rows = [
+        (step, v) for step, v in zip(*history.series(name), strict=True) if not isinstance(v, list)
+    ]
     both = np.array(rows, dtype=float).reshape(-1, 2)
     return both[:, 0], both[:, 1]
 
@@ -69,7 +76,9 @@ def _drawn(history: History, name: str) -> tuple[Floats, Floats]:
 
 
 def loss_plot(history: History) -> Plot | None:
-    """Return the training loss, raw and smoothed, with the validation loss; None if neither was logged."""
+    """Return the training loss, raw and smoothed, with the validation loss; None if neither was
+    logged.
+    """
     import numpy as np
 
     steps, losses = scalars(history, "loss")
@@ -81,12 +90,19 @@ def loss_plot(history: History) -> Plot | None:
     window = max(1, min(len(steps) // 25, 2000))
     if window > 2:
         smoothed = smooth(losses, window)
-        axes.plot(*thin(*_drawn(history, "loss")), color="C0", linewidth=0.6, alpha=0.5 if len(steps) < 1500 else 0.25)
+        axes.plot(
+            *thin(*_drawn(history, "loss")),
+            color="C0",
+            linewidth=0.6,
+            alpha=0.5 if len(steps) < 1500 else 0.25,
+        )
         axes.plot(*thin(steps, smoothed, 400), color="C0", label="training, smoothed")
     elif len(steps):
         axes.plot(steps, losses, color="C0", label="training", marker=_marker(steps))
     if len(val_steps):
-        axes.plot(val_steps, val_losses, color="C1", label="validation (nll)", marker=_marker(val_steps))
+        axes.plot(
+            val_steps, val_losses, color="C1", label="validation (nll)", marker=_marker(val_steps)
+        )
     every = np.concatenate([_drawn(history, "loss")[1], val_losses])
     core = np.concatenate([smoothed, val_losses])
     _loss_scale(axes, every, core)
@@ -114,7 +130,9 @@ def spans_decades(values: Sequence[float] | Floats) -> bool:
 
 
 def _loss_scale(axes: Any, every: Floats, core: Floats) -> None:
-    """Fit the y axis to the curves and nearly all raw losses, so that one spike does not flatten the rest."""
+    """Fit the y axis to the curves and nearly all raw losses, so that one spike does not flatten
+    the rest.
+    """
     import numpy as np
 
     every, core = every[np.isfinite(every)], core[np.isfinite(core)]
@@ -135,7 +153,9 @@ def _loss_caption(axes: Any, every: Floats, broken: int, window: int, apart: int
 
     parts = []
     if window > 2 and apart == 1:
-        parts.append(f"Thin: every step. Thick: weighted mean over {number(window)} steps on either side.")
+        parts.append(
+            f"Thin: every step. Thick: weighted mean over {number(window)} steps on either side."
+        )
     elif window > 2:
         reach = number(window * apart)
         parts.append(
@@ -147,18 +167,26 @@ def _loss_caption(axes: Any, every: Floats, broken: int, window: int, apart: int
     if outside and apart > 1:
         parts.append("Some values are outside the plot.")
     elif outside:
-        parts.append(f"{number(outside)} {'value is' if outside == 1 else 'values are'} outside the plot.")
+        parts.append(
+            f"{number(outside)} {'value is' if outside == 1 else 'values are'} outside the plot."
+        )
     if broken:
-        parts.append(f"The loss was not finite at {number(broken)} {'step' if broken == 1 else 'steps'}.")
+        parts.append(
+            f"The loss was not finite at {number(broken)} {'step' if broken == 1 else 'steps'}."
+        )
     return " ".join(parts)
 
 
 def metric_plots(history: History) -> list[Plot]:
-    """Return one plot per validation metric over epochs; the top-5 accuracy shares the one of accuracy."""
+    """Return one plot per validation metric over epochs; the top-5 accuracy shares the one of
+    accuracy.
+    """
     names = [n for n in history.names if n.startswith("val/") and n != "val/top5"]
     plots = []
     for name in names:
-        shown = [name, "val/top5"] if name == "val/accuracy" and "val/top5" in history.names else [name]
+        shown = (
+            [name, "val/top5"] if name == "val/accuracy" and "val/top5" in history.names else [name]
+        )
         plot = _metric_plot(history, shown)
         if plot is not None:
             plots.append(plot)
@@ -170,7 +198,9 @@ def _metric_plot(history: History, names: Sequence[str]) -> Plot | None:
     empty = True
     for name in names:
         rows = [
-            (r.epoch + 1, v) for r in history.records if name in r.values and not isinstance(v := r.values[name], list)
+            (r.epoch + 1, v)
+            for r in history.records
+            if name in r.values and not isinstance(v := r.values[name], list)
         ]
         epochs, values = [e for e, _ in rows], [v for _, v in rows]
         finite = [(v, e) for e, v in rows if math.isfinite(v)]
@@ -189,14 +219,18 @@ def _metric_plot(history: History, names: Sequence[str]) -> Plot | None:
     if len(names) > 1:
         legend_above(axes)
     short = label(names[0])
-    title, about = ABOUT.get(names[0].removeprefix("val/"), (short.capitalize(), "On the validation data."))
+    title, about = ABOUT.get(
+        names[0].removeprefix("val/"), (short.capitalize(), "On the validation data.")
+    )
     if len(names) > 1:
         title, about = "Accuracy", about[:-1] + "; top5: in five guesses."
     return Plot(title, about, drawn)
 
 
 def _mark_best(axes: Any, best: float, finite: Sequence[tuple[float, int]]) -> None:
-    """Ring the first epoch with the best value; the value stands above the axes, where it covers no data."""
+    """Ring the first epoch with the best value; the value stands above the axes, where it covers
+    no data.
+    """
     epoch = next(e for v, e in finite if v == best)
     ring = {"markersize": 6.5, "markerfacecolor": "white", "markeredgewidth": 1.4}
     axes.plot([epoch], [best], "o", color="C0", zorder=4, **ring)

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 REDRAW = 0.25
 """Seconds between two frames, at least."""
 SHARE = 200
-"""A frame is followed by at least this many times its own cost without one: drawing takes 0.5% of a run."""
+"""A frame is followed by at least this many times its own cost without one: drawing takes 0.5%
+of a run.
+"""
 SHORTEST = 0.2
 """Seconds over which throughput is measured, at least: less says nothing."""
 
@@ -38,8 +40,10 @@ class Progress:
     """Shows how a run goes. Core registers it on rank 0, and calls `close` however the run ends.
 
     Args:
-        console: where to write; a live display if it is a terminal, else plain lines without control codes.
-        every: seconds between two plain lines within an epoch; there is one after each epoch in any case.
+        console: where to write; a live display if it is a terminal, else plain lines without
+            control codes.
+        every: seconds between two plain lines within an epoch; there is one after each epoch in any
+            case.
         now: the time in seconds; only differences count.
     """
 
@@ -52,7 +56,9 @@ class Progress:
     ) -> None:
         self.console = console or Terminal()
         self.examples_per_second: float | None = None
-        """Training examples per second over all ranks, between two flushes of the log; None at first."""
+        """Training examples per second over all ranks, between two flushes of the log; None at
+        first.
+        """
         self._every = every
         self._now = now
         self._live: Live | None = None
@@ -86,7 +92,8 @@ class Progress:
     def after_optimizer_step(self, run: Run) -> None:
         """Show where the run stands when it is time to."""
         if self._mark is None:
-            # Measuring begins after a first step: that one may have compiled the model or started workers.
+            # Measuring begins after a first step: that one may have compiled the model or started
+            # workers.
             self._mark = (self._now(), run.step)
         elif self._now() >= self._due:
             if self._live is not None:
@@ -143,7 +150,9 @@ class Progress:
             live.stop()
 
     def _measure(self, run: Run, shortest: float = 0.0) -> None:
-        """Count the steps since the last measurement as training time, if that was `shortest` seconds ago."""
+        """Count the steps since the last measurement as training time, if that was `shortest`
+        seconds ago.
+        """
         if self._mark is None:
             return
         now = self._now()
@@ -154,7 +163,10 @@ class Progress:
         examples = steps * train.examples_per_step
         if run.step == (run.epoch + 1) * train.steps_per_epoch:
             # The last window of an epoch may be short.
-            examples += train.window(run.epoch, train.steps_per_epoch - 1).examples - train.examples_per_step
+            examples += (
+                train.window(run.epoch, train.steps_per_epoch - 1).examples
+                - train.examples_per_step
+            )
         self._mark = (now, run.step)
         self._epoch.seconds += seconds
         self._epoch.examples += examples
@@ -178,7 +190,9 @@ class Progress:
         self._notes = len(run.log.notes)
 
     def _seconds_left(self, run: Run) -> float | None:
-        """Return the time to the end of the last epoch at the mean speed so far, validation included."""
+        """Return the time to the end of the last epoch at the mean speed so far, validation
+        included.
+        """
         began, first = self._started
         done = run.step - first
         left = run.recipe.train.epochs * run.data.train.steps_per_epoch - run.step
@@ -260,7 +274,8 @@ def _step(run: Run) -> str:
 
 
 def summary_table(summary: Mapping[str, Any], folder: Path | None = None) -> RenderableType:
-    """Return what to print when a run has ended: final and best metrics, its length, and where its files are.
+    """Return what to print when a run has ended: final and best metrics, its length, and where its
+    files are.
 
     Args:
         summary: as in `summary.json`; what it lacks is left out.
@@ -281,11 +296,15 @@ def summary_table(summary: Mapping[str, Any], folder: Path | None = None) -> Ren
         table.add_column("final", justify="right")
         found = _mapping(best.get("metrics")) or best
         if best:
-            table.add_column(f"at best {label(str(best.get('metric', '')))}".rstrip(), justify="right")
+            table.add_column(
+                f"at best {label(str(best.get('metric', '')))}".rstrip(), justify="right"
+            )
         for name in names:
             cells = [label(name), number(final[name])]
             if best:
-                cells.append(number(found[name]) if isinstance(found.get(name), (int, float)) else "")
+                cells.append(
+                    number(found[name]) if isinstance(found.get(name), (int, float)) else ""
+                )
             table.add_row(*map(Text, cells))
         parts.append(table)
     if folder is not None:

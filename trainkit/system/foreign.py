@@ -1,4 +1,6 @@
-"""What a file is that was taken for another kind: told by its first bytes, for messages that name the thing itself."""
+"""What a file is that was taken for another kind: told by its first bytes, for messages that
+name the thing itself.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,10 @@ _HEAD = 512  # bytes that tell
 _PAGE = "is a web page, not the file that it should be; download it again"
 _TEXTS = ((b"<!doctype html", _PAGE), (b"<html", _PAGE))  # in small letters
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "is only the pointer to a file in Git LFS; fetch it with `git lfs pull`"),
+    (
+        b"version https://git-lfs",
+        "is only the pointer to a file in Git LFS; fetch it with `git lfs pull`",
+    ),
     (b"<?xml", "is XML, not the file that it should be; download it again"),
     (b"%PDF-", "is a PDF document"),
     (b"\x1f\x8b", "is compressed with gzip; unpack it"),
@@ -31,7 +36,8 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
 
 
 def foreign(file: Path | bytes) -> str | None:
-    """Return what a file is in place of what it should be, as the end of a sentence; None where that is not clear.
+    """Return what a file is in place of what it should be, as the end of a sentence; None where
+    that is not clear.
 
     Args:
         file: a path, or the first bytes of a file.
@@ -57,7 +63,9 @@ def foreign(file: Path | bytes) -> str | None:
 
 
 def no_file(path: Path) -> str | None:
-    """Return why a path is not that of a regular file; None where it is one. Nothing is opened: a pipe would wait."""
+    """Return why a path is not that of a regular file; None where it is one. Nothing is opened:
+    a pipe would wait.
+    """
     try:
         mode = os.stat(path).st_mode
     except ValueError:

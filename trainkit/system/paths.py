@@ -1,7 +1,8 @@
-"""Paths that people write: asked about without surprises, and read only where an ordinary file stands.
+"""Paths that people write: asked about without surprises, and read only where an ordinary file
+stands.
 
-`Path.is_file` and its like raise for a path that is too long, has a NUL byte in it, or leads through a folder that may
-not be read. Here such a path is simply no file.
+`Path.is_file` and its like raise for a path that is too long, has a NUL byte in it, or leads
+through a folder that may not be read. Here such a path is simply no file.
 """
 
 from __future__ import annotations
@@ -45,16 +46,23 @@ def read_small(path: Path, most: int, missing: str) -> str:
         missing: what to add to the message where there is no file.
 
     Raises:
-        UserError: there is none, it is no ordinary file (a device may have no end, a pipe may never speak), it is
-            larger, or it is not UTF-8.
+        UserError: there is none, it is no ordinary file (a device may have no end, a pipe may never
+            speak), it is larger, or it is not UTF-8.
     """
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
-            kind = "Is a directory" if stat.S_ISDIR(found.st_mode) else "it is a device or a pipe, not a file"
+            kind = (
+                "Is a directory"
+                if stat.S_ISDIR(found.st_mode)
+                else "it is a device or a pipe, not a file"
+            )
             raise UserError(f"{path}: cannot be read: {kind}")
         if found.st_size > most:
-            raise UserError(f"{path}: cannot be read: it has {found.st_size:,} bytes, and at most {most:,} are read")
+            raise UserError(
+                f"{path}: cannot be read: it has {found.st_size:,} bytes, and at most {most:,} are "
+                "read"
+            )
         with open(path, "rb") as file:
             return file.read(most).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """The folder of a run: made for a new one, and held by one process at a time.
 
-The lock is the kernel's (flock), so it ends with the process, however that ends. Nothing here needs torch: who comes
-second is told so within a second.
+The lock is the kernel's (flock), so it ends with the process, however that ends. Nothing here needs
+torch: who comes second is told so within a second.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 
 
 def _let_go() -> None:
-    """Close what a forked process (a data worker) has from its parent: it would hold on to the lock after the end."""
+    """Close what a forked process (a data worker) has from its parent: it would hold on to the
+    lock after the end.
+    """
     for handle in _held.values():
         os.close(handle)
     _held.clear()
@@ -40,7 +42,8 @@ os.register_at_fork(after_in_child=_let_go)
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing in `folder` while the block runs. A block inside another changes nothing.
+    """Keep other processes from writing in `folder` while the block runs. A block inside another
+    changes nothing.
 
     Raises:
         UserError: another process is writing there.
@@ -67,12 +70,14 @@ def _lock(folder: Path) -> int:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:  # there the file system has none, and nobody can be told apart
+            if (
+                error.errno not in _NO_LOCKS
+            ):  # there the file system has none, and nobody can be told apart
                 who = os.pread(handle, 200, 0).decode(errors="replace").strip()
                 os.close(handle)
                 raise UserError(
-                    f"{folder}: is in use: another process{who and f' ({who})'} writes there; wait for its end, "
-                    "or end it"
+                    f"{folder}: is in use: another process{who and f' ({who})'} writes there; wait "
+                    "for its end, or end it"
                 ) from None
         if _is(handle, path):
             break
@@ -125,7 +130,10 @@ def begun(wanted: Path | None, name: str) -> Iterator[Path]:
     try:
         with held(folder):
             if any(path.name != LOCK for path in folder.iterdir()):
-                raise UserError(f"{folder}: is not empty; name another folder, or go on with `--resume {folder}`")
+                raise UserError(
+                    f"{folder}: is not empty; name another folder, or go on with `--resume "
+                    f"{folder}`"
+                )
             yield folder
     except BaseException:
         with suppress(OSError):
@@ -135,7 +143,8 @@ def begun(wanted: Path | None, name: str) -> Iterator[Path]:
 
 
 def new_folder(wanted: Path | None, name: str) -> Path:
-    """Return the folder `wanted`, or a fresh one under `runs/`, having made it and seen that it can be written.
+    """Return the folder `wanted`, or a fresh one under `runs/`, having made it and seen that it can
+    be written.
 
     Raises:
         UserError: it cannot be.
@@ -150,7 +159,9 @@ def new_folder(wanted: Path | None, name: str) -> Path:
         probe.unlink(missing_ok=True)  # another process may be trying the same
         return folder
     except OSError as error:
-        raise UserError(f"{folder or 'runs'}: cannot be written: {error.strerror}; choose another --run-dir") from None
+        raise UserError(
+            f"{folder or 'runs'}: cannot be written: {error.strerror}; choose another --run-dir"
+        ) from None
 
 
 def _fresh(name: str) -> Path:

@@ -1,7 +1,9 @@
-"""What a job's signals do. The first asks a run to stop; where there is nothing to save it ends the process at once.
+"""What a job's signals do. The first asks a run to stop; where there is nothing to save it ends the
+process at once.
 
-A scheduler, `timeout` or a closed terminal signals a whole process group. Only the main process may act on it: a data
-worker that dies of the signal takes the batch with it that the step under way waits for.
+A scheduler, `timeout` or a closed terminal signals a whole process group. Only the main process may
+act on it: a data worker that dies of the signal takes the batch with it that the step under way
+waits for.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
-"""Ctrl-C, a scheduler or `kill`, a terminal that closes, and a limit on processor time: all ask for the end."""
+"""Ctrl-C, a scheduler or `kill`, a terminal that closes, and a limit on processor time: all ask
+for the end.
+"""
 
 
 @contextmanager
@@ -35,7 +39,9 @@ def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
 
 @contextmanager
 def ending_at_once() -> Iterator[None]:
-    """Let any of these signals end the block as Ctrl-C does, with KeyboardInterrupt: what is half made is put away."""
+    """Let any of these signals end the block as Ctrl-C does, with KeyboardInterrupt: what is
+    half made is put away.
+    """
 
     def end(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -73,7 +79,8 @@ def held_back() -> Iterator[None]:
 
 
 def obey_parent_only(worker: int) -> None:
-    """Make this process, started under `held_back`, deaf to these signals but for a SIGTERM from its parent.
+    """Make this process, started under `held_back`, deaf to these signals but for a SIGTERM from
+    its parent.
 
     Args:
         worker: its number, as torch's loader gives it.

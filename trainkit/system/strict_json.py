@@ -9,7 +9,8 @@ from typing import Any
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Return plain data as JSON, in which numbers that are not finite are null, however deep they stand.
+    """Return plain data as JSON, in which numbers that are not finite are null, however deep they
+    stand.
 
     Raises:
         TypeError: there is something in it that JSON does not have.

@@ -1,7 +1,9 @@
-"""The terminal: everything that trainkit prints for people goes through here, and no control character gets past.
+"""The terminal: everything that trainkit prints for people goes through here, and no control
+character gets past.
 
-Names of files, texts of recipes and messages of plugins may come from strangers. What would move the cursor, colour
-or erase is written out (`\\x1b`) instead of obeyed; rich's own colours are not text, and stay.
+Names of files, texts of recipes and messages of plugins may come from strangers. What would move
+the cursor, colour or erase is written out (`\\x1b`) instead of obeyed; rich's own colours are not
+text, and stay.
 """
 
 from __future__ import annotations
@@ -24,10 +26,16 @@ class Terminal(Console):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**({"soft_wrap": True} | options), highlight=False, markup=False, emoji=False)
+        super().__init__(
+            **({"soft_wrap": True} | options), highlight=False, markup=False, emoji=False
+        )
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render as rich does; control codes are rich's own where it says so, and text everywhere else."""
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render as rich does; control codes are rich's own where it says so, and text
+        everywhere else.
+        """
         for segment in super().render(renderable, options):
             safe = segment.text if segment.control else printable(segment.text)
             yield segment if safe == segment.text else Segment(safe, segment.style)

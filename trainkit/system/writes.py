@@ -1,4 +1,6 @@
-"""Every file that a run leaves is written here: whole or not at all, and where it cannot be, one line says so."""
+"""Every file that a run leaves is written here: whole or not at all, and where it cannot be, one
+line says so.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,17 @@ _FIXES = {
     errno.ENOTDIR: "it or its folder was removed meanwhile; put it back",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
-_PROBE = 1 << 20  # bytes; a library that stops at a full disk leaves less room than one of its blocks
+_PROBE = (
+    1 << 20
+)  # bytes; a library that stops at a full disk leaves less room than one of its blocks
 
 
 def refused(path: Path, reason: OSError) -> WriteError:
     """Return the error that says in one line why a file could not be written, and what to do."""
     fix = _FIXES.get(reason.errno or 0)
-    return WriteError(f"{path}: cannot be written: {reason.strerror or reason}{f'; {fix}' if fix else ''}")
+    return WriteError(
+        f"{path}: cannot be written: {reason.strerror or reason}{f'; {fix}' if fix else ''}"
+    )
 
 
 @contextmanager
@@ -40,7 +46,8 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make the file `path` so that a crash leaves the old one or the new one, never half of one.
+    """Let `write` make the file `path` so that a crash leaves the old one or the new one, never
+    half of one.
 
     Raises:
         WriteError: there is no room, say; the old file is whole, and nothing else is left.
@@ -49,7 +56,9 @@ def atomically(path: Path, write: Callable[[Path], object]) -> None:
     with writing(path):
         try:
             part.touch()
-            mode = part.stat().st_mode  # what the user's umask allows; safetensors would let nobody else read
+            mode = (
+                part.stat().st_mode
+            )  # what the user's umask allows; safetensors would let nobody else read
             _write(part, write)
             part.chmod(mode)
             with part.open("rb") as file:
@@ -71,7 +80,9 @@ def _write(part: Path, write: Callable[[Path], object]) -> None:
         write(part)
     except OSError:
         raise
-    except Exception:  # torch and safetensors have errors of their own, and torch's does not say the reason
+    except (
+        Exception
+    ):  # torch and safetensors have errors of their own, and torch's does not say the reason
         _ask_system(part)
         raise
 
@@ -91,7 +102,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append(path: Path, text: str, size: int | None) -> int:
-    """Add text to the end of a file and return its new size; where that fails the file is as it was.
+    """Add text to the end of a file and return its new size; where that fails the file is as it
+    was.
 
     Args:
         path: the file; it is made where it must not be there yet.
@@ -106,8 +118,8 @@ def append(path: Path, text: str, size: int | None) -> int:
         before = file.seek(0, os.SEEK_END)
         if size is not None and before != size:
             raise WriteError(
-                f"{path}: has {before} bytes where this run wrote {size}: something else writes in its folder; "
-                "start a new run in a folder of its own"
+                f"{path}: has {before} bytes where this run wrote {size}: something else writes in "
+                "its folder; start a new run in a folder of its own"
             )
         after = before + len(left)
         try:

@@ -10,7 +10,15 @@
 """
 
 from trainkit.testing.case import Case, CheckError, NotApplicableError
-from trainkit.testing.suite import Check, Outcome, check_plugin, checks, parametrize, run_checks, sentence
+from trainkit.testing.suite import (
+    Check,
+    Outcome,
+    check_plugin,
+    checks,
+    parametrize,
+    run_checks,
+    sentence,
+)
 from trainkit.testing.training import TINY
 
 __all__ = [

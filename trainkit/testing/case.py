@@ -1,4 +1,6 @@
-"""One plugin under examination: which class, with which options, in which recipe, and what it did there."""
+"""One plugin under examination: which class, with which options, in which recipe, and what it
+did there.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from trainkit.training.build import Setup
 from trainkit.training.defaults import check_names
 
 Options = Mapping[str, Any]
-_KEPT = 24  # traces, of a few MB each: what the checks of one plugin look at again, and what all are compared with
+# Traces, of a few MB each: what the checks of one plugin look at again, and what all are compared
+# with.
+_KEPT = 24
 _traces: OrderedDict[Hashable, Trace] = OrderedDict()
 
 
@@ -36,15 +40,18 @@ class NotApplicableError(Exception):
 
 
 class Case:
-    """A plugin with the options and the recipe under which it is checked. Making one imports nothing.
+    """A plugin with the options and the recipe under which it is checked. Making one imports
+    nothing.
 
     Args:
-        target: an installed plugin's name, a subclass of `Plugin`, or `path/to/file.py:Class` (from the working
-            directory).
-        options: example options, as in a recipe; default: what `recipe` gives the plugin, else the class's defaults.
-        recipe: what the recipe of the checks (`TINY`) should have differently, as nested mappings, or the path of a
-            recipe file. What it leaves out, `TINY` says. Plugins that it names are on in every run, with and without
-            the examined one; those that the plugin `requires` are added.
+        target: an installed plugin's name, a subclass of `Plugin`, or `path/to/file.py:Class` (from
+            the working directory).
+        options: example options, as in a recipe; default: what `recipe` gives the plugin, else the
+            class's defaults.
+        recipe: what the recipe of the checks (`TINY`) should have differently, as nested mappings,
+            or the path of a recipe file. What it leaves out, `TINY` says. Plugins that it names are
+            on in every run, with and without the examined one; those that the plugin `requires` are
+            added.
     """
 
     def __init__(
@@ -84,7 +91,10 @@ class Case:
         else:
             file, given = "recipe", dict(self._recipe or {})
         data = merge(TINY, given)
-        data["plugins"] = {key: {} if value is None else value for key, value in (data.get("plugins") or {}).items()}
+        data["plugins"] = {
+            key: {} if value is None else value
+            for key, value in (data.get("plugins") or {}).items()
+        }
         own = next((key for key in data["plugins"] if _name(key) == self.name), None)
         return Source(file, data), None if own is None else data["plugins"].pop(own)
 
@@ -108,11 +118,15 @@ class Case:
         source = Source(self.source.file, {"plugins": {self.name: options}})
         plugin, problems = validate(self.cls, options, source, ("plugins", self.name))
         if plugin is None:
-            raise CheckError("the options are refused; give others as example (`options=`)\n" + _lines(problems))
+            raise CheckError(
+                "the options are refused; give others as example (`options=`)\n" + _lines(problems)
+            )
         plugin.bind(self.name, seed)
         return plugin
 
-    def setup(self, *, on: bool = True, options: Options | None = None, over: Options | None = None) -> Setup:
+    def setup(
+        self, *, on: bool = True, options: Options | None = None, over: Options | None = None
+    ) -> Setup:
         """Return a checked recipe with fresh plugins.
 
         Args:
@@ -124,7 +138,11 @@ class Case:
             CheckError: the recipe or the plugins in it are refused.
         """
         data = merge(self.source.data, over or {})
-        examined = [Entry(self.name, self.plugin(options, data["seed"]), Mark(self.source.file))] if on else []
+        examined = (
+            [Entry(self.name, self.plugin(options, data["seed"]), Mark(self.source.file))]
+            if on
+            else []
+        )
         companions, problems = self._companions(data)
         entries, found = arrange([*companions, *examined])
         for entry in examined:
@@ -141,7 +159,10 @@ class Case:
         """Make the recipe's own plugins, with those added that they or the examined one require."""
         while True:
             entries, problems = instantiate(Source(self.source.file, data))
-            needed = (*self.cls.requires, *(name for entry in entries for name in entry.plugin.requires))
+            needed = (
+                *self.cls.requires,
+                *(name for entry in entries for name in entry.plugin.requires),
+            )
             known = {self.name, *data["plugins"], *(entry.name for entry in entries)}
             missing = [name for name in needed if name not in known]
             if not missing:
@@ -159,11 +180,15 @@ class Case:
         """Train once; the arguments are those of `setup` and `trainkit.testing.training.train`."""
         return train(lambda: self.setup(on=on, options=options, over=over), **further)
 
-    def trained(self, *, on: bool = True, options: Options | None = None, over: Options | None = None) -> Trace:
+    def trained(
+        self, *, on: bool = True, options: Options | None = None, over: Options | None = None
+    ) -> Trace:
         """Train, or return what came of it the last time."""
         key: Hashable
         if on:
-            self.trained(on=False, over=over)  # before the plugin can have left anything behind in the process
+            self.trained(
+                on=False, over=over
+            )  # before the plugin can have left anything behind in the process
             key = (self, json.dumps([options, over]))
         else:
             setup = self.setup(on=False, over=over)
@@ -176,20 +201,26 @@ class Case:
         return _traces[key]
 
     def anew(self) -> Case:
-        """Return this case with the plugin's file run once more: what its module or class keeps is not there yet."""
+        """Return this case with the plugin's file run once more: what its module or class keeps
+        is not there yet.
+        """
         module = sys.modules[self.cls.__module__]
         file = getattr(module, "__file__", None)
         twin = copy.copy(self)
         if file is None or module.__name__ == "__main__" or "<locals>" in self.cls.__qualname__:
             return twin
-        name = f"{module.__name__}_anew"  # beside the other, so that relative imports find the same package
+        name = (  # beside the other, so that relative imports find the same package
+            f"{module.__name__}_anew"
+        )
         spec = importlib.util.spec_from_file_location(name, file)
         if spec is not None and spec.loader is not None:
             sys.modules[name] = fresh = importlib.util.module_from_spec(spec)
             try:
                 spec.loader.exec_module(fresh)
                 twin.cls = getattr(fresh, self.cls.__qualname__)
-            except Exception:  # a file that cannot be run twice, because it registers something, say
+            except (
+                Exception
+            ):  # a file that cannot be run twice, because it registers something, say
                 del sys.modules[name]
         return twin
 
@@ -203,7 +234,9 @@ def _name(target: str | type[Plugin]) -> str:
     if isinstance(target, str):
         return target.rpartition(":")[2] if ".py:" in target else target
     value = f"{target.__module__}:{target.__qualname__}"
-    return next((name for name, point in installed().items() if point.value == value), target.__name__)
+    return next(
+        (name for name, point in installed().items() if point.value == value), target.__name__
+    )
 
 
 def _lines(problems: Sequence[Problem]) -> str:

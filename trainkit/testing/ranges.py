@@ -1,4 +1,6 @@
-"""Values outside the ranges that a plugin's options declare, found from the JSON schema of the options."""
+"""Values outside the ranges that a plugin's options declare, found from the JSON schema of the
+options.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ Schema = Mapping[str, Any]
 Path = tuple[str | int, ...]
 
 
-def violations(schema: Schema, example: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]], str]]:
+def violations(
+    schema: Schema, example: dict[str, Any]
+) -> Iterator[tuple[str, list[dict[str, Any]], str]]:
     """Yield for every number in a plugin's options what must be refused.
 
     Args:
@@ -19,22 +23,31 @@ def violations(schema: Schema, example: dict[str, Any]) -> Iterator[tuple[str, l
         example: options that are accepted, every default written out.
 
     Yields:
-        The number's place (`betas.0`); options that put something else there; and what that is, in words. For a
-        number without a range in the schema the words are empty, and at least one of the options must be refused: a
-        validator may know the range.
+        The number's place (`betas.0`); options that put something else there; and what that is, in
+        words. For a number without a range in the schema the words are empty, and at least one of
+        the options must be refused: a validator may know the range.
     """
     for path, node in _numbers(schema, schema, example, ()):
         place = ".".join(map(str, path))
         bounds = [(key, node[key]) for key in _BEYOND if key in node]
         for key, bound in bounds:
             value = _BEYOND[key](bound, node["type"] == "integer")
-            yield place, [_put(example, path, value)], f"{value!r} although its range says {_WORDS[key]} {bound!r}"
+            yield (
+                place,
+                [_put(example, path, value)],
+                f"{value!r} although its range says {_WORDS[key]} {bound!r}",
+            )
         if not bounds:
             far = (-(10**12), 10**12) if node["type"] == "integer" else (-math.inf, math.inf)
             yield place, [_put(example, path, value) for value in far], ""
 
 
-_WORDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+_WORDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
 _BEYOND: dict[str, Callable[[float, bool], float]] = {
     "minimum": lambda bound, whole: bound - 1 if whole else math.nextafter(bound, -math.inf),
     "exclusiveMinimum": lambda bound, whole: bound,
@@ -44,7 +57,9 @@ _BEYOND: dict[str, Callable[[float, bool], float]] = {
 
 
 def _numbers(node: Schema, whole: Schema, value: Any, path: Path) -> Iterator[tuple[Path, Schema]]:
-    """Walk along the schema and the example value together; yield each number with its part of the schema."""
+    """Walk along the schema and the example value together; yield each number with its part of
+    the schema.
+    """
     if "$ref" in node:
         node = whole["$defs"][node["$ref"].rpartition("/")[2]]
     for inner in node.get("anyOf", node.get("oneOf", ())):

@@ -1,4 +1,6 @@
-"""Which checks there are, in which order, and how they are run: all at once, or one pytest test each."""
+"""Which checks there are, in which order, and how they are run: all at once, or one pytest test
+each.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,8 @@ class Outcome:
 
     Attributes:
         check: the check's name.
-        status: `failed` also where a known failure did not occur; `not run` where a check that it builds on failed.
+        status: `failed` also where a known failure did not occur; `not run` where a check that it
+            builds on failed.
         message: what is wrong, or why nothing was checked.
         error: what was raised.
     """
@@ -105,7 +108,9 @@ def run_checks(
     *,
     recipe: Mapping[str, Any] | Path | str | None = None,
 ) -> list[Outcome]:
-    """Run every check on a plugin and return what came of each; the arguments are those of `Case`."""
+    """Run every check on a plugin and return what came of each; the arguments are those of
+    `Case`.
+    """
     case = target if isinstance(target, Case) else Case(target, options, recipe=recipe)
     outcomes: dict[Check, Outcome] = {}
     return [_outcome(case, check, outcomes) for check in checks()]
@@ -127,7 +132,9 @@ def check_plugin(
     if failed:
         waiting = [outcome.check for outcome in outcomes if outcome.status == "not run"]
         rest = [f"not run before these are mended: {', '.join(waiting)}"] if waiting else []
-        raise CheckError("\n".join([f"{len(failed)} of {len(outcomes)} checks failed", *failed, *rest]))
+        raise CheckError(
+            "\n".join([f"{len(failed)} of {len(outcomes)} checks failed", *failed, *rest])
+        )
 
 
 def parametrize(
@@ -135,7 +142,8 @@ def parametrize(
     options: Options | None = None,
     recipe: Mapping[str, Any] | Path | str | None = None,
 ) -> pytest.MarkDecorator:
-    """Make one pytest test of each plugin and check, from a function that calls its argument `check`.
+    """Make one pytest test of each plugin and check, from a function that calls its argument
+    `check`.
 
     Args:
         targets: plugins; a `Case` brings options and recipe of its own.
@@ -156,7 +164,9 @@ def parametrize(
 
 @dataclass(frozen=True)
 class _Test:
-    """One check of one plugin, to be called by a test function; shares outcomes with the others of its plugin."""
+    """One check of one plugin, to be called by a test function; shares outcomes with the others
+    of its plugin.
+    """
 
     case: Case
     check: Check
@@ -166,7 +176,9 @@ class _Test:
         return f"{self.check.__name__} of {self.case.name}"
 
     def __call__(self) -> None:
-        """Pass, fail, or as pytest has it: known failures are xfail, what cannot be checked is skipped."""
+        """Pass, fail, or as pytest has it: known failures are xfail, what cannot be checked is
+        skipped.
+        """
         import pytest
 
         __tracebackhide__ = True
@@ -185,7 +197,9 @@ def _outcome(case: Case, check: Check, outcomes: dict[Check, Outcome]) -> Outcom
     """Run a check after those that it needs, each once."""
     if check not in outcomes:
         needed = [_outcome(case, need, outcomes) for need in _NEEDS[check]]
-        unmet = next((outcome for outcome in needed if outcome.status in ("failed", "not run")), None)
+        unmet = next(
+            (outcome for outcome in needed if outcome.status in ("failed", "not run")), None
+        )
         if unmet is None:
             outcomes[check] = _against_known(case, _run(case, check))
         else:
@@ -205,12 +219,16 @@ def _run(case: Case, check: Check) -> Outcome:
         return Outcome(name, "failed", str(error), error)
     except Exception as raised:  # whatever a plugin raises is its failure, not the kit's
         cause = raised.__cause__ if isinstance(raised.__cause__, Exception) else raised
-        return Outcome(name, "failed", f"{type(cause).__name__}: {cause} ({_place(case, cause)})", cause)
+        return Outcome(
+            name, "failed", f"{type(cause).__name__}: {cause} ({_place(case, cause)})", cause
+        )
     return Outcome(name, "passed")
 
 
 def _place(case: Case, error: Exception) -> str:
-    """Return the line of the plugin's file that led to an error; where it has none in it, the one that raised."""
+    """Return the line of the plugin's file that led to an error; where it has none in it, the
+    one that raised.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     file = getattr(sys.modules.get(case.cls.__module__), "__file__", None)
     own = [frame for frame in frames if frame.filename == file]
@@ -226,12 +244,25 @@ def _against_known(case: Case, outcome: Outcome) -> Outcome:
     names = [check.__name__ for check in checks()]
     for name in known:
         if name not in names:
-            return Outcome(outcome.check, "failed", f"known_failures names {name!r}, no check{suggest(name, names)}")
+            return Outcome(
+                outcome.check,
+                "failed",
+                f"known_failures names {name!r}, no check{suggest(name, names)}",
+            )
     if outcome.check not in known or outcome.status == "does not apply":
         return outcome
     if outcome.status == "failed":
-        return Outcome(outcome.check, "known failure", f"{known[outcome.check]} ({outcome.message})", outcome.error)
-    return Outcome(outcome.check, "failed", "a known failure that does not occur: take it out of known_failures")
+        return Outcome(
+            outcome.check,
+            "known failure",
+            f"{known[outcome.check]} ({outcome.message})",
+            outcome.error,
+        )
+    return Outcome(
+        outcome.check,
+        "failed",
+        "a known failure that does not occur: take it out of known_failures",
+    )
 
 
 def sentence(check: Check) -> str:

@@ -1,4 +1,6 @@
-"""Checks of what a plugin does: each trains the tiny recipe, with the plugin and without, and compares bits."""
+"""Checks of what a plugin does: each trains the tiny recipe, with the plugin and without, and
+compares bits.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,17 @@ ACCUMULATED: Mapping[str, Any] = {"train": {"accumulate": 2}}
 SHORT: Mapping[str, Any] = {"data": {"drop_last": False}}
 EVERYWHERE = {"": {}, " in bf16": BF16, " with micro-batches": ACCUMULATED}
 
-_PARTS = ("epoch", "step", "stop_reason", "model", "frozen", "untrained", "optimizer", "scheduler", "scaler")
+_PARTS = (
+    "epoch",
+    "step",
+    "stop_reason",
+    "model",
+    "frozen",
+    "untrained",
+    "optimizer",
+    "scheduler",
+    "scaler",
+)
 """What in a checkpoint is the run's own, next to its plugins and its random streams."""
 
 
@@ -79,7 +91,9 @@ def _finite(trace: Trace) -> None:
 
 
 def check_effect(case: Case) -> None:
-    """It does something: some number differs from the run without it; a monitor may also just tell something."""
+    """It does something: some number differs from the run without it; a monitor may also just
+    tell something.
+    """
     on, off = case.trained(), case.trained(on=False)
     parts = [(_core(on, _PARTS), _core(off, _PARTS)), (logged(on), logged(off))]
     if case.cls.neutral:
@@ -89,8 +103,8 @@ def check_effect(case: Case) -> None:
         return
     if case.cls.neutral is None or case.cls.neutral:
         raise CheckError(
-            "nothing differs from the run without it; if it needs another model or other options to act, give them "
-            "(`recipe=`, `options=`)"
+            "nothing differs from the run without it; if it needs another model or other options to"
+            " act, give them (`recipe=`, `options=`)"
         )
     said: list[Any] = [*(on.said - off.said), *case.plugin().report(on.history)]
     case.train(begun=lambda run, _: said.extend(run.plugins[case.name].explain(run)))
@@ -99,14 +113,23 @@ def check_effect(case: Case) -> None:
 
 
 def check_neutral(case: Case) -> None:
-    """With its neutral options the run equals the one without it: parameters, buffers, losses, metrics."""
+    """With its neutral options the run equals the one without it: parameters, buffers, losses,
+    metrics.
+    """
     if not case.cls.neutral:
-        raise NotApplicableError("it is a monitor" if case.cls.neutral == {} else "it declares no neutral options")
+        raise NotApplicableError(
+            "it is a monitor" if case.cls.neutral == {} else "it declares no neutral options"
+        )
     options = case.options | dict(case.cls.neutral)
     for where, over in EVERYWHERE.items():
         on, off = case.trained(options=options, over=over), case.trained(on=False, over=over)
-        what, plain = f"with {_shown(case.cls.neutral)}{where}, against without it", off.state["model"]
-        _same(what, {name: value for name, value in on.state["model"].items() if name in plain}, plain)
+        what, plain = (
+            f"with {_shown(case.cls.neutral)}{where}, against without it",
+            off.state["model"],
+        )
+        _same(
+            what, {name: value for name, value in on.state["model"].items() if name in plain}, plain
+        )
         _same(what, logged(on, _names(off)), logged(off))
 
 
@@ -123,9 +146,14 @@ def check_invisible(case: Case) -> None:
 
 
 def check_streams(case: Case) -> None:
-    """It leaves the random streams of Python, NumPy and torch alone: a plugin draws from its own generator."""
+    """It leaves the random streams of Python, NumPy and torch alone: a plugin draws from its own
+    generator.
+    """
     # Without dropout nothing draws while training, so any move of a stream is the plugin's.
-    args = {name: 0.0 if "drop" in name else value for name, value in case.source.data["model"]["args"].items()}
+    args = {
+        name: 0.0 if "drop" in name else value
+        for name, value in case.source.data["model"]["args"].items()
+    }
     over = {"model": {"args": args}}
     on, off = case.trained(over=over), case.trained(on=False, over=over)
     _same("draw from self.generator(): with it, against without it", _streams(on), _streams(off))
@@ -137,7 +165,9 @@ def check_repeatable(case: Case) -> None:
 
 
 def check_isolated(case: Case) -> None:
-    """A run of another seed in the midst of a run changes neither, and a later run without it is as ever."""
+    """A run of another seed in the midst of a run changes neither, and a later run without it is
+    as ever.
+    """
     other = {"seed": case.source.data["seed"] + 1}
     alone = case.anew().train(over=other)
     inner = _Inner(lambda: case.train(over=other))
@@ -147,7 +177,8 @@ def check_isolated(case: Case) -> None:
         _same("in the midst of another run, against alone", _all(inner.trace), _all(alone))
     before, after = case.trained(on=False), case.train(on=False)
     if difference := next(differences(_all(after), _all(before)), None):
-        case.forget()  # what was trained before the process was changed is nobody's baseline any more
+        # What was trained before the process was changed is nobody's baseline any more.
+        case.forget()
         raise CheckError(f"a run without it, after one with it, against before: {difference}")
 
 
@@ -167,14 +198,18 @@ class _Inner:
 
 
 def check_state(case: Case) -> None:
-    """`state_dict` holds plain containers, numbers and strings, and finite tensors; it is read without running code."""
+    """`state_dict` holds plain containers, numbers and strings, and finite tensors; it is read
+    without running code.
+    """
     state = case.trained().state["plugins"][case.name]
     if not isinstance(state, dict):
         raise CheckError(f"state_dict returned {type(state).__name__}, not a dict")
     if found := unreadable(state):
         raise CheckError(f"state_dict(){found}: not a plain container, number, string or tensor")
     if found := not_a_number(state):
-        raise CheckError(f"state_dict(){found}: what is saved is finite; leave out what is not known")
+        raise CheckError(
+            f"state_dict(){found}: what is saved is finite; leave out what is not known"
+        )
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -182,7 +217,9 @@ def check_state(case: Case) -> None:
 
 
 def check_resume(case: Case) -> None:
-    """Stopped twice inside epochs and gone on from a checkpoint with fresh plugins, the run ends in the same bits."""
+    """Stopped twice inside epochs and gone on from a checkpoint with fresh plugins, the run ends
+    in the same bits.
+    """
     whole = case.trained()
     total, epoch = whole.state["step"], whole.steps_per_epoch
     stops = [step for step in (max(1, epoch - 1), epoch + 1) if step < total]
@@ -192,14 +229,24 @@ def check_resume(case: Case) -> None:
     def begun(run: Run, state: State | None) -> None:
         if state is not None:
             restored = run_state(run)["plugins"]
-            _same(f"its state as restored after step {run.step}, against as saved", restored, state["plugins"])
+            _same(
+                f"its state as restored after step {run.step}, against as saved",
+                restored,
+                state["plugins"],
+            )
 
     again = case.train(stops=stops, begun=begun)
-    _same(f"stopped after steps {' and '.join(map(str, stops))}, against never stopped", _all(again), _all(whole))
+    _same(
+        f"stopped after steps {' and '.join(map(str, stops))}, against never stopped",
+        _all(again),
+        _all(whole),
+    )
 
 
 def check_kept_weights(case: Case) -> None:
-    """The weights that a run with it keeps, measured in a run that trains nothing, give the metrics that it logged."""
+    """The weights that a run with it keeps, measured in a run that trains nothing, give the
+    metrics that it logged.
+    """
     kept = case.train(keep=True).best
     assert kept is not None  # a run that keeps its files has some weights that are best
     weights, entry = kept
@@ -210,7 +257,9 @@ def check_kept_weights(case: Case) -> None:
 
 
 def check_report(case: Case) -> None:
-    """`explain` gives lines and leaves the run alone; `report` gives sections that draw, from any history."""
+    """`explain` gives lines and leaves the run alone; `report` gives sections that draw, from
+    any history.
+    """
     lines: list[Any] = []
 
     def begun(run: Run, state: State | None) -> None:
@@ -224,7 +273,9 @@ def check_report(case: Case) -> None:
     for history in (explained.history, History(first), History(())):
         for section in case.plugin().report(history):
             if not isinstance(section, Section):
-                raise CheckError(f"report returned {type(section).__name__}, not a trainkit.Section")
+                raise CheckError(
+                    f"report returned {type(section).__name__}, not a trainkit.Section"
+                )
             for figure in section.figures:
                 figure.savefig(io.BytesIO(), format="svg")
 

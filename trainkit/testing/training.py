@@ -1,4 +1,6 @@
-"""The small training that the checks look at: a few digits, a tiny timm model, two epochs of three steps."""
+"""The small training that the checks look at: a few digits, a tiny timm model, two epochs of
+three steps.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ TINY: dict[str, Any] = {
 """The recipe on which a plugin is checked, as far as its author gives none."""
 
 TRAINING, VALIDATION = 27, 17
-"""Images of the kit's digits: three batches of 8 and a short one of 3; two of 8 and a single image."""
+"""Images of the kit's digits: three batches of 8 and a short one of 3; two of 8 and a single
+image.
+"""
 
 State = dict[str, Any]
 
@@ -54,7 +58,8 @@ class Trace:
         history: the same, as a report reads it back from the run folder.
         said: what else there is to see: notes and the names of the files in the run folder.
         steps_per_epoch: optimizer steps in an epoch.
-        best: of a run that kept its files: the best weights, and the entry of the list of best ones about them.
+        best: of a run that kept its files: the best weights, and the entry of the list of best ones
+            about them.
     """
 
     state: State
@@ -92,7 +97,10 @@ def _splits() -> sources.Splits:
 
     bunch = load_digits()
     grey = np.rint(bunch.images[: TRAINING + VALIDATION] * (255 / 16)).astype(np.uint8)
-    examples = [(Image.fromarray(image), int(target)) for image, target in zip(grey, bunch.target, strict=False)]
+    examples = [
+        (Image.fromarray(image), int(target))
+        for image, target in zip(grey, bunch.target, strict=False)
+    ]
     mean, std = float(grey.mean()) / 255, float(grey.std()) / 255
     return sources.Splits(examples[:TRAINING], examples[TRAINING:], 10, (mean,), (std,), fits=True)
 
@@ -115,10 +123,12 @@ def train(
 
     Args:
         setups: makes the checked recipe with fresh plugins; called once for every session.
-        stops: steps after which to stop, and to go on from the checkpoint with everything made anew.
+        stops: steps after which to stop, and to go on from the checkpoint with everything made
+            anew.
         keep: write checkpoints and weights also where there is no stop.
         observers: further objects with hooks.
-        begun: called before a session's first step with the run and, when it goes on, the checkpoint it came from.
+        begun: called before a session's first step with the run and, when it goes on, the
+            checkpoint it came from.
     """
     records: list[Record] = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
@@ -146,7 +156,9 @@ def train(
 
 
 def _copied(value: Any) -> Any:
-    """Copy tensors and their containers; a plugin's state may hold anything, and is looked at by its own check."""
+    """Copy tensors and their containers; a plugin's state may hold anything, and is looked at by
+    its own check.
+    """
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
@@ -175,10 +187,14 @@ def undisturbed() -> Iterator[None]:
 
 
 def logged(trace: Trace, names: frozenset[str] | None = None) -> list[Mapping[str, Any]]:
-    """Return what was logged at each step and validation, of all values or of those with these names."""
+    """Return what was logged at each step and validation, of all values or of those with these
+    names.
+    """
     rows: list[Mapping[str, Any]] = []
     for record in trace.records:
-        values = {name: value for name, value in record.values.items() if names is None or name in names}
+        values = {
+            name: value for name, value in record.values.items() if names is None or name in names
+        }
         if values:
             rows.append({"step": record.step, "epoch": record.epoch, **values})
     return rows

@@ -1,4 +1,6 @@
-"""From a recipe to a run that is ready to train. Each part is made from the ones before it, never repaired later."""
+"""From a recipe to a run that is ready to train. Each part is made from the ones before it,
+never repaired later.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ from trainkit.training.device import Device
 
 @dataclass(frozen=True)
 class Setup:
-    """A recipe that has been checked as far as it can be without making anything, and its plugins in order."""
+    """A recipe that has been checked as far as it can be without making anything, and its
+    plugins in order.
+    """
 
     recipe: Recipe
     entries: Sequence[Entry]
@@ -66,7 +70,8 @@ def build(
     Args:
         setup: the checked recipe and its plugins.
         folder: where rank 0 writes; None to write nothing.
-        observers: further objects with hooks (a progress display), asked and told after the plugins.
+        observers: further objects with hooks (a progress display), asked and told after the
+            plugins.
         registered: called with the manager before anything is built.
 
     Raises:
@@ -108,14 +113,17 @@ def build(
         run.model.compile()
     for note in idle_notes(run):
         run.log.note(note)
-    # What plugins drew while building must not shift the stream of dropout; each rank has a stream of its own.
+    # What plugins drew while building must not shift the stream of dropout; each rank has a stream
+    # of its own.
     seed_everything(derive_seed(recipe.seed, "fit", device.rank))
     return run
 
 
 @contextmanager
 def _placed(recipe: Recipe, section: str) -> Iterator[None]:
-    """Put the line of a section before what is refused while it is made, where the message names no line itself."""
+    """Put the line of a section before what is refused while it is made, where the message names
+    no line itself.
+    """
     try:
         yield
     except RecipeError:
@@ -135,7 +143,9 @@ def _prepare(model: nn.Module, run: Run) -> nn.Module:
         except (AttributeError, AssertionError):
             name = run.recipe.model.name
             mark = where("train", "grad_checkpointing")
-            raise UserError(f"{mark}: train.grad_checkpointing: timm's {name} does not offer it; set false") from None
+            raise UserError(
+                f"{mark}: train.grad_checkpointing: timm's {name} does not offer it; set false"
+            ) from None
     if spec.sync_batchnorm:
         model = timm.layers.convert_sync_batchnorm(model)
     model = model.to(run.device.torch)
@@ -157,11 +167,15 @@ def _check_coverage(model: nn.Module, groups: ParamGroups) -> None:
     missing = [name for key, name in names.items() if key not in seen]
     if missing:
         shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-        raise PluginError(f"build_param_groups: {len(missing)} trainable parameter(s) are in no group: {shown}")
+        raise PluginError(
+            f"build_param_groups: {len(missing)} trainable parameter(s) are in no group: {shown}"
+        )
 
 
 def _task_problems(run: Run) -> list[Problem]:
-    """Say where the loss is for another kind of target, and where inputs have gaps that the model cannot take."""
+    """Say where the loss is for another kind of target, and where inputs have gaps that the
+    model cannot take.
+    """
     where, data = run.recipe.source.nearest, run.data
     loss = run.recipe.train.loss.name
     problems = []
@@ -171,11 +185,15 @@ def _task_problems(run: Run) -> list[Problem]:
             if data.targets == "numbers"
             else "use cross_entropy"
         )
-        message = f"{loss} is for {'numbers' if loss == 'mse' else 'classes'}, the targets are {data.targets}; {fix}"
+        message = (
+            f"{loss} is for {'numbers' if loss == 'mse' else 'classes'}, the targets are "
+            f"{data.targets}; {fix}"
+        )
         problems.append(Problem(where("train", "loss", "name"), "train.loss.name", message))
     if data.missing and not getattr(run.model, "takes_missing", False):
         message = (
-            "some inputs are missing, and no plugin says what the model sees there; add one, such as sparsity_norm"
+            "some inputs are missing, and no plugin says what the model sees there; add one, such "
+            "as sparsity_norm"
         )
         problems.append(Problem(where("data"), "data", message))
     return problems
@@ -196,5 +214,7 @@ def _metric_problems(run: Run) -> list[Problem]:
     unsaid = run.recipe.where("checkpoint", "mode") == Mark("default")
     if higher is False and unsaid:
         mark = run.recipe.source.nearest("checkpoint", "metric")
-        return [Problem(mark, "checkpoint.mode", f"less {metric} is better; set checkpoint.mode to min")]
+        return [
+            Problem(mark, "checkpoint.mode", f"less {metric} is better; set checkpoint.mode to min")
+        ]
     return []

@@ -1,7 +1,7 @@
 """The exact state of a run, saved so that going on from it equals never having stopped.
 
-A file is written under another name, forced to disk and then renamed: there is always a whole one. Files are read
-with `weights_only=True`: nothing in a checkpoint can run code.
+A file is written under another name, forced to disk and then renamed: there is always a whole one.
+Files are read with `weights_only=True`: nothing in a checkpoint can run code.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def run_state(run: Run) -> dict[str, Any]:
         "stop_reason": run.stop_reason,
         "threads": torch.get_num_threads(),
         "model": run.model.state_dict(),
-        # Which modules were in evaluation mode (a frozen norm, say): train() at the next epoch is too late.
+        # Which modules were in evaluation mode (a frozen norm, say): train() at the next epoch is
+        # too late.
         "frozen": [name for name, module in run.model.named_modules() if not module.training],
         "untrained": [name for name, p in run.model.named_parameters() if not p.requires_grad],
         "optimizer": run.optimizer.state_dict(),
@@ -63,7 +64,10 @@ def _state_of(plugin: Plugin, run: Run) -> dict[str, Any]:
     if not isinstance(state, dict):
         mark = run.recipe.source.nearest("plugins", plugin.name)
         found = type(state).__name__
-        raise PluginError(f"{mark}: plugins.{plugin.name}: its state_dict returned a {found}; it must return a dict")
+        raise PluginError(
+            f"{mark}: plugins.{plugin.name}: its state_dict returned a {found}; it must return a "
+            "dict"
+        )
     return state
 
 
@@ -71,12 +75,13 @@ def restore_run(run: Run, state: dict[str, Any]) -> None:
     """Put `run` where it was when `run_state` returned `state`.
 
     Raises:
-        UserError: the state is of a run with another number of ranks, or its weights do not fit the model.
+        UserError: the state is of a run with another number of ranks, or its weights do not fit the
+            model.
     """
     if len(state["random"]) != run.device.world:
         raise UserError(
-            f"the checkpoint is of a run on {len(state['random'])} rank(s), this is one on {run.device.world}; "
-            "an exact resume needs the same number"
+            f"the checkpoint is of a run on {len(state['random'])} rank(s), this is one on "
+            f"{run.device.world}; an exact resume needs the same number"
         )
     run.epoch, run.step, run.stop_reason = state["epoch"], state["step"], state["stop_reason"]
     torch.set_num_threads(state["threads"])
@@ -101,7 +106,9 @@ def restore_run(run: Run, state: dict[str, Any]) -> None:
 def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
     """Write a model's state under timm's keys, so that plain timm loads it."""
     # Tied tensors share memory, which safetensors refuses; a contiguous copy of each does not.
-    state = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
+    state = {
+        name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()
+    }
 
     def write(part: Path) -> None:
         save_file(state, part, metadata={"format": "pt", **metadata})
@@ -111,7 +118,9 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> N
 
 
 def _order_metadata(path: Path) -> None:
-    """Sort what safetensors writes in random order: files with the same weights shall have the same bytes."""
+    """Sort what safetensors writes in random order: files with the same weights shall have the
+    same bytes.
+    """
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -128,16 +137,22 @@ def read_state(path: Path) -> dict[str, Any]:
         UserError: it is not there, not whole, or not one of ours.
     """
     if not is_file(path):
-        raise UserError(f"{path}: there is no checkpoint here; start the run anew, or name another folder")
+        raise UserError(
+            f"{path}: there is no checkpoint here; start the run anew, or name another folder"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
-            spoiled = archive.testzip()  # torch does not look at the checksums: a flipped bit would be trained on
+            spoiled = (
+                archive.testzip()
+            )  # torch does not look at the checksums: a flipped bit would be trained on
         if spoiled:
             raise ValueError(f"the checksum of {spoiled} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # spoiled bytes may raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: damaged, or not a checkpoint of trainkit ({reason[:160]})") from None
+        raise UserError(
+            f"{path}: damaged, or not a checkpoint of trainkit ({reason[:160]})"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint that this version of trainkit can read")
     return state
@@ -197,7 +212,9 @@ class Keeper:
         return self.spec.every_steps is not None and step % self.spec.every_steps == 0
 
     def begin(self, run: Run) -> None:
-        """Refuse before the first step what `save` would refuse after it; every rank must call this too."""
+        """Refuse before the first step what `save` would refuse after it; every rank must call
+        this too.
+        """
         self._admit(run, run_state(run))
 
     def _admit(self, run: Run, state: dict[str, Any]) -> None:
@@ -208,23 +225,32 @@ class Keeper:
 
         Raises:
             PluginError: a state could be saved and not read back; the file is left as it is.
-            TrainingError: a number in it is not finite, or it cannot be written; the file is left as it is.
+            TrainingError: a number in it is not finite, or it cannot be written; the file is left
+                as it is.
         """
         self._write(self._state(run))
 
     def hold(self, run: Run) -> None:
-        """Keep a copy of the state as it is now, for `save_held`. Every rank must call this. Raises as `save` does."""
+        """Keep a copy of the state as it is now, for `save_held`. Every rank must call this.
+        Raises as `save` does.
+        """
         if self.folder is not None or run.device.world > 1:
             state = self._state(run)
             self._held = None if self.folder is None else _copied(state)
 
     def save_held(self) -> None:
-        """Write as `last.pt` what `hold` kept: the run is stopped in the middle of what must not be seen in it."""
+        """Write as `last.pt` what `hold` kept: the run is stopped in the middle of what must not
+        be seen in it.
+        """
         if self._held is not None:
             self._write(self._held)
 
     def _state(self, run: Run) -> dict[str, Any]:
-        state = run_state(run) | {"log": run.log.state_dict(), "best": self.best, "final": self.final}
+        state = run_state(run) | {
+            "log": run.log.state_dict(),
+            "best": self.best,
+            "final": self.final,
+        }
         state |= {"seconds": self.seconds, "watch": self.watch.state_dict()}
         self._admit(run, state)
         return state
@@ -273,7 +299,11 @@ class Keeper:
         self.best = ranked[: self.spec.keep_best]
         if entry not in self.best or self.folder is None:
             return
-        metadata = {"model": run.recipe.model.name, "epoch": str(run.epoch + 1), self.spec.metric: repr(value)}
+        metadata = {
+            "model": run.recipe.model.name,
+            "epoch": str(run.epoch + 1),
+            self.spec.metric: repr(value),
+        }
         save_weights(run.model, self.folder / "checkpoints" / file, metadata)
         if self.best[0] is entry:
             save_weights(run.model, self.folder / "weights.safetensors", metadata)

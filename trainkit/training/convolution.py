@@ -1,8 +1,8 @@
 """Convolutions whose gradient torch gets wrong in short floating-point types on a CPU, made right.
 
-Where the map is small and the stride is not 1, some taps of a padded kernel see padding alone, and their gradient is 0.
-In bfloat16 torch (2.15 at least, by way of oneDNN) leaves what the memory held in their place: huge numbers, NaN, and
-others at every run.
+Where the map is small and the stride is not 1, some taps of a padded kernel see padding alone, and
+their gradient is 0. In bfloat16 torch (2.15 at least, by way of oneDNN) leaves what the memory held
+in their place: huge numbers, NaN, and others at every run.
 """
 
 from __future__ import annotations
@@ -20,10 +20,16 @@ _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
 class SoundConvolutions(TorchFunctionMode):
-    """While on, in this thread, weights of convolutions that see padding alone get the gradient 0."""
+    """While on, in this thread, weights of convolutions that see padding alone get the gradient
+    0.
+    """
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Call `func`; a convolution with its weight cut off from such taps."""
         if func in _CONVOLUTIONS:
@@ -57,7 +63,8 @@ def _each(value: Any, axes: int) -> tuple[int, ...]:
 
 def _along_axes(live: tuple[tuple[bool, ...], ...], device: torch.device) -> list[Tensor]:
     return [
-        torch.tensor(taps, device=device).view(-1, *(1 for _ in live[axis + 1 :])) for axis, taps in enumerate(live)
+        torch.tensor(taps, device=device).view(-1, *(1 for _ in live[axis + 1 :]))
+        for axis, taps in enumerate(live)
     ]
 
 
@@ -69,7 +76,9 @@ def live_taps(
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> tuple[tuple[bool, ...], ...]:
-    """Return for each axis which taps of a kernel see the map from at least one place; the others see padding alone."""
+    """Return for each axis which taps of a kernel see the map from at least one place; the
+    others see padding alone.
+    """
     found = []
     for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
         starts = range(-p, n + p - d * (k - 1), s)

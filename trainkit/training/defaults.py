@@ -30,9 +30,11 @@ from trainkit.training.weights import note_new_classifier, start_from
 
 
 def check_names(source: Source) -> list[Problem]:
-    """Return the mistakes that only timm can tell: names of models and optimizers that it does not have.
+    """Return the mistakes that only timm can tell: names of models and optimizers that it does not
+    have.
 
-    Values of the wrong type are left to the recipe's own check, so this works where that finds mistakes too.
+    Values of the wrong type are left to the recipe's own check, so this works where that finds
+    mistakes too.
     """
     problems = []
 
@@ -43,10 +45,15 @@ def check_names(source: Source) -> list[Problem]:
         problems.append(Problem(source.nearest("model", "name"), "model.name", message))
     known = timm.optim.list_optimizers()
     if optimizer and optimizer not in known:
-        message = f"timm {timm.__version__} has no optimizer {optimizer!r}{suggest(optimizer, known)}"
+        message = (
+            f"timm {timm.__version__} has no optimizer {optimizer!r}{suggest(optimizer, known)}"
+        )
         problems.append(Problem(source.nearest("optimizer", "name"), "optimizer.name", message))
     elif optimizer and timm.optim.get_optimizer_info(optimizer).second_order:
-        message = f"{optimizer} differentiates the gradient again, which the loop does not prepare for; choose another"
+        message = (
+            f"{optimizer} differentiates the gradient again, which the loop does not prepare for; "
+            "choose another"
+        )
         problems.append(Problem(source.nearest("optimizer", "name"), "optimizer.name", message))
     return problems
 
@@ -93,13 +100,20 @@ class Defaults:
     def _make_model(self, recipe: Recipe, run: Run) -> nn.Module:
         spec = recipe.model
         classes = run.data.num_classes if spec.num_classes is None else spec.num_classes
-        arguments: dict[str, Any] = {"num_classes": classes, "in_chans": _in_chans(recipe, run.data), **spec.args}
+        arguments: dict[str, Any] = {
+            "num_classes": classes,
+            "in_chans": _in_chans(recipe, run.data),
+            **spec.args,
+        }
         try:
             if len(run.data.input_size) == 1:
                 return cast(nn.Module, _create(recipe, arguments))
             try:
-                # Models with position embeddings must know the size of the image; the others refuse to be told.
-                return cast(nn.Module, _create(recipe, arguments | {"img_size": run.data.input_size[-1]}))
+                # Models with position embeddings must know the size of the image; the others refuse
+                # to be told.
+                return cast(
+                    nn.Module, _create(recipe, arguments | {"img_size": run.data.input_size[-1]})
+                )
             except TypeError as error:
                 if "img_size" not in str(error):
                     raise
@@ -107,17 +121,23 @@ class Defaults:
         except Exception as error:  # an argument of the wrong kind may raise anything
             mark = recipe.source.nearest("model", *(("args",) if spec.args else ()))
             named = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
-            raise UserError(f"{mark}: model: timm cannot make {spec.name}: {named}{first_line(error)}") from None
+            raise UserError(
+                f"{mark}: model: timm cannot make {spec.name}: {named}{first_line(error)}"
+            ) from None
 
     @hookimpl(trylast=True)
     def build_param_groups(self, model: nn.Module, run: Run) -> ParamGroups:
-        """Weight decay for matrices and kernels, none for vectors and what the model exempts; timm's layer decay."""
+        """Weight decay for matrices and kernels, none for vectors and what the model exempts;
+        timm's layer decay.
+        """
         spec = run.recipe.optimizer
         if spec.layer_decay is None:
             return decay_groups(model, spec.weight_decay)
         groups = layer_groups(model, spec.weight_decay, spec.layer_decay)
         if spec.layer_decay < 1 and len({group["lr_scale"] for group in groups}) == 1:
-            run.log.note("optimizer.layer_decay: does nothing, because timm sees one layer in this model")
+            run.log.note(
+                "optimizer.layer_decay: does nothing, because timm sees one layer in this model"
+            )
         return groups
 
     @hookimpl(trylast=True)
@@ -137,7 +157,9 @@ class Defaults:
     def build_metrics(self, run: Run) -> Metrics:
         """Accuracy, negative log likelihood and calibration of classes; errors of numbers."""
         measured = (
-            regression_metrics() if run.data.targets == "numbers" else classification_metrics(run.data.num_classes)
+            regression_metrics()
+            if run.data.targets == "numbers"
+            else classification_metrics(run.data.num_classes)
         )
         return cast(Metrics, measured.to(run.device.torch))
 
@@ -151,7 +173,9 @@ class Defaults:
         """The batch on the device, in the recipe's memory format."""
         batch = run.device.move(batch)
         if run.recipe.train.channels_last and isinstance(batch, Batch) and batch.inputs.ndim == 4:
-            batch = batch._replace(inputs=batch.inputs.contiguous(memory_format=torch.channels_last))
+            batch = batch._replace(
+                inputs=batch.inputs.contiguous(memory_format=torch.channels_last)
+            )
         return batch
 
     @hookimpl(trylast=True)
@@ -179,7 +203,9 @@ class Defaults:
 
 
 class Autocast:
-    """The recipe's precision around whatever makes up a loss, the plugins' parts included: registered outermost."""
+    """The recipe's precision around whatever makes up a loss, the plugins' parts included:
+    registered outermost.
+    """
 
     @hookimpl(wrapper=True)
     def compute_loss(self, run: Run) -> Generator[None, Tensor, Tensor]:
@@ -201,7 +227,8 @@ class Autocast:
 
 
 def _in_chans(recipe: Recipe, data: Data) -> int:
-    """Return how many channels the model is to take: the recipe's for images, all features for rows of them.
+    """Return how many channels the model is to take: the recipe's for images, all features for rows
+    of them.
 
     Raises:
         UserError: the data are rows, and the model is for images.
@@ -212,7 +239,10 @@ def _in_chans(recipe: Recipe, data: Data) -> int:
     (features,) = data.input_size
     if spec.name not in models.FEATURE_MODELS:
         known = ", ".join(models.FEATURE_MODELS)
-        wrong = f"{spec.name} takes images, and these data are rows of {features} features; use one of {known}"
+        wrong = (
+            f"{spec.name} takes images, and these data are rows of {features} features; use one of "
+            f"{known}"
+        )
         raise UserError(f"{recipe.source.nearest('model', 'name')}: model.name: {wrong}")
     return features
 

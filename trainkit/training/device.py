@@ -1,4 +1,6 @@
-"""Where and how arithmetic runs: the device, its precision, and the other ranks of a distributed run."""
+"""Where and how arithmetic runs: the device, its precision, and the other ranks of a distributed
+run.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ class Scaler(torch.amp.GradScaler):
         self.unscale_(optimizer)
         now = state["found_inf_per_device"]
         state["found_inf_per_device"] = now | {
-            device: torch.maximum(found, now[device]) if device in now else found for device, found in before.items()
+            device: torch.maximum(found, now[device]) if device in now else found
+            for device, found in before.items()
         }
 
 
@@ -71,7 +74,8 @@ class Device:
         if self.world > 1:
             if not dist.is_initialized():
                 dist.init_process_group("nccl" if self.torch.type == "cuda" else "gloo")
-            # Small messages about control go over their own CPU group: they never wait for the device.
+            # Small messages about control go over their own CPU group: they never wait for the
+            # device.
             self._control = dist.new_group(backend="gloo")
 
     @property
@@ -80,9 +84,11 @@ class Device:
         return self.rank == 0
 
     def autocast(self, *, enabled: bool = True) -> AbstractContextManager[Any]:
-        """Return the context in which a model's forward pass and loss run, or one in which it is off.
+        """Return the context in which a model's forward pass and loss run, or one in which it is
+        off.
 
-        The loop enters it around `compute_loss`. What must keep full precision there goes into `enabled=False`.
+        The loop enters it around `compute_loss`. What must keep full precision there goes into
+        `enabled=False`.
         """
         if self.dtype is torch.float32:
             return nullcontext()
@@ -110,7 +116,9 @@ class Device:
         )
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Give every rank rank 0's buffers: batch statistics differ between ranks during an epoch."""
+        """Give every rank rank 0's buffers: batch statistics differ between ranks during an
+        epoch.
+        """
         if self.world > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
@@ -147,7 +155,9 @@ class Device:
 
     def describe(self) -> str:
         """Return one line: device, precision, ranks."""
-        name = torch.cuda.get_device_name(self.torch) if self.torch.type == "cuda" else str(self.torch)
+        name = (
+            torch.cuda.get_device_name(self.torch) if self.torch.type == "cuda" else str(self.torch)
+        )
         precision = next(name for name, dtype in _DTYPES.items() if dtype is self.dtype)
         return f"{name}, {precision}, {self.world} rank(s)"
 
@@ -161,13 +171,22 @@ def _soundly(context: AbstractContextManager[Any]) -> Iterator[None]:
 def _resolve(name: str) -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = local if device.index is None else device.index
         if index >= count:
-            raise UserError(f"train.device: there is no {name} here (CUDA devices: {count}); use train.device=auto")
+            raise UserError(
+                f"train.device: there is no {name} here (CUDA devices: {count}); use "
+                "train.device=auto"
+            )
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("train.device: there is no mps here; use train.device=auto")
@@ -185,5 +204,7 @@ def _set_determinism(wanted: bool) -> None:
 
 
 def to_channels_last(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return the image tensors (4-D) of an iterable in channels-last memory format, the others as they are."""
+    """Return the image tensors (4-D) of an iterable in channels-last memory format, the others
+    as they are.
+    """
     return [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in tensors]

@@ -12,7 +12,16 @@ import torch
 
 from trainkit.training.device import Device
 
-_PACKAGES = ("trainkit", "torch", "timm", "torchvision", "torchmetrics", "pluggy", "pydantic", "numpy")
+_PACKAGES = (
+    "trainkit",
+    "torch",
+    "timm",
+    "torchvision",
+    "torchmetrics",
+    "pluggy",
+    "pydantic",
+    "numpy",
+)
 
 
 def facts(device: Device) -> dict[str, Any]:
@@ -33,7 +42,9 @@ def facts(device: Device) -> dict[str, Any]:
 
 def _git(*arguments: str) -> str:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

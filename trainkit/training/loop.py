@@ -9,8 +9,8 @@
         for window of `accumulate` micro-batches:
             for batch in window:
                 prepare_batch
-                compute_loss                 loss weighted by its share of the window's examples, then backward
-                    compute_output           the model's forward pass
+                compute_loss                 loss weighted by its share of the window's examples,
+                    then backward compute_output           the model's forward pass
                     compute_criterion        the loss of its output
             unscale, averaged over ranks
             before_optimizer_step            gradients final, parameters untouched
@@ -45,13 +45,20 @@ from trainkit.training.window import StepLoss, Window
 
 
 @naming()
-def fit(run: Run, keeper: Keeper, *, interrupted: Callable[[], bool] = lambda: False, until: int | None = None) -> None:
+def fit(
+    run: Run,
+    keeper: Keeper,
+    *,
+    interrupted: Callable[[], bool] = lambda: False,
+    until: int | None = None,
+) -> None:
     """Train from where `run` stands to its last epoch.
 
     Args:
         run: complete, and restored if it is to go on from a checkpoint.
         keeper: writes checkpoints.
-        interrupted: asked after every step and every batch of validation whether the user wants to stop.
+        interrupted: asked after every step and every batch of validation whether the user wants to
+            stop.
         until: stop after this many steps in total, as if interrupted there.
 
     Raises:
@@ -84,14 +91,17 @@ def _fit(run: Run, keeper: Keeper, interrupted: Callable[[], bool], until: int |
         if start == 0:
             begun = begin_epoch(run, trains)
             if begun != trains:
-                # The old one must go before the next is made: each waits for the gradients that it was made for.
+                # The old one must go before the next is made: each waits for the gradients that it
+                # was made for.
                 trains, step_loss = begun, None
         if step_loss is None:
             step_loss = run.device.replicate(StepLoss(run))
         # A run that was stopped while validating has no steps left in its epoch.
         batches = run.data.train.batches(run.epoch, start) if start < steps_per_epoch else iter(())
         for position in range(start, steps_per_epoch):
-            train_step(run, step_loss, keeper.watch, position, _read_ahead(batches, run, keeper, position))
+            train_step(
+                run, step_loss, keeper.watch, position, _read_ahead(batches, run, keeper, position)
+            )
             stop = run.device.any(interrupted()) or run.step == until
             if run.log.pending >= run.recipe.train.log_every:
                 publish(run, keeper)
@@ -107,7 +117,9 @@ def _fit(run: Run, keeper: Keeper, interrupted: Callable[[], bool], until: int |
         run.log.commit(run.step, run.epoch)
         publish(run, keeper)  # the checkpoint holds nothing that is still to be written
         if run.device.any(bool(run.stop_reason)):
-            run.stop("another rank asked for it")  # a plugin may do so where only one rank is told, in on_log say
+            run.stop(
+                "another rank asked for it"
+            )  # a plugin may do so where only one rank is told, in on_log say
         run.epoch += 1
         keeper.save(run)
         going_on = run.epoch < epochs and not run.stop_reason
@@ -124,12 +136,15 @@ def _validate(run: Run, keeper: Keeper, interrupted: Callable[[], bool]) -> None
     try:
         evaluate(run, keeper, interrupted=interrupted)
     except (Interrupted, UserError):  # a UserError: an image that cannot be read, say
-        keeper.save_held()  # validation may have put other weights into the model; it is done again as a whole
+        # Validation may have put other weights into the model; it is done again as a whole.
+        keeper.save_held()
         raise
 
 
 def _read_ahead(batches: Iterator[Any], run: Run, keeper: Keeper, position: int) -> Iterator[Any]:
-    """Return the batches with the next one read; where it cannot be, the steps of the epoch so far are saved first."""
+    """Return the batches with the next one read; where it cannot be, the steps of the epoch so
+    far are saved first.
+    """
     try:
         first = next(batches)
     except UserError:
@@ -142,13 +157,17 @@ def _read_ahead(batches: Iterator[Any], run: Run, keeper: Keeper, position: int)
 
 
 def begin_epoch(run: Run, trains: frozenset[str]) -> frozenset[str]:
-    """Begin an epoch; return the names of the parameters that train in it, given those that did until now."""
+    """Begin an epoch; return the names of the parameters that train in it, given those that did
+    until now.
+    """
     run.model.train()
     run.hook.on_epoch_start(run=run)
     return select(run, trains)
 
 
-def train_step(run: Run, step_loss: nn.Module, watch: Watch, position: int, batches: Iterator[Any]) -> None:
+def train_step(
+    run: Run, step_loss: nn.Module, watch: Watch, position: int, batches: Iterator[Any]
+) -> None:
     """Take one optimizer step on the window at `position` of the current epoch."""
     weights = run.data.train.window(run.epoch, position).weights
     scaler, optimizer = run.device.scaler, run.optimizer
@@ -179,9 +198,11 @@ def _asks(run: Run, argument: str) -> bool:
 def evaluate(
     run: Run, keeper: Keeper | None = None, *, interrupted: Callable[[], bool] = lambda: False
 ) -> dict[str, float]:
-    """Measure the model on the validation data, and let `keeper` keep its weights if they are among the best.
+    """Measure the model on the validation data, and let `keeper` keep its weights if they are among
+    the best.
 
-    Validation has random streams of its own, the plugins' too: how often it happens does not change training.
+    Validation has random streams of its own, the plugins' too: how often it happens does not change
+    training.
 
     Raises:
         Interrupted: the user wants to stop; the run is as validation has it, and must not be saved.
@@ -193,7 +214,9 @@ def evaluate(
     run.model.eval()
     run.metrics.reset()
     with ExitStack() as streams:
-        streams.enter_context(isolated(derive_seed(run.recipe.seed, "evaluate", run.epoch), run.device.torch))
+        streams.enter_context(
+            isolated(derive_seed(run.recipe.seed, "evaluate", run.epoch), run.device.torch)
+        )
         for plugin in run.plugins.values():
             streams.enter_context(plugin.apart("evaluate", run.epoch))
         for number, batch in enumerate(run.data.val):
@@ -217,7 +240,9 @@ def evaluate(
 
 
 def publish(run: Run, keeper: Keeper) -> None:
-    """Bring what has been logged to the host, tell the plugins, and stop if a step was not finite."""
+    """Bring what has been logged to the host, tell the plugins, and stop if a step was not
+    finite.
+    """
     records = run.log.flush()
     fault = keeper.watch.look(records)
     for record in records:

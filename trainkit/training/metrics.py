@@ -14,7 +14,9 @@ from trainkit.config.recipe import LossSpec
 
 
 def criterion(spec: LossSpec) -> nn.Module:
-    """Return the loss that `train.loss:` names: from logits [N, K] and classes [N] or probabilities [N, K]."""
+    """Return the loss that `train.loss:` names: from logits [N, K] and classes [N] or
+    probabilities [N, K].
+    """
     if spec.name == "bce":
         return cast(nn.Module, timm.loss.BinaryCrossEntropy(spec.smoothing, spec.target_threshold))
     if spec.name == "asymmetric":
@@ -34,7 +36,10 @@ class KnownSquaredError(nn.Module):
             ValueError: the shapes differ.
         """
         if outputs.shape != targets.shape:
-            raise ValueError(f"mse: outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} differ in shape")
+            raise ValueError(
+                f"mse: outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} differ in "
+                "shape"
+            )
         known = ~targets.isnan()
         return torch.where(known, outputs - targets, 0).square().sum() / known.sum().clamp(min=1)
 
@@ -42,7 +47,8 @@ class KnownSquaredError(nn.Module):
 class _OfClasses(torchmetrics.Metric):  # type: ignore[misc]  # torchmetrics is half typed
     """A share of examples, from logits [N, K], whatever their size, and classes [N].
 
-    NaN as soon as the logits of one example have no highest: NaN is no class, and neither is infinity.
+    NaN as soon as the logits of one example have no highest: NaN is no class, and neither is
+    infinity.
     """
 
     def __init__(self) -> None:
@@ -78,7 +84,11 @@ class Accuracy(_OfClasses):
 
     def add(self, logits: Tensor, targets: Tensor) -> None:
         """Add how many are right."""
-        guesses = logits.argmax(1, keepdim=True) if self.top_k == 1 else logits.topk(self.top_k, dim=1).indices
+        guesses = (
+            logits.argmax(1, keepdim=True)
+            if self.top_k == 1
+            else logits.topk(self.top_k, dim=1).indices
+        )
         self.right += (guesses == targets[:, None]).sum()
 
     def compute(self) -> Tensor:
@@ -87,11 +97,12 @@ class Accuracy(_OfClasses):
 
 
 class CalibrationError(_OfClasses):
-    """sum_b n_b/N |accuracy_b - confidence_b| over bins of equal width, ((b - 1)/B, b/B], of the highest probability.
+    """sum_b n_b/N |accuracy_b - confidence_b| over bins of equal width, ((b - 1)/B, b/B], of the
+    highest probability.
 
-    The expected calibration error of Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, ICML
-    2017, equations 2 and 3. Sums are kept as whole multiples of 2^-32, exact in any order: the value does not depend
-    on batches or ranks.
+    The expected calibration error of Guo, Pleiss, Sun and Weinberger, On Calibration of Modern
+    Neural Networks, ICML 2017, equations 2 and 3. Sums are kept as whole multiples of 2^-32, exact
+    in any order: the value does not depend on batches or ranks.
     """
 
     higher_is_better = False
@@ -130,7 +141,9 @@ class NegativeLogLikelihood(torchmetrics.MeanMetric):  # type: ignore[misc]  # t
 
 
 def classification_metrics(num_classes: int) -> torchmetrics.MetricCollection:
-    """Return what is measured by default; every value is over examples, however batches and ranks divide them."""
+    """Return what is measured by default; every value is over examples, however batches and
+    ranks divide them.
+    """
     metrics: dict[str, torchmetrics.Metric] = {
         "accuracy": Accuracy(),
         "nll": NegativeLogLikelihood(nan_strategy="disable"),
@@ -188,8 +201,11 @@ class MeanAbsoluteError(_OfKnown):
 
 
 def regression_metrics() -> torchmetrics.MetricCollection:
-    """Return what is measured where the targets are numbers, as `classification_metrics` does for classes."""
-    # Metrics with equal sums after a first batch, in which nothing was known say, would be taken for one and the same.
+    """Return what is measured where the targets are numbers, as `classification_metrics` does
+    for classes.
+    """
+    # Metrics with equal sums after a first batch, in which nothing was known say, would be taken
+    # for one and the same.
     return torchmetrics.MetricCollection(
         {"rmse": RootMeanSquaredError(), "mae": MeanAbsoluteError()}, compute_groups=False
     )

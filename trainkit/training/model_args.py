@@ -17,11 +17,14 @@ _ELSEWHERE = {
     "img_size": "data.image_size",
 }
 _LARGEST = 10**6
-"""More than any size or depth of a model; timm would take for ever, or all memory, to make one of more."""
+"""More than any size or depth of a model; timm would take for ever, or all memory, to make one
+of more.
+"""
 
 
 def model_problems(recipe: Recipe, input_size: tuple[int, ...]) -> list[Problem]:
-    """Return the arguments under `model.args` that core says itself, or whose value no model can take.
+    """Return the arguments under `model.args` that core says itself, or whose value no model can
+    take.
 
     Args:
         recipe: the recipe.
@@ -39,7 +42,9 @@ def model_problems(recipe: Recipe, input_size: tuple[int, ...]) -> list[Problem]
             wrong = f"is larger than anything in a model ({_LARGEST:,}); got {value!r}"
         else:
             continue
-        problems.append(Problem(recipe.source.nearest("model", "args", name), f"model.args.{name}", wrong))
+        problems.append(
+            Problem(recipe.source.nearest("model", "args", name), f"model.args.{name}", wrong)
+        )
     return problems
 
 

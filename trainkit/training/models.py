@@ -1,6 +1,8 @@
-"""Plain networks for inputs that are no images, in timm's registry, so that a recipe names them as any other model.
+"""Plain networks for inputs that are no images, in timm's registry, so that a recipe names them as
+any other model.
 
-Importing this module registers `mlp` and `autoencoder`; `timm.create_model` makes them from then on.
+Importing this module registers `mlp` and `autoencoder`; `timm.create_model` makes them from then
+on.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ FEATURE_MODELS = ("mlp", "autoencoder")
 
 
 class Mlp(nn.Module):
-    """A multilayer perceptron: linear layers with an activation between them, under timm's names for a model's parts.
+    """A multilayer perceptron: linear layers with an activation between them, under timm's names
+    for a model's parts.
 
     Args:
         features: entries of one input; images are flattened.
@@ -43,7 +46,9 @@ class Mlp(nn.Module):
     ) -> None:
         super().__init__()
         if not all(type(units) is int and units > 0 for units in hidden):
-            raise ValueError(f"hidden is a list of whole numbers above 0, such as [100, 100]; got {hidden!r}")
+            raise ValueError(
+                f"hidden is a list of whole numbers above 0, such as [100, 100]; got {hidden!r}"
+            )
         if not 0 <= drop_rate < 1:
             raise ValueError(f"drop_rate is in [0, 1); got {drop_rate!r}")
         self.num_features = self.head_hidden_size = hidden[-1] if hidden else features
@@ -68,7 +73,9 @@ class Mlp(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the last layer by a fresh one; `global_pool` is timm's argument, and here nothing is pooled."""
+        """Replace the last layer by a fresh one; `global_pool` is timm's argument, and here
+        nothing is pooled.
+        """
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
@@ -91,11 +98,19 @@ def _activation(name: str) -> nn.Module:
     try:
         return cast(nn.Module, get_act_layer(name)())
     except (KeyError, TypeError):
-        raise ValueError(f"timm has no activation {name!r}; relu, sigmoid, tanh, gelu and silu are some") from None
+        raise ValueError(
+            f"timm has no activation {name!r}; relu, sigmoid, tanh, gelu and silu are some"
+        ) from None
 
 
 def _features(in_chans: int, img_size: int | Sequence[int] | None) -> int:
-    size = (1, 1) if img_size is None else (img_size, img_size) if isinstance(img_size, int) else img_size
+    size = (
+        (1, 1)
+        if img_size is None
+        else (img_size, img_size)
+        if isinstance(img_size, int)
+        else img_size
+    )
     return in_chans * math.prod(size)
 
 
@@ -119,7 +134,8 @@ def mlp(
     pretrained_cfg_overlay: Any = None,
     cache_dir: Any = None,
 ) -> Mlp:
-    """Return an `Mlp` on rows of `in_chans` features, or with `img_size` on flattened images of as many channels.
+    """Return an `Mlp` on rows of `in_chans` features, or with `img_size` on flattened images of as
+    many channels.
 
     The last three arguments are timm's, which passes them to every model.
     """
@@ -141,7 +157,8 @@ def autoencoder(
     pretrained_cfg_overlay: Any = None,
     cache_dir: Any = None,
 ) -> Mlp:
-    """Return an `Mlp` with as many outputs as inputs: of ratings, AutoRec (Sedhain et al. 2015, equation 2).
+    """Return an `Mlp` with as many outputs as inputs: of ratings, AutoRec (Sedhain et al. 2015,
+    equation 2).
 
     The last three arguments are timm's, which passes them to every model.
 
@@ -152,6 +169,7 @@ def autoencoder(
     features = _features(in_chans, img_size)
     if num_classes not in (0, features):
         raise ValueError(
-            f"an autoencoder of {features} inputs has {features} outputs, and the data want {num_classes}; take mlp"
+            f"an autoencoder of {features} inputs has {features} outputs, and the data want "
+            f"{num_classes}; take mlp"
         )
     return Mlp(features, hidden, features, act, False, drop_rate)

@@ -1,8 +1,9 @@
-"""The optimizer that a recipe names, from timm's factory; what would not act as it is written is refused.
+"""The optimizer that a recipe names, from timm's factory; what would not act as it is written is
+refused.
 
-timm drops `betas` and `eps` where an optimizer has none, takes arguments that only matter where it makes the groups
-itself, and checks few values. So every key is held against the signature of the class that is built, and the finished
-settings take three steps on a handful of numbers.
+timm drops `betas` and `eps` where an optimizer has none, takes arguments that only matter where it
+makes the groups itself, and checks few values. So every key is held against the signature of the
+class that is built, and the finished settings take three steps on a handful of numbers.
 """
 
 from __future__ import annotations
@@ -50,7 +51,11 @@ def build_optimizer(groups: ParamGroups, recipe: Recipe, device: torch.device) -
         problems = _problems(recipe)
     except (ImportError, AssertionError) as error:  # apex and bitsandbytes
         problems = [
-            Problem(where("optimizer", "name"), "optimizer.name", f"{spec.name} is not here: {first_line(error)}")
+            Problem(
+                where("optimizer", "name"),
+                "optimizer.name",
+                f"{spec.name} is not here: {first_line(error)}",
+            )
         ]
     if problems:
         raise RecipeError(problems)
@@ -68,29 +73,44 @@ def _create(groups: Any, spec: OptimizerSpec, weight_decay: float) -> Optimizer:
     arguments: dict[str, Any] = dict(spec.args)
     if timm.optim.get_optimizer_info(spec.name).has_momentum:
         arguments["momentum"] = spec.momentum
-    made = timm.optim.create_optimizer_v2(groups, opt=spec.name, lr=spec.lr, weight_decay=weight_decay, **arguments)
+    made = timm.optim.create_optimizer_v2(
+        groups, opt=spec.name, lr=spec.lr, weight_decay=weight_decay, **arguments
+    )
     return cast(Optimizer, made)
 
 
 def _problems(recipe: Recipe) -> list[Problem]:
-    """Return the settings that the optimizer does not have, or that have no place or value there."""
+    """Return the settings that the optimizer does not have, or that have no place or value
+    there.
+    """
     spec = recipe.optimizer
     info = timm.optim.get_optimizer_info(spec.name)
-    known = dict(inspect.signature(timm.optim.get_optimizer_class(spec.name, bind_defaults=False)).parameters)
-    for name, has in (("betas", info.has_betas), ("eps", info.has_eps), ("momentum", info.has_momentum)):
+    known = dict(
+        inspect.signature(timm.optim.get_optimizer_class(spec.name, bind_defaults=False)).parameters
+    )
+    for name, has in (
+        ("betas", info.has_betas),
+        ("eps", info.has_eps),
+        ("momentum", info.has_momentum),
+    ):
         if not has:
             known.pop(name, None)
     problems = []
     # A resolved recipe writes every default out, also where the optimizer has no momentum.
     if not info.has_momentum and spec.momentum != OptimizerSpec.model_fields["momentum"].default:
         message = f"{spec.name} has no momentum of this kind; leave it out"
-        problems.append(Problem(recipe.source.nearest("optimizer", "momentum"), "optimizer.momentum", message))
+        problems.append(
+            Problem(recipe.source.nearest("optimizer", "momentum"), "optimizer.momentum", message)
+        )
     for name, value in spec.args.items():
         if name in _ELSEWHERE:
             key, wrong = f"optimizer.args.{name}", f"say it as optimizer.{_ELSEWHERE[name]}"
         elif name in _OF_GROUPS:
             key = f"optimizer.args.{name}"
-            wrong = "the parameter groups are made before the optimizer, which does not ask for it; leave it out"
+            wrong = (
+                "the parameter groups are made before the optimizer, which does not ask for it; "
+                "leave it out"
+            )
         elif name not in known:
             offered = [n for n in known if n not in ("params", *_ELSEWHERE)]
             near = suggest(name, offered) or f"; it takes: {', '.join(offered)}"
@@ -103,7 +123,9 @@ def _problems(recipe: Recipe) -> list[Problem]:
 
 
 def _wrong_value(name: str, value: Any, default: Any) -> str:
-    """Return what is wrong with an argument's value, as far as its default shows of which kind it must be."""
+    """Return what is wrong with an argument's value, as far as its default shows of which kind
+    it must be.
+    """
     if isinstance(default, bool) or name in _SWITCHES:
         return "" if isinstance(value, bool) else f"should be true or false; got {value!r}"
     if name in _SHARES or isinstance(default, tuple):
@@ -125,15 +147,25 @@ def _wrong_value(name: str, value: Any, default: Any) -> str:
 
 def _is_number(value: Any) -> bool:
     try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
     except OverflowError:  # an integer that no float holds
         return False
 
 
 def _trial(spec: OptimizerSpec, device: torch.device) -> str:
-    """Take three steps along a constant gradient; return what is wrong with where they lead, if anything."""
-    shapes = ((64, 32), (32,), (32, 16, 3, 3))  # large enough for what is factored or made orthogonal
-    params = [nn.Parameter(torch.linspace(0.5, 1.0, math.prod(s), device=device).view(s)) for s in shapes]
+    """Take three steps along a constant gradient; return what is wrong with where they lead, if
+    anything.
+    """
+    shapes = (
+        (64, 32),
+        (32,),
+        (32, 16, 3, 3),
+    )  # large enough for what is factored or made orthogonal
+    params = [
+        nn.Parameter(torch.linspace(0.5, 1.0, math.prod(s), device=device).view(s)) for s in shapes
+    ]
     before = sum(float(p.detach().sum()) for p in params)
     with isolated(0, device), torch.compiler.set_stance("force_eager"):
         optimizer = _create([{"params": params}], spec, spec.weight_decay)

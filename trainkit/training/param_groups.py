@@ -1,4 +1,6 @@
-"""Which parameters decay, and by how much each layer's learning rate is scaled: the optimizer's groups."""
+"""Which parameters decay, and by how much each layer's learning rate is scaled: the optimizer's
+groups.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,17 @@ from trainkit.hooks.run import ParamGroups
 def exempt_names(model: nn.Module) -> set[str]:
     """Return the names of the parameters that a model itself exempts from weight decay.
 
-    Its `no_weight_decay` gives names, or patterns with * and ? (XCiT's `pos_embed.*`), which timm reads as in file
-    names (`timm.optim.param_groups_weight_decay`).
+    Its `no_weight_decay` gives names, or patterns with * and ? (XCiT's `pos_embed.*`), which timm
+    reads as in file names (`timm.optim.param_groups_weight_decay`).
     """
     if not hasattr(model, "no_weight_decay"):
         return set()
     patterns = list(cast(Any, model).no_weight_decay())
-    return {name for name, _ in model.named_parameters() if any(fnmatch(name, pattern) for pattern in patterns)}
+    return {
+        name
+        for name, _ in model.named_parameters()
+        if any(fnmatch(name, pattern) for pattern in patterns)
+    }
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> ParamGroups:
@@ -36,7 +42,12 @@ def decay_groups(model: nn.Module, weight_decay: float) -> ParamGroups:
             free = parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
             (keep if free else decay).append(parameter)
     groups: ParamGroups = [
-        {"params": decay, "weight_decay": weight_decay, "name": "decay", "rule": "matrices and kernels"},
+        {
+            "params": decay,
+            "weight_decay": weight_decay,
+            "name": "decay",
+            "rule": "matrices and kernels",
+        },
         {
             "params": keep,
             "weight_decay": 0.0,
@@ -48,14 +59,23 @@ def decay_groups(model: nn.Module, weight_decay: float) -> ParamGroups:
 
 
 def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> ParamGroups:
-    """Split trainable parameters by layer too: timm's groups, each with an `lr_scale` for the schedule to multiply."""
+    """Split trainable parameters by layer too: timm's groups, each with an `lr_scale` for the
+    schedule to multiply.
+    """
     groups: ParamGroups = []
     for group in timm.optim.param_groups_layer_decay(
-        model, weight_decay=weight_decay, no_weight_decay_list=exempt_names(model), layer_decay=layer_decay
+        model,
+        weight_decay=weight_decay,
+        no_weight_decay_list=exempt_names(model),
+        layer_decay=layer_decay,
     ):
         kind = "decay" if group["weight_decay"] else "no_decay"
         scale = group["lr_scale"]
         rule = f"layer decay: lr times {scale:.4g}, weight decay {group['weight_decay']:g}"
-        keep = {"params": list(group["params"]), "weight_decay": group["weight_decay"], "lr_scale": scale}
+        keep = {
+            "params": list(group["params"]),
+            "weight_decay": group["weight_decay"],
+            "lr_scale": scale,
+        }
         groups.append(keep | {"name": f"{kind}_{len(groups)}", "rule": rule})
     return groups

@@ -1,4 +1,6 @@
-"""The arguments of timm's schedules: which each of them has a use for, of what type and in what range."""
+"""The arguments of timm's schedules: which each of them has a use for, of what type and in what
+range.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _Positive = Annotated[float, Field(gt=0)]
 
 
 class Args(BaseModel):
-    """What every schedule understands. Numbers become floats: timm's powers of large integers take for ever."""
+    """What every schedule understands. Numbers become floats: timm's powers of large integers
+    take for ever.
+    """
 
     model_config = STRICT
 
@@ -31,13 +35,22 @@ class Args(BaseModel):
 
     @model_validator(mode="after")
     def _check_noise(self) -> Args:
-        alone = [name for name in ("noise_pct", "noise_std", "noise_seed") if name in self.model_fields_set]
+        alone = [
+            name
+            for name in ("noise_pct", "noise_std", "noise_seed")
+            if name in self.model_fields_set
+        ]
         if self.noise is None and alone:
             raise ValueError(f"{' and '.join(alone)} do nothing without noise")
         if self.noise is not None and len(self.noise) not in (1, 2):
-            raise ValueError("noise is the share of the run at which it begins, or two: where it begins and ends")
+            raise ValueError(
+                "noise is the share of the run at which it begins, or two: where it begins and ends"
+            )
         if self.noise_std > 100 * self.noise_pct:
-            raise ValueError("timm draws until the noise is within noise_pct; set noise_std to 100 times that at most")
+            raise ValueError(
+                "timm draws until the noise is within noise_pct; set noise_std to 100 times that at"
+                " most"
+            )
         return self
 
 
@@ -95,7 +108,9 @@ class Multistep(Shifted):
 
     @model_validator(mode="after")
     def _check_order(self) -> Multistep:
-        if not self.decay_milestones or list(self.decay_milestones) != sorted(self.decay_milestones):
+        if not self.decay_milestones or list(self.decay_milestones) != sorted(
+            self.decay_milestones
+        ):
             raise ValueError("decay_milestones must be epochs, each later than the one before")
         return self
 
@@ -151,13 +166,18 @@ def read_args(recipe: Recipe) -> tuple[Args | None, list[Problem]]:
         elif name in _FIXED:
             wrong = f"{_FIXED[name]}; leave it out"
         elif name == "warmup_prefix":
-            when = "never decays" if spec.name == "constant" else "begins after the warm-up in any case"
+            when = (
+                "never decays"
+                if spec.name == "constant"
+                else "begins after the warm-up in any case"
+            )
             wrong = f"{spec.name} {when}; leave it out"
         elif owners:
             wrong = f"{spec.name} has no use for it, only {', '.join(owners)}; leave it out"
         else:
             key = "scheduler.args"
-            wrong = f"timm has no {name!r}{suggest(name, [n for args in _ARGS.values() for n in args.model_fields])}"
+            every = [n for args in _ARGS.values() for n in args.model_fields]
+            wrong = f"timm has no {name!r}{suggest(name, every)}"
         problems.append(Problem(where("scheduler", "args", name), key, wrong))
     told = {name: value for name, value in spec.args.items() if name in known.model_fields}
     args, found = validate(known, told, recipe.source, ("scheduler", "args"))

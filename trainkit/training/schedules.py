@@ -1,8 +1,8 @@
 """The learning-rate schedule that a recipe names, from timm's factory, made to fit the run.
 
-timm adds a prefixed warm-up, a cooldown and further cycles to the length of a run; here `train.epochs` is the length,
-and they have their place within it. What a schedule has no use for is refused, and what would first act after the end
-of the run is noted.
+timm adds a prefixed warm-up, a cooldown and further cycles to the length of a run; here
+`train.epochs` is the length, and they have their place within it. What a schedule has no use for is
+refused, and what would first act after the end of the run is noted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from torch.optim import Optimizer
 from trainkit.config.recipe import Recipe, SchedulerSpec
 from trainkit.errors import Problem, RecipeError, first_line
 from trainkit.hooks.run import Scheduler
-from trainkit.training.schedule_args import Args, Cycles, Ending, Multistep, Rsqrt, Shifted, Step, read_args
+from trainkit.training.schedule_args import (
+    Args,
+    Cycles,
+    Ending,
+    Multistep,
+    Rsqrt,
+    Shifted,
+    Step,
+    read_args,
+)
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,15 @@ class _Length:
         return self.epochs * self.steps_per_epoch
 
     def ends_before(self, epoch: float) -> bool:
-        """Return whether what a schedule does `epoch` epochs after the start would come after the last step."""
+        """Return whether what a schedule does `epoch` epochs after the start would come after
+        the last step.
+        """
         return epoch * self.steps_per_epoch > self.steps - 1
 
 
-def build_scheduler(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> tuple[Scheduler, list[str]]:
+def build_scheduler(
+    optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int
+) -> tuple[Scheduler, list[str]]:
     """Return timm's schedule of the recipe over a run, and notes on settings that never act in it.
 
     Raises:
@@ -60,7 +73,9 @@ def build_scheduler(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) 
             _check_rate(trial, step)
         scheduler = _create(optimizer, spec, settings, steps_per_epoch)
     except (ValueError, TypeError, ArithmeticError, RuntimeError, AssertionError) as error:
-        raise RecipeError([Problem(mark, "scheduler", f"timm cannot make {spec.name}: {first_line(error)}")]) from None
+        raise RecipeError(
+            [Problem(mark, "scheduler", f"timm cannot make {spec.name}: {first_line(error)}")]
+        ) from None
     return scheduler, _notes(spec, args, length)
 
 
@@ -72,26 +87,41 @@ def _against(recipe: Recipe, args: Args | None, peak: float) -> list[Problem]:
     if spec.warmup_epochs + cooldown >= epochs and spec.name != "constant":
         taken = f"{spec.warmup_epochs}" + (f" and a cooldown of {cooldown:g}" if cooldown else "")
         wrong = f"{taken} leaves none of {epochs} epochs"
-        problems.append(Problem(where("scheduler", "warmup_epochs"), "scheduler.warmup_epochs", wrong))
+        problems.append(
+            Problem(where("scheduler", "warmup_epochs"), "scheduler.warmup_epochs", wrong)
+        )
     if isinstance(args, Ending) and spec.min_lr > peak:
-        wrong = f"{spec.min_lr:g} is above the peak of {peak:g}: the rate would rise to it; lower it"
+        wrong = (
+            f"{spec.min_lr:g} is above the peak of {peak:g}: the rate would rise to it; lower it"
+        )
         problems.append(Problem(where("scheduler", "min_lr"), "scheduler.min_lr", wrong))
     if spec.warmup_epochs and spec.warmup_lr > peak:
-        wrong = f"{spec.warmup_lr:g} is above the peak of {peak:g}: the rate would fall to it; lower it"
+        wrong = (
+            f"{spec.warmup_lr:g} is above the peak of {peak:g}: the rate would fall to it; lower it"
+        )
         problems.append(Problem(where("scheduler", "warmup_lr"), "scheduler.warmup_lr", wrong))
     if isinstance(args, Rsqrt) and args.stable_timescale is None and not spec.warmup_epochs:
-        wrong = "rsqrt takes its time scale from the warm-up; set scheduler.warmup_epochs or args.stable_timescale"
+        wrong = (
+            "rsqrt takes its time scale from the warm-up; set scheduler.warmup_epochs or "
+            "args.stable_timescale"
+        )
         problems.append(Problem(where("scheduler", "name"), "scheduler.name", wrong))
     if isinstance(args, Cycles) and args.cycle_limit > 1:
         last = peak * args.cycle_decay ** (args.cycle_limit - 1)
         if last < spec.min_lr <= peak:
             wrong = f"the last cycle would begin at {last:.3g}, below scheduler.min_lr; raise it"
-            problems.append(Problem(where("scheduler", "args", "cycle_decay"), "scheduler.args.cycle_decay", wrong))
+            problems.append(
+                Problem(
+                    where("scheduler", "args", "cycle_decay"), "scheduler.args.cycle_decay", wrong
+                )
+            )
     return problems
 
 
 def _fitted(spec: SchedulerSpec, args: Args, length: _Length) -> dict[str, Any]:
-    """Return timm's arguments, with what it would add to the length of the run taken off the decay instead."""
+    """Return timm's arguments, with what it would add to the length of the run taken off the
+    decay instead.
+    """
     settings = args.model_dump(exclude_unset=True)
     taken = settings.pop("cooldown_epochs", 0.0)
     if isinstance(args, Cycles) and args.warmup_prefix:
@@ -101,14 +131,18 @@ def _fitted(spec: SchedulerSpec, args: Args, length: _Length) -> dict[str, Any]:
         mul, count = args.cycle_mul, args.cycle_limit
         epochs /= count if mul == 1 else (mul**count - 1) / (mul - 1)
         if min(epochs, epochs * mul ** (count - 1)) * length.steps_per_epoch < 1:
-            raise ValueError(f"of {count} cycles in {length.steps} steps one is shorter than a step")
+            raise ValueError(
+                f"of {count} cycles in {length.steps} steps one is shorter than a step"
+            )
     settings["num_epochs"] = epochs
     if args.noise is not None:  # timm's shares are of the first cycle, here they are of the run
         settings["noise"] = [share * length.epochs / epochs for share in args.noise]
     return settings
 
 
-def _create(optimizer: Optimizer, spec: SchedulerSpec, settings: dict[str, Any], steps_per_epoch: int) -> Scheduler:
+def _create(
+    optimizer: Optimizer, spec: SchedulerSpec, settings: dict[str, Any], steps_per_epoch: int
+) -> Scheduler:
     scheduler, _ = timm.scheduler.create_scheduler_v2(
         optimizer,
         sched=spec.name,
@@ -123,7 +157,9 @@ def _create(optimizer: Optimizer, spec: SchedulerSpec, settings: dict[str, Any],
 
 
 def _steps_to_try(settings: dict[str, Any], length: _Length) -> Iterator[int]:
-    """Yield the steps at which a schedule may break: the ends, its corners, and some hundreds between."""
+    """Yield the steps at which a schedule may break: the ends, its corners, and some hundreds
+    between.
+    """
     count, per_epoch = length.steps, length.steps_per_epoch
     cycles = settings.get("cycle_limit", 1)
     corners = [0.0, length.warmup_epochs, length.epochs, *settings.get("decay_milestones", ())]
@@ -132,7 +168,9 @@ def _steps_to_try(settings: dict[str, Any], length: _Length) -> Iterator[int]:
         start = i if mul == 1 else (mul**i - 1) / (mul - 1)
         corners.append(start * settings["num_epochs"])
     near = {round(corner * per_epoch) + d for corner in corners for d in (-2, -1, 0, 1, 2)}
-    yield from sorted({step for step in near if 0 <= step <= count} | set(range(0, count, max(1, count // 500))))
+    yield from sorted(
+        {step for step in near if 0 <= step <= count} | set(range(0, count, max(1, count // 500)))
+    )
 
 
 def _check_rate(scheduler: Any, step: int) -> None:
@@ -152,19 +190,34 @@ def _notes(spec: SchedulerSpec, args: Args, length: _Length) -> list[str]:
     if isinstance(args, Step) and length.ends_before(args.decay_epochs + shift):
         said = f"{args.decay_epochs:g}{default if 'decay_epochs' in unset else ''}"
         notes.append(
-            f"scheduler.args.decay_epochs: the rate first falls after {said} epochs, and {end}: it never falls"
+            f"scheduler.args.decay_epochs: the rate first falls after {said} epochs, and {end}: it "
+            "never falls"
         )
     if isinstance(args, Multistep):
         # A milestone acts one step early in timm.
-        late = [m for m in args.decay_milestones if length.ends_before(m + shift - 1 / length.steps_per_epoch)]
+        late = [
+            m
+            for m in args.decay_milestones
+            if length.ends_before(m + shift - 1 / length.steps_per_epoch)
+        ]
         if late:
-            said = f"{', '.join(f'{m:g}' for m in late)}{default if 'decay_milestones' in unset else ''}"
-            never = "the rate never falls" if len(late) == len(args.decay_milestones) else "they never come"
+            said = ", ".join(f"{m:g}" for m in late)
+            if "decay_milestones" in unset:
+                said += default
+            never = (
+                "the rate never falls"
+                if len(late) == len(args.decay_milestones)
+                else "they never come"
+            )
             notes.append(f"scheduler.args.decay_milestones: {said} after the end, {end}: {never}")
     if args.noise is not None and length.ends_before(args.noise[0] * length.epochs):
-        notes.append(f"scheduler.args.noise: begins at {args.noise[0]:g} of the run, where no step is left")
+        notes.append(
+            f"scheduler.args.noise: begins at {args.noise[0]:g} of the run, where no step is left"
+        )
     if spec.name == "constant" and spec.warmup_epochs >= length.epochs:
-        notes.append(f"scheduler.warmup_epochs: {spec.warmup_epochs:g}, and {end}: the peak is never reached")
+        notes.append(
+            f"scheduler.warmup_epochs: {spec.warmup_epochs:g}, and {end}: the peak is never reached"
+        )
     if not spec.warmup_epochs:
         if spec.warmup_lr != SchedulerSpec.model_fields["warmup_lr"].default:
             notes.append("scheduler.warmup_lr: does nothing without warmup_epochs")

@@ -20,31 +20,37 @@ def optimized(run: Run) -> list[str]:
 
 
 def select(run: Run, before: frozenset[str]) -> frozenset[str]:
-    """Ask which parameters train in the epoch that begins, and set `requires_grad` so; return their names.
+    """Ask which parameters train in the epoch that begins, and set `requires_grad` so; return their
+    names.
 
-    A frozen parameter has no gradient, so that no optimizer moves or decays it, or touches its averages.
+    A frozen parameter has no gradient, so that no optimizer moves or decays it, or touches its
+    averages.
 
     Args:
         run: the run.
         before: which trained until now.
 
     Raises:
-        PluginError: the answer names what cannot train, or nothing, or somebody set `requires_grad` himself.
+        PluginError: the answer names what cannot train, or nothing, or somebody set `requires_grad`
+            himself.
     """
     if changed := sorted(before ^ trained(run.model)):
         raise PluginError(
-            f"requires_grad of {some(changed)} was changed while the run was under way; set it where the model is "
-            "built, or say what trains in each epoch by wrapping the hook select_trainable"
+            f"requires_grad of {some(changed)} was changed while the run was under way; set it "
+            "where the model is built, or say what trains in each epoch by wrapping the hook "
+            "select_trainable"
         )
     possible = optimized(run)
     chosen = frozenset(run.hook.select_trainable(model=run.model, run=run))
     if unknown := sorted(chosen.difference(possible)):
         raise PluginError(
-            f"select_trainable: {some(unknown)} cannot train: the model has no such parameter, or the optimizer does "
-            "not hold it; let it require a gradient when the model is built"
+            f"select_trainable: {some(unknown)} cannot train: the model has no such parameter, or "
+            "the optimizer does not hold it; let it require a gradient when the model is built"
         )
     if not chosen:
-        raise PluginError(f"select_trainable: no parameter would train in epoch {run.epoch + 1}; leave some")
+        raise PluginError(
+            f"select_trainable: no parameter would train in epoch {run.epoch + 1}; leave some"
+        )
     if chosen != before:
         for name, parameter in run.model.named_parameters():
             if name in possible:

@@ -1,8 +1,9 @@
 """Weights from files: what a file really holds, and how it fits a model.
 
-Nothing that is read can run code. The content says what a file is, not its ending: safetensors, or what `torch.save`
-wrote of tensors and plain containers. From a whole training state the model's weights are taken, averaged ones first,
-as timm does; prefixes that wrappers put before every name are taken off.
+Nothing that is read can run code. The content says what a file is, not its ending: safetensors, or
+what `torch.save` wrote of tensors and plain containers. From a whole training state the model's
+weights are taken, averaged ones first, as timm does; prefixes that wrappers put before every name
+are taken off.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def read_weights(file: Path) -> State:
     """Return the named tensors in a file.
 
     Raises:
-        UserError: it is not there, is cut off or something else, holds no weights, or could run code.
+        UserError: it is not there, is cut off or something else, holds no weights, or could run
+            code.
     """
     wrong = no_file(file)
     if wrong is not None:
@@ -71,7 +73,9 @@ def _read(file: Path) -> Any:
         try:
             return load_file(file)
         except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise _Unreadable(f"it is cut off or damaged ({one_line(str(error), 160)}); get it anew") from None
+            raise _Unreadable(
+                f"it is cut off or damaged ({one_line(str(error), 160)}); get it anew"
+            ) from None
     if not head.startswith((b"PK\x03\x04", b"\x80")):
         what = foreign(file) or "is neither safetensors nor a file of torch.save"
         raise _Unreadable(f"it {what}")
@@ -89,7 +93,11 @@ def _why(error: Exception) -> str:
         return "it is a TorchScript program, not weights; save model.state_dict() alone"
     found = _GLOBAL.search(text)
     # A name of torch's own that it does not know is one that was cut off.
-    if isinstance(error, pickle.UnpicklingError) and found and not found[1].startswith("torch._utils"):
+    if (
+        isinstance(error, pickle.UnpicklingError)
+        and found
+        and not found[1].startswith("torch._utils")
+    ):
         fix = "where it was written, save model.state_dict() alone"
         return f"beside tensors it holds {found[1]}, and reading that could run code; {fix}"
     reason = one_line(text, 160) or type(error).__name__
@@ -103,10 +111,16 @@ def _named_tensors(found: Any, file: Path) -> State:
         key = next((key for key in _INSIDE if isinstance(found.get(key), Mapping)), None)
         inside = found if key is None else found[key]
     if not isinstance(inside, Mapping):
-        raise UserError(f"{file}: cannot be read as weights: it holds {_kind(found)}, not tensors with names")
+        raise UserError(
+            f"{file}: cannot be read as weights: it holds {_kind(found)}, not tensors with names"
+        )
     tensors = {str(name): value for name, value in inside.items() if isinstance(value, Tensor)}
     if not tensors:
-        what = f"its keys are {_some([str(key) for key in inside])}" if inside else "it is an empty mapping"
+        what = (
+            f"its keys are {_some([str(key) for key in inside])}"
+            if inside
+            else "it is an empty mapping"
+        )
         raise UserError(f"{file}: cannot be read as weights: it holds no tensors ({what})")
     return tensors
 
@@ -118,10 +132,14 @@ def _kind(value: Any) -> str:
 
 
 def _unwrapped(state: State, wanted: Sequence[str]) -> State:
-    """Return the state without the prefixes that wrappers (DDP, compile, averaging, Lightning) put before all names."""
+    """Return the state without the prefixes that wrappers (DDP, compile, averaging, Lightning)
+    put before all names.
+    """
     known = set(wanted)
     while not known & state.keys():
-        names = [name for name in state if name != "n_averaged"]  # the count of torch's AveragedModel
+        names = [
+            name for name in state if name != "n_averaged"
+        ]  # the count of torch's AveragedModel
         first = {name.partition(".")[0] for name in names}
         if len(first) != 1 or not all("." in name for name in names):
             break
@@ -144,7 +162,8 @@ def load_weights(model: nn.Module, file: Path) -> None:
 
 
 def start_from(model: nn.Module, file: Path) -> list[str]:
-    """Load a file into a model whose classifier may be for other classes; it then stays as it is, new.
+    """Load a file into a model whose classifier may be for other classes; it then stays as it is,
+    new.
 
     Returns:
         What the user should know: one line where the classifier is new.
@@ -158,9 +177,15 @@ def start_from(model: nn.Module, file: Path) -> list[str]:
     own = model.state_dict()
     names = classifier_of(model)
     of_it = [key for key in {**own, **state} if any(key.startswith(f"{name}.") for name in names)]
-    other = [key for key in of_it if key not in own or key not in state or own[key].shape != state[key].shape]
+    other = [
+        key
+        for key in of_it
+        if key not in own or key not in state or own[key].shape != state[key].shape
+    ]
     # A difference in more than the number of classes is a misfit like any other.
-    alike = all(own[key].shape[1:] == state[key].shape[1:] for key in other if key in own and key in state)
+    alike = all(
+        own[key].shape[1:] == state[key].shape[1:] for key in other if key in own and key in state
+    )
     if not other or not alike:
         fit_weights(model, state, file)
         return []
@@ -174,18 +199,27 @@ def start_from(model: nn.Module, file: Path) -> list[str]:
 
 
 def note_new_classifier(model: nn.Module) -> list[str]:
-    """Return the line that says so where timm's weights have another number of classes than the model."""
+    """Return the line that says so where timm's weights have another number of classes than the
+    model.
+    """
     cfg, here = getattr(model, "pretrained_cfg", None), getattr(model, "num_classes", None)
-    there = (cfg or {}).get("num_classes") if isinstance(cfg, Mapping) else getattr(cfg, "num_classes", None)
+    there = (
+        (cfg or {}).get("num_classes")
+        if isinstance(cfg, Mapping)
+        else getattr(cfg, "num_classes", None)
+    )
     if not here or there is None or there == here:
         return []
     return [
-        f"the classifier {', '.join(classifier_of(model))} is new ({there:,} classes in timm's weights, {here:,} here)"
+        f"the classifier {', '.join(classifier_of(model))} is new ({there:,} classes in timm's "
+        f"weights, {here:,} here)"
     ]
 
 
 def classifier_of(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the layers that give a timm model's outputs; none where it does not say."""
+    """Return the names of the layers that give a timm model's outputs; none where it does not
+    say.
+    """
     cfg = getattr(model, "pretrained_cfg", None) or {}
     said = cfg.get("classifier") if isinstance(cfg, Mapping) else getattr(cfg, "classifier", None)
     return (said,) if isinstance(said, str) else tuple(said or ())
@@ -229,7 +263,9 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> No
     try:
         model.load_state_dict(state)
     except RuntimeError as error:  # a layer may refuse what it is given
-        raise UserError(f"{file}: these weights do not fit the model: {misfit(error)[:160]}") from None
+        raise UserError(
+            f"{file}: these weights do not fit the model: {misfit(error)[:160]}"
+        ) from None
 
 
 def misfit(error: Exception) -> str:

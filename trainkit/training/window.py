@@ -1,4 +1,6 @@
-"""The micro-batches of one optimizer step, and the gradient of their mean loss wherever the parameters are."""
+"""The micro-batches of one optimizer step, and the gradient of their mean loss wherever the
+parameters are.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from trainkit.seeds import rng_state, set_rng_state
 
 
 class StepLoss(nn.Module):
-    """The loss of one micro-batch as a module, so that gradients are averaged over ranks however a plugin gets it."""
+    """The loss of one micro-batch as a module, so that gradients are averaged over ranks however
+    a plugin gets it.
+    """
 
     def __init__(self, run: Run) -> None:
         super().__init__()
@@ -55,13 +59,17 @@ class Window:
         keeps: whether the gradient will be asked for again; only then are the micro-batches kept.
     """
 
-    def __init__(self, run: Run, step_loss: nn.Module, weights: tuple[float, ...], *, keeps: bool) -> None:
+    def __init__(
+        self, run: Run, step_loss: nn.Module, weights: tuple[float, ...], *, keeps: bool
+    ) -> None:
         self.weights = weights
         self._run, self._step_loss, self._keeps = run, step_loss, keeps
         self._parts: list[_Part] = []
 
     def train(self, batches: Iterator[Any]) -> tuple[Tensor, Any]:
-        """Take the window's micro-batches; return their mean loss, detached, and the last. Gradients stay scaled."""
+        """Take the window's micro-batches; return their mean loss, detached, and the last.
+        Gradients stay scaled.
+        """
         run, total = self._run, None
         run.optimizer.zero_grad(set_to_none=True)
         for i in range(len(self.weights)):
@@ -75,12 +83,14 @@ class Window:
         return total, batch
 
     def differentiate(self) -> Tensor:
-        """Put into `.grad` the gradient of the window's mean loss at the parameters as they are now.
+        """Put into `.grad` the gradient of the window's mean loss at the parameters as they are
+        now.
 
-        It is final as in `before_optimizer_step`: of the whole window, unscaled, averaged over ranks, and under fp16
-        the step is skipped if it, or the one before, is not finite. Batches and everything random (augmentation,
-        dropout, a plugin's draws) are as the step's own pass had them. Nothing else changes: buffers, random streams,
-        logs and plugins are as if the loss had not been evaluated.
+        It is final as in `before_optimizer_step`: of the whole window, unscaled, averaged over
+        ranks, and under fp16 the step is skipped if it, or the one before, is not finite. Batches
+        and everything random (augmentation, dropout, a plugin's draws) are as the step's own pass
+        had them. Nothing else changes: buffers, random streams, logs and plugins are as if the loss
+        had not been evaluated.
 
         Returns:
             The mean loss there on this rank, a detached scalar.
@@ -97,7 +107,9 @@ class Window:
         for parameter, gradient in found:
             parameter.grad = gradient
         run.device.scaler.unscale_again(run.optimizer)
-        assert total is not None  # whoever can call this has asked for it, and so the micro-batches were kept
+        assert (
+            total is not None
+        )  # whoever can call this has asked for it, and so the micro-batches were kept
         return total
 
     def _backward(self, batch: Any, i: int) -> Tensor:

@@ -1,4 +1,6 @@
-"""Batch normalisation with ghost batches, channel groups and example weighing, for any model that has BatchNorm."""
+"""Batch normalisation with ghost batches, channel groups and example weighing, for any model
+that has BatchNorm.
+"""
 
 from .blocks import block_sizes
 from .decay import decay_groups, decay_toward_one, scales_and_shifts

@@ -1,7 +1,7 @@
 """Blocks of examples and groups of channels, and the training pass in ordinary operations.
 
-Every tensor is seen as X[n, B, C, S]: n examples in each of B equal blocks, C channels, S positions. A batch
-whose last block differs takes two such views. mu, inv and var are [B, C].
+Every tensor is seen as X[n, B, C, S]: n examples in each of B equal blocks, C channels, S
+positions. A batch whose last block differs takes two such views. mu, inv and var are [B, C].
 """
 
 from typing import NamedTuple
@@ -27,7 +27,9 @@ class Settings(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Equal blocks: ``blocks`` of ``size`` examples, from example ``start`` and block ``first`` on."""
+    """Equal blocks: ``blocks`` of ``size`` examples, from example ``start`` and block ``first``
+    on.
+    """
 
     start: int
     first: int
@@ -45,8 +47,8 @@ class Stretch(NamedTuple):
 def block_sizes(batch: int, ghost_size: int | None) -> list[int]:
     """Split a batch into blocks of ``ghost_size`` examples that use every example.
 
-    A remainder of more than half a ghost size is a block of its own; a smaller one joins the last block. So a
-    block of one example is made by ``ghost_size=1`` alone. ``None`` makes one block.
+    A remainder of more than half a ghost size is a block of its own; a smaller one joins the last
+    block. So a block of one example is made by ``ghost_size=1`` alone. ``None`` makes one block.
 
     Returns:
         The sizes of the blocks, in order; they sum to ``batch``.
@@ -72,7 +74,9 @@ def stretches(sizes: tuple[int, ...]) -> list[Stretch]:
 
 
 def are_channels(x: Tensor, settings: Settings) -> bool:
-    """Whether the blocks of x, [N, C, ...], are a view of it with more channels: equal, strided, of contiguous x."""
+    """Whether the blocks of x, [N, C, ...], are a view of it with more channels: equal, strided,
+    of contiguous x.
+    """
     sizes, groups, _, consecutive = settings
     return not consecutive and groups == x.shape[1] and sizes[0] == sizes[-1] and x.is_contiguous()
 
@@ -103,7 +107,9 @@ def sum_over(X: Tensor) -> Tensor:
 
 
 def over_groups(x: Tensor, groups: int) -> Tensor:
-    """Average x, [B, C, ...], over the channels of each group and give every channel its group's average."""
+    """Average x, [B, C, ...], over the channels of each group and give every channel its group's
+    average.
+    """
     if groups == x.shape[1]:
         return x
     grouped = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
@@ -111,7 +117,9 @@ def over_groups(x: Tensor, groups: int) -> Tensor:
 
 
 def pool(mean: Tensor, var: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return the moments of each channel over the whole batch, [C], from those of its blocks, [B, C]."""
+    """Return the moments of each channel over the whole batch, [C], from those of its blocks,
+    [B, C].
+    """
     if sizes[0] == sizes[-1]:
         whole = mean.mean(0)
         return whole, torch.square(mean - whole).add_(var).mean(0)
@@ -123,7 +131,8 @@ def pool(mean: Tensor, var: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Ten
 def normalise(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise [N, C, ...] by its blocks and groups, in operations that torch can trace and differentiate twice.
+    """Normalise [N, C, ...] by its blocks and groups, in operations that torch can trace and
+    differentiate twice.
 
     Returns:
         (y, mean, var): y as x; the moments of each block and channel, [B, C], the variance biased.
@@ -143,6 +152,10 @@ def normalise(
         outputs.append((y.transpose(0, 1) if settings.consecutive else y).flatten(0, 1))
         means.append(mean)
         # The second moment was taken around the group's mean.
-        variances.append(second if settings.groups == x.shape[1] else (second - (mean - mu).square()).clamp(min=0))
+        variances.append(
+            second
+            if settings.groups == x.shape[1]
+            else (second - (mean - mu).square()).clamp(min=0)
+        )
     whole = [torch.cat(t) if len(t) > 1 else t[0] for t in (outputs, means, variances)]
     return whole[0].reshape(x.shape), whole[1].detach(), whole[2].detach()

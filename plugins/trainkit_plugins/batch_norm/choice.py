@@ -22,7 +22,8 @@ class Tuned:
         examples: how many there were.
         curve: what each alpha gives on all of them.
         alphas: those chosen on the half in even positions and on the half in odd ones.
-        nll: gain over alpha 0 of each half measured with the alpha that the other half chose; below 0 is better.
+        nll: gain over alpha 0 of each half measured with the alpha that the other half chose; below
+            0 is better.
         accuracy: the same; above 0 is better.
     """
 
@@ -40,16 +41,18 @@ class Tuned:
         return (
             f"alpha {self.alpha:g} by {self.metric} on the {self.examples} validation examples"
             + (". " if self.alpha else ": no other is better by more than chance. ")
-            + f"With each "
-            f"half measured at the alpha chosen on the other ({self.alphas[0]:g} and {self.alphas[1]:g}), against "
-            f"alpha 0: nll {self.nll}, accuracy {self.accuracy} (95% intervals). Metrics and weights of this run are "
-            f"those of alpha 0" + (f"; {apply}" if self.alpha else "")
+            + f"With each half measured at the alpha chosen on the other ({self.alphas[0]:g} and"
+            f" {self.alphas[1]:g}), against alpha 0: nll {self.nll}, accuracy {self.accuracy} "
+            "(95% intervals). Metrics and weights of this run are those of alpha 0"
+            + (f"; {apply}" if self.alpha else "")
         )
 
     def columns(self) -> dict[str, Tensor]:
         """Return each attribute of the curve's points as a float64 tensor [len(curve)]."""
         rows = [asdict(point) for point in self.curve]
-        return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
+        return {
+            name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]
+        }
 
     def facts(self) -> dict[str, Any]:
         """Return everything as plain data for JSON."""
@@ -57,7 +60,8 @@ class Tuned:
 
 
 def tune(scores: Tensor, alphas: Sequence[float], metric: Metric) -> Tuned:
-    """Choose alpha on all examples, and tell its worth by cross-fitting: no example is measured with its own choice.
+    """Choose alpha on all examples, and tell its worth by cross-fitting: no example is measured
+    with its own choice.
 
     Args:
         scores: [len(alphas), 3, N] of `sweep`.
@@ -80,7 +84,8 @@ def tune(scores: Tensor, alphas: Sequence[float], metric: Metric) -> Tuned:
 
 @dataclass(frozen=True)
 class Choice:
-    """The alpha chosen on one half of some examples, and what it is worth on the other half, which had no say.
+    """The alpha chosen on one half of some examples, and what it is worth on the other half, which
+    had no say.
 
     Attributes:
         alpha: chosen on the first half (`choose_alpha`).
@@ -88,8 +93,9 @@ class Choice:
         examples: how many chose, and how many report.
         curve: what each alpha gives on the half that chose.
         reported: the same on the half that reports, to look at.
-        stages: on the half that reports: the model as it came, with statistics measured anew (where they were), and
-            with the chosen alpha, by name; the last is to be compared with the first.
+        stages: on the half that reports: the model as it came, with statistics measured anew (where
+            they were), and with the chosen alpha, by name; the last is to be compared with the
+            first.
         nll: gain of the last stage over the first; below 0 is better.
         accuracy: the same; above 0 is better.
     """
@@ -116,21 +122,30 @@ class Choice:
 
     def summary(self) -> str:
         """Say what was chosen, what it is worth, and how it is applied."""
-        change = f"against the model as it came: nll {self.nll}, accuracy {self.accuracy} (95% intervals)"
+        change = (
+            f"against the model as it came: nll {self.nll}, accuracy {self.accuracy} (95% "
+            "intervals)"
+        )
         if self.alpha == 0:
-            return f"alpha 0 is kept: on the half that chooses no other is better by more than chance; {change}"
+            return (
+                "alpha 0 is kept: on the half that chooses no other is better by more than chance; "
+                f"{change}"
+            )
         apply = f"convert_batch_norm(model, example_weight={self.alpha:g}) applies it"
         return f"alpha {self.alpha:g}; {change}; {apply}"
 
 
-def choose_on_half(scores: Tensor, alphas: Sequence[float], metric: Metric, before: Tensor | None = None) -> Choice:
+def choose_on_half(
+    scores: Tensor, alphas: Sequence[float], metric: Metric, before: Tensor | None = None
+) -> Choice:
     """Choose alpha on the examples in even positions, and report on those in odd ones.
 
     Args:
         scores: [len(alphas), 3, N] of `sweep`.
         alphas: what was measured, in ascending order; 0 is among them.
         metric: by which to choose.
-        before: scores [1, 3, N] at alpha 0 with the statistics that the model came with, where `scores` have others.
+        before: scores [1, 3, N] at alpha 0 with the statistics that the model came with, where
+            `scores` have others.
 
     Raises:
         ValueError: there is one example, or no alpha gives finite predictions.

@@ -1,16 +1,19 @@
 """The training pass on a CPU, outside of tracers: the same maths in fewer sweeps over memory.
 
-torch's own kernel sums a channel of a contiguous (NCHW) tensor five times slower than a plain `sum` does, and
-in channels_last its sums are fast but its last sweep is not. So each layout takes what is fastest there:
+torch's own kernel sums a channel of a contiguous (NCHW) tensor five times slower than a plain `sum`
+does, and in channels_last its sums are fast but its last sweep is not. So each layout takes what is
+fastest there:
 
-* all of a small contiguous tensor with strided blocks by torch's kernel, which sees blocks as more channels;
-* else the two moments by plain sums, or where examples lie channels_last and blocks are long by torch's kernel;
+* all of a small contiguous tensor with strided blocks by torch's kernel, which sees blocks as more
+  channels;
+* else the two moments by plain sums, or where examples lie channels_last and blocks are long by
+  torch's kernel;
 * the output by one multiply-add of per-block coefficients;
-* the backward pass by torch's kernel where strided blocks can be seen as channels, else by sums and two
-  multiply-adds; its own backward pass is in twice.py.
+* the backward pass by torch's kernel where strided blocks can be seen as channels, else by sums and
+  two multiply-adds; its own backward pass is in twice.py.
 
-Every tensor is seen as [n, B, C, S]: n examples in each of B blocks, C channels, S positions. mu, inv and var
-are [B, C, 1]. The sums are those of centred values, so nothing cancels.
+Every tensor is seen as [n, B, C, S]: n examples in each of B blocks, C channels, S positions. mu,
+inv and var are [B, C, 1]. The sums are those of centred values, so nothing cancels.
 """
 
 from typing import Any, NamedTuple, cast
@@ -18,7 +21,16 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .blocks import Settings, Stretch, are_channels, flat, is_whole, over_groups, stretches, sum_over
+from .blocks import (
+    Settings,
+    Stretch,
+    are_channels,
+    flat,
+    is_whole,
+    over_groups,
+    stretches,
+    sum_over,
+)
 from .twice import Cotangents, Inputs, second_gradient
 
 _aten = torch.ops.aten
@@ -26,13 +38,14 @@ _aten = torch.ops.aten
 _CACHED = 2**21
 # From so many numbers in a block for each thread on, one call of torch's kernel per block pays.
 _LONG = 2**16
-# Up to so many numbers for each thread but the first, torch's kernel in NCHW is faster than plain sums, whose many
-# calls share little work among threads. Alone, it is so for vectors only.
+# Up to so many numbers for each thread but the first, torch's kernel in NCHW is faster than plain
+# sums, whose many calls share little work among threads. Alone, it is so for vectors only.
 _SMALL = 2**19
 
 
 class _Saved(NamedTuple):
-    # One backward pass. dot and total are filled with the sums of dy (x - mu) inv and of dy, [B, C, 1].
+    # One backward pass. dot and total are filled with the sums of dy (x - mu) inv and of dy, [B, C,
+    # 1].
     dy: Tensor
     x: Tensor
     weight: Tensor | None
@@ -50,7 +63,9 @@ class BlockNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, settings: Settings
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (y, mean, var): the last two [B, C], each block's biased moments, without gradient."""
+        """Return (y, mean, var): the last two [B, C], each block's biased moments, without
+        gradient.
+        """
         if _one_call(x, settings):
             y, mean, inv = _forward_by_torch(x, weight, bias, settings)
             var = inv.pow(-2).sub_(settings.eps).clamp_(min=0)
@@ -66,12 +81,18 @@ class BlockNorm(torch.autograd.Function):
                 Xp, Yp = X[:, part], Y[:, part]
                 _moments(Xp, Yp, mean[at], var[at], mu[at], inv[at], settings)
                 a = inv[at] if weight is None else inv[at] * weight[:, None]
-                c = (mu[at] * a).neg_() if bias is None else torch.addcmul(bias[:, None], mu[at], a, value=-1)
+                c = (
+                    (mu[at] * a).neg_()
+                    if bias is None
+                    else torch.addcmul(bias[:, None], mu[at], a, value=-1)
+                )
                 torch.addcmul(_wide(c, Xp), Xp, _wide(a, Xp), out=Yp)
         return _keep(ctx, (x, weight, mu, inv), settings, (y, mean, var))
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(
+        ctx: Any, dy: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         """Return the gradients of x, weight and bias."""
         if dy is None:
             return None, None, None, None
@@ -80,11 +101,19 @@ class BlockNorm(torch.autograd.Function):
 
 
 class _Gradient(torch.autograd.Function):
-    """(dx, dweight, dbias) from dy, x and weight; a function of its own, so that it is differentiated by itself."""
+    """(dx, dweight, dbias) from dy, x and weight; a function of its own, so that it is
+    differentiated by itself.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, mu: Tensor, inv: Tensor, settings: Settings
+        ctx: Any,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        mu: Tensor,
+        inv: Tensor,
+        settings: Settings,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         ctx.save_for_backward(dy, x, weight, mu, inv)
         ctx.settings = settings
@@ -111,7 +140,10 @@ class _Gradient(torch.autograd.Function):
 
 
 def _keep(
-    ctx: Any, saved: tuple[Tensor | None, ...], settings: Settings, made: tuple[Tensor, Tensor, Tensor]
+    ctx: Any,
+    saved: tuple[Tensor | None, ...],
+    settings: Settings,
+    made: tuple[Tensor, Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, mean, var = made
     ctx.save_for_backward(*saved)
@@ -137,7 +169,17 @@ def _forward_by_torch(
     # Written into y: a view would not let an activation in place follow.
     seen, out = x.view(shape), y.view(shape)
     _aten.native_batch_norm.out(
-        seen, gamma, beta, None, None, True, 0.0, settings.eps, out=out, save_mean=mean, save_invstd=inv
+        seen,
+        gamma,
+        beta,
+        None,
+        None,
+        True,
+        0.0,
+        settings.eps,
+        out=out,
+        save_mean=mean,
+        save_invstd=inv,
     )
     return y, mean.view(blocks, -1, 1), inv.view(blocks, -1, 1)
 
@@ -145,11 +187,15 @@ def _forward_by_torch(
 def _parts(X: Tensor, first: int) -> list[tuple[slice, slice]]:
     blocks = X.shape[1]
     step = max(1, _CACHED * blocks // X.numel())
-    return [(slice(k, k + step), slice(first + k, first + min(k + step, blocks))) for k in range(0, blocks, step)]
+    return [
+        (slice(k, k + step), slice(first + k, first + min(k + step, blocks)))
+        for k in range(0, blocks, step)
+    ]
 
 
 def _wide(coefficient: Tensor, X: Tensor) -> Tensor:
-    # A vectorised multiply-add needs operands that lie as X does; one example of each block is little.
+    # A vectorised multiply-add needs operands that lie as X does; one example of each block is
+    # little.
     if X.shape[3] == 1 or X.stride(3) != 1:
         return coefficient
     return coefficient.expand(-1, -1, X.shape[3]).contiguous()
@@ -167,9 +213,13 @@ def _rows(X: Tensor, block: int) -> Tensor:
     return X[:, block].transpose(1, 2).flatten(0, 1)
 
 
-def _moments(X: Tensor, spare: Tensor, mean: Tensor, var: Tensor, mu: Tensor, inv: Tensor, settings: Settings) -> None:
+def _moments(
+    X: Tensor, spare: Tensor, mean: Tensor, var: Tensor, mu: Tensor, inv: Tensor, settings: Settings
+) -> None:
     if _long_rows(X, settings):
-        found = [torch.batch_norm_update_stats(_rows(X, k), None, None, 0.0) for k in range(X.shape[1])]
+        found = [
+            torch.batch_norm_update_stats(_rows(X, k), None, None, 0.0) for k in range(X.shape[1])
+        ]
         torch.stack([m for m, _ in found], out=mean[:, :, 0])
         torch.stack([v for _, v in found], out=var[:, :, 0])
     else:
@@ -219,13 +269,28 @@ def _backward_by_sums(saved: _Saved, run: Stretch, dx: Tensor) -> None:
 
 
 def _sums(
-    X: Tensor, dY: Tensor, spare: Tensor, mu: Tensor, inv: Tensor, dot: Tensor, total: Tensor, settings: Settings
+    X: Tensor,
+    dY: Tensor,
+    spare: Tensor,
+    mu: Tensor,
+    inv: Tensor,
+    dot: Tensor,
+    total: Tensor,
+    settings: Settings,
 ) -> None:
     if _long_rows(X, settings):
         for k in range(X.shape[1]):
             moments = mu[k].flatten(), inv[k].flatten()
             _, found, sums = _aten.native_batch_norm_backward(
-                _rows(dY, k), _rows(X, k), None, None, None, *moments, True, 0.0, (False, True, True)
+                _rows(dY, k),
+                _rows(X, k),
+                None,
+                None,
+                None,
+                *moments,
+                True,
+                0.0,
+                (False, True, True),
             )
             dot[k], total[k] = found[:, None], sums[:, None]
         return

@@ -1,13 +1,14 @@
 """The generalised batch normalisation as pure functions (Summers & Dinneen 2020, arXiv 1906.03548).
 
-Legend, in the letters of the authors' code: N examples, C channels, S positions in space (1 for a vector);
-n examples per block (the ghost size), G channel groups of c = C / G channels; mu and var are the moments that
-normalise, gamma and beta the layer's weight and bias, alpha the weight of an example in its own inference
-statistics. Special cases: G = C, n = N is batch norm; G = C, n < N ghost batch norm; n = 1 group norm (G = 1
-layer norm, G = C instance norm); n > 1, G < C the paper's batch/group norm.
+Legend, in the letters of the authors' code: N examples, C channels, S positions in space (1 for a
+vector); n examples per block (the ghost size), G channel groups of c = C / G channels; mu and var
+are the moments that normalise, gamma and beta the layer's weight and bias, alpha the weight of an
+example in its own inference statistics. Special cases: G = C, n = N is batch norm; G = C, n < N
+ghost batch norm; n = 1 group norm (G = 1 layer norm, G = C instance norm); n > 1, G < C the paper's
+batch/group norm.
 
-Variances are formed around their mean and never as a difference of raw moments, so none comes out negative.
-bfloat16 and float16 are summed in float32.
+Variances are formed around their mean and never as a difference of raw moments, so none comes out
+negative. bfloat16 and float16 are summed in float32.
 """
 
 import math
@@ -30,7 +31,8 @@ class Normalised(NamedTuple):
     Attributes:
         output: normalised, scaled and shifted input, in its shape and dtype.
         mean: mean of each channel over the whole batch, [C], float32 or wider, without gradient.
-        var: biased variance of each channel over the whole batch, [C], float32 or wider, without gradient.
+        var: biased variance of each channel over the whole batch, [C], float32 or wider, without
+            gradient.
     """
 
     output: Tensor
@@ -50,8 +52,8 @@ def normalise_blocks(
 ) -> Normalised:
     """Normalise a training batch by the moments of its blocks of examples and groups of channels.
 
-    ``y = gamma (x - mu) / sqrt(var + eps) + beta`` with mu and the biased var over n examples, c channels and
-    space (paper section 3.4 and the authors' ``normalization.py``).
+    ``y = gamma (x - mu) / sqrt(var + eps) + beta`` with mu and the biased var over n examples, c
+    channels and space (paper section 3.4 and the authors' ``normalization.py``).
 
     Args:
         x: [N, C, ...] in any floating dtype.
@@ -60,10 +62,11 @@ def normalise_blocks(
         ghost_size: n; ``None`` takes the whole batch.
         channel_groups: G, which divides C; ``None`` is C. A group is c neighbouring channels.
         eps: added to the variance.
-        blocks: which examples share a block. With B equal blocks, block b of ``"strided"`` holds the examples
-            b, b + B, b + 2 B ...; block b of ``"consecutive"`` (the authors' code) holds n neighbours. ``"any"``
-            takes whichever is cheaper: strided ones of a contiguous (NCHW) x, else consecutive ones. A last block
-            of another size (see :func:`block_sizes`) always holds the batch's last examples.
+        blocks: which examples share a block. With B equal blocks, block b of ``"strided"`` holds
+            the examples b, b + B, b + 2 B ...; block b of ``"consecutive"`` (the authors' code)
+            holds n neighbours. ``"any"`` takes whichever is cheaper: strided ones of a contiguous
+            (NCHW) x, else consecutive ones. A last block of another size (see :func:`block_sizes`)
+            always holds the batch's last examples.
 
     Raises:
         ValueError: a statistic would be that of a single number.
@@ -73,8 +76,8 @@ def normalise_blocks(
     settings = Settings(sizes, channel_groups or x.shape[1], eps, consecutive)
     if min(sizes) * (x.numel() // x.shape[0]) == settings.groups:
         raise ValueError(
-            f"expected more than 1 value per statistic in training; {settings.groups} channel groups of blocks "
-            f"of {min(sizes)} have 1 in an input of shape {tuple(x.shape)}"
+            f"expected more than 1 value per statistic in training; {settings.groups} channel "
+            f"groups of blocks of {min(sizes)} have 1 in an input of shape {tuple(x.shape)}"
         )
     wide = _wide(x.dtype)
     gamma, beta = (None if t is None else t.to(wide) for t in (weight, bias))
@@ -90,13 +93,16 @@ def normalise_blocks(
 
 
 @torch.no_grad()
-def update_moments(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float) -> None:
+def update_moments(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float
+) -> None:
     """Move the running moments of each channel towards a batch's, in place, by the authors' rule.
 
-    They average the raw moments, ``m1 <- (1 - momentum) m1 + momentum E[x]`` and ``m2 <- (1 - momentum) m2 +
-    momentum E[x^2]``, and infer with the variance ``m2 - m1^2``. torch's two buffers hold the same: m1 and m2
-    - m1^2, of which the latter is here averaged without forming m2. It exceeds torch's own rule by
-    ``momentum (1 - momentum) (E[x] - m1)^2``, and torch's has the batch variance times N / (N - 1).
+    They average the raw moments, ``m1 <- (1 - momentum) m1 + momentum E[x]`` and ``m2 <- (1 -
+    momentum) m2 + momentum E[x^2]``, and infer with the variance ``m2 - m1^2``. torch's two buffers
+    hold the same: m1 and m2 - m1^2, of which the latter is here averaged without forming m2. It
+    exceeds torch's own rule by ``momentum (1 - momentum) (E[x] - m1)^2``, and torch's has the batch
+    variance times N / (N - 1).
 
     Args:
         running_mean: m1, [C].
@@ -114,13 +120,19 @@ def update_moments(running_mean: Tensor, running_var: Tensor, mean: Tensor, var:
 
 
 def mix_moments(
-    x: Tensor, running_mean: Tensor, running_var: Tensor, *, example_weight: float, channel_groups: int | None
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    example_weight: float,
+    channel_groups: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the inference moments of each example and channel group ("inference example weighing", section 3.1).
+    """Return the inference moments of each example and channel group ("inference example weighing",
+    section 3.1).
 
-    ``mu_i = (1 - alpha) m1 + alpha e_i`` and ``var_i = (1 - alpha) m2 + alpha q_i - mu_i^2``, all first averaged
-    over the channels of a group; e_i and q_i are the raw moments of example i over space. The raw moments are
-    mixed, not the variances.
+    ``mu_i = (1 - alpha) m1 + alpha e_i`` and ``var_i = (1 - alpha) m2 + alpha q_i - mu_i^2``, all
+    first averaged over the channels of a group; e_i and q_i are the raw moments of example i over
+    space. The raw moments are mixed, not the variances.
 
     Args:
         x: [N, C, ...].
@@ -140,7 +152,10 @@ def mix_moments(
     own_mu = own.mean(2)
     own_var = (own - own_mu[:, :, None]).square().mean(2)
     between = example_weight * (1 - example_weight) * (own_mu - m1).square()
-    return torch.lerp(m1, own_mu, example_weight), torch.lerp(var, own_var, example_weight) + between
+    return (
+        torch.lerp(m1, own_mu, example_weight),
+        torch.lerp(var, own_var, example_weight) + between,
+    )
 
 
 def normalise_examples(
@@ -154,7 +169,8 @@ def normalise_examples(
     channel_groups: int | None,
     eps: float,
 ) -> Tensor:
-    """Normalise each example by its :func:`mix_moments`; the arguments are those of the functions above.
+    """Normalise each example by its :func:`mix_moments`; the arguments are those of the functions
+    above.
 
     Returns:
         [N, C, ...] in the dtype of ``x``.
@@ -166,7 +182,9 @@ def normalise_examples(
         moments = _group_moments(running_mean.to(wide), running_var.to(wide), groups)
         mu, var = (m.repeat_interleave(members) for m in moments)
         return F.batch_norm(x.to(wide), mu, var, gamma, beta, False, 0.0, eps).to(x.dtype)
-    mu, var = mix_moments(x, running_mean, running_var, example_weight=example_weight, channel_groups=channel_groups)
+    mu, var = mix_moments(
+        x, running_mean, running_var, example_weight=example_weight, channel_groups=channel_groups
+    )
     mu, a = (m.repeat_interleave(members, dim=1) for m in (mu, torch.rsqrt(var + eps)))
     a = a if gamma is None else a * gamma
     c = -mu * a if beta is None else beta - mu * a
@@ -181,7 +199,9 @@ def _group_moments(running_mean: Tensor, running_var: Tensor, groups: int) -> tu
 
 
 def followed() -> bool:
-    """Whether tracers, compilers, torch.func or forward-mode derivatives watch, which need ordinary operations."""
+    """Whether tracers, compilers, torch.func or forward-mode derivatives watch, which need
+    ordinary operations.
+    """
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None

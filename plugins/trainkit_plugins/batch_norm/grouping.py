@@ -1,4 +1,6 @@
-"""How examples and channels are grouped, where numbers do not divide evenly, and how that is told."""
+"""How examples and channels are grouped, where numbers do not divide evenly, and how that is
+told.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,16 @@ from .functional import Blocks
 
 
 def fitting_groups(channels: int, wanted: int) -> int:
-    """Return the largest number of equal groups of `channels` channels that is not above `wanted`."""
+    """Return the largest number of equal groups of `channels` channels that is not above
+    `wanted`.
+    """
     return next(groups for groups in range(min(wanted, channels), 0, -1) if channels % groups == 0)
 
 
 def layers_by_groups(model: nn.Module, wanted: int | None) -> dict[int, list[str]]:
-    """Return the batch norms of `model` by the number of groups that fits each, most groups first; none for None."""
+    """Return the batch norms of `model` by the number of groups that fits each, most groups
+    first; none for None.
+    """
     found: dict[int, list[str]] = {}
     if wanted is None:
         return found
@@ -32,11 +38,15 @@ def described_blocks(batch: int, size: int | None, blocks: Blocks) -> str:
     if len(sizes) == 1:
         return f"{whole} is one block, as in plain batch norm"
     last = "" if sizes[-1] == sizes[0] else f", the last of {sizes[-1]}"
-    return f"{whole} becomes {len(sizes)} blocks of {sizes[0]}{last}" + ("" if blocks == "any" else f" ({blocks})")
+    return f"{whole} becomes {len(sizes)} blocks of {sizes[0]}{last}" + (
+        "" if blocks == "any" else f" ({blocks})"
+    )
 
 
 def described_groups(layers: dict[int, list[str]], wanted: int | None) -> list[str]:
-    """Return a line for each number of groups in `layers`, saying why it is not `wanted` where it is not."""
+    """Return a line for each number of groups in `layers`, saying why it is not `wanted` where
+    it is not.
+    """
     lines = []
     for groups, names in layers.items():
         why = "" if groups == wanted else f" ({wanted} does not divide their channels)"

@@ -11,18 +11,22 @@ from .functional import Blocks, followed, normalise_blocks, normalise_examples, 
 
 
 class GeneralisedBatchNorm(_BatchNorm):
-    """A BatchNorm with ghost batches, channel groups and example weighing; made by :func:`convert_batch_norm`.
+    """A BatchNorm with ghost batches, channel groups and example weighing; made by
+    :func:`convert_batch_norm`.
 
-    Parameters, buffers and their names are those of the BatchNorm it was. While the block is the whole batch
-    and a group one channel it calls torch's own batch norm in training, and while ``example_weight`` is 0 in
-    evaluation: outputs, gradients and buffers are then torch's, bit for bit. In every other case the running
-    moments follow the authors' rule (:func:`update_moments`), over the whole batch however it is grouped.
+    Parameters, buffers and their names are those of the BatchNorm it was. While the block is the
+    whole batch and a group one channel it calls torch's own batch norm in training, and while
+    ``example_weight`` is 0 in evaluation: outputs, gradients and buffers are then torch's, bit for
+    bit. In every other case the running moments follow the authors' rule (:func:`update_moments`),
+    over the whole batch however it is grouped.
 
-    Without running statistics (``track_running_stats=False``) evaluation normalises as training does.
+    Without running statistics (``track_running_stats=False``) evaluation normalises as training
+    does.
 
     Attributes:
         ghost_size: examples per block in training; ``None`` is the whole batch.
-        channel_groups: groups that share statistics, in training and in evaluation; ``None`` is one per channel.
+        channel_groups: groups that share statistics, in training and in evaluation; ``None`` is one
+            per channel.
         example_weight: alpha in [0, 1], the weight of an example in its own inference statistics.
         blocks: which examples share a block (:func:`normalise_blocks`).
     """
@@ -34,7 +38,9 @@ class GeneralisedBatchNorm(_BatchNorm):
     plain_class: type[_BatchNorm]
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise [N, C, ...]; a timm BatchNormAct2d then drops and activates as it always did."""
+        """Normalise [N, C, ...]; a timm BatchNormAct2d then drops and activates as it always
+        did.
+        """
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         momentum = self._count() if self.training and self.track_running_stats else 0.0
         batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
@@ -48,16 +54,16 @@ class GeneralisedBatchNorm(_BatchNorm):
     def eps(self) -> float:
         """Added to the variance.
 
-        Whatever fuses a BatchNorm into its neighbours or puts another class in its place asks for eps, and
-        little else does. So this is where a layer refuses whose output is not gamma (x - running_mean) /
-        sqrt(running_var + eps) + beta.
+        Whatever fuses a BatchNorm into its neighbours or puts another class in its place asks for
+        eps, and little else does. So this is where a layer refuses whose output is not gamma (x -
+        running_mean) / sqrt(running_var + eps) + beta.
         """
         if self.example_weight != 0 or self._groups() is not None:
             raise RuntimeError(
-                f"this {self.plain_class.__name__} uses example_weight={self.example_weight} and channel_groups="
-                f"{self.channel_groups}, so its output does not follow from its running statistics alone: fusing it "
-                "or replacing it by another layer would change the model; call revert_batch_norm(model) first if "
-                "that is what you want"
+                f"this {self.plain_class.__name__} uses example_weight={self.example_weight} and "
+                f"channel_groups={self.channel_groups}, so its output does not follow from its "
+                "running statistics alone: fusing it or replacing it by another layer would "
+                "change the model; call revert_batch_norm(model) first if that is what you want"
             )
         return cast(float, self.__dict__["eps"])
 
@@ -95,8 +101,9 @@ class GeneralisedBatchNorm(_BatchNorm):
         mean, var = (self.running_mean, self.running_var) if tracked else (None, None)
         one_block = len(block_sizes(x.shape[0], self.ghost_size)) == 1
         if (one_block and groups is None) or x.numel() == 0:
-            # torch's graph keeps the running moments, which it does not need in training, and a pass of several blocks
-            # writes into them: by another version of the same memory the two do not meet.
+            # torch's graph keeps the running moments, which it does not need in training, and a
+            # pass of several blocks writes into them: by another version of the same memory the two
+            # do not meet.
             mean, var = (t if t is None or followed() else t.data for t in (mean, var))
             return F.batch_norm(x, mean, var, self.weight, self.bias, True, momentum, eps)
         done = normalise_blocks(
@@ -136,7 +143,11 @@ def generalised(plain: type[_BatchNorm]) -> type[GeneralisedBatchNorm]:
     """Return the generalised subclass of a BatchNorm class, always the same one."""
     if plain not in _made:
         # It keeps the module's name: torch.fx takes a layer for a leaf by it.
-        names = {"plain_class": plain, "__module__": plain.__module__, "__doc__": GeneralisedBatchNorm.__doc__}
+        names = {
+            "plain_class": plain,
+            "__module__": plain.__module__,
+            "__doc__": GeneralisedBatchNorm.__doc__,
+        }
         made = type(f"Generalised{plain.__name__}", (GeneralisedBatchNorm, plain), names)
         _made[plain] = cast(type[GeneralisedBatchNorm], made)
     return _made[plain]

@@ -1,4 +1,6 @@
-"""The four changes to batch norm as plugins. They set fields of the same layers, so any of them go together."""
+"""The four changes to batch norm as plugins. They set fields of the same layers, so any of them
+go together.
+"""
 
 from __future__ import annotations
 
@@ -39,24 +41,35 @@ class _Summers(Plugin):
 }"""
 
     def _refusal(self, run: Run, message: str) -> UserError:
-        return UserError(f"{run.recipe.source.nearest('plugins', self.name)}: plugins.{self.name}: {message}")
+        return UserError(
+            f"{run.recipe.source.nearest('plugins', self.name)}: plugins.{self.name}: {message}"
+        )
 
     def _convert(self, model: nn.Module, run: Run, **fields: Any) -> None:
         if run.recipe.train.sync_batchnorm:
-            raise self._refusal(run, "train.sync_batchnorm puts torch's own layer in its place; set it to false")
+            raise self._refusal(
+                run, "train.sync_batchnorm puts torch's own layer in its place; set it to false"
+            )
         try:
             convert_batch_norm(model, **fields)
         except ValueError as error:
             raise self._refusal(run, str(error)) from None
 
     def _limit(self, model: nn.Module, run: Run, examples: int | None, **fields: Any) -> None:
-        """Let no statistic take in more than `examples` examples; what already limits it more stays."""
+        """Let no statistic take in more than `examples` examples; what already limits it more
+        stays.
+        """
         sizes = {layer.ghost_size for layer in converted_layers(model).values()} | {examples}
-        self._convert(model, run, ghost_size=min((s for s in sizes if s is not None), default=None), **fields)
+        self._convert(
+            model, run, ghost_size=min((s for s in sizes if s is not None), default=None), **fields
+        )
 
     def _blocks(self, run: Run) -> str:
         first, *others = converted_layers(run.model).values()
-        return f"{1 + len(others)} batch norms: {described_blocks(_micro_batch(run), first.ghost_size, first.blocks)}"
+        return (
+            f"{1 + len(others)} batch norms: "
+            f"{described_blocks(_micro_batch(run), first.ghost_size, first.blocks)}"
+        )
 
 
 def _micro_batch(run: Run) -> int:
@@ -67,16 +80,22 @@ def _micro_batch(run: Run) -> int:
 class GhostBatchNorm(_Summers):
     """Normalise small blocks of each batch by themselves: ghost batch norm.
 
-    In training each block of `size` examples has its own mean and variance, which regularises; running statistics,
-    and so evaluation, are those of whole batches. A block lies within one micro-batch on one rank: accumulation and
-    more ranks make more blocks, never larger ones.
+    In training each block of `size` examples has its own mean and variance, which regularises;
+    running statistics, and so evaluation, are those of whole batches. A block lies within one
+    micro-batch on one rank: accumulation and more ranks make more blocks, never larger ones.
     """
 
     neutral: ClassVar[dict[str, Any]] = {"size": None}
 
-    size: int | None = Field(16, ge=1, description="examples that share statistics; null: the whole micro-batch")
+    size: int | None = Field(
+        16, ge=1, description="examples that share statistics; null: the whole micro-batch"
+    )
     blocks: Blocks = Field(
-        "any", description="which examples: strided (every n-th), consecutive (as in the authors' code), or the cheaper"
+        "any",
+        description=(
+            "which examples: strided (every n-th), consecutive (as in the authors' code), or the "
+            "cheaper"
+        ),
     )
 
     @hookimpl(wrapper=True)
@@ -91,8 +110,9 @@ class GhostBatchNorm(_Summers):
         """Say so where no batch is large enough to be divided."""
         if self.size is not None and _micro_batch(run) <= self.size:
             run.log.note(
-                f"{self.name}: a micro-batch has {_micro_batch(run)} examples, not more than size {self.size}, and is "
-                "one block, as in plain batch norm; raise data.batch_size or lower size"
+                f"{self.name}: a micro-batch has {_micro_batch(run)} examples, not more than size "
+                f"{self.size}, and is one block, as in plain batch norm; raise data.batch_size or "
+                "lower size"
             )
 
     def explain(self, run: Run) -> list[str]:
@@ -101,20 +121,29 @@ class GhostBatchNorm(_Summers):
 
 
 class BatchGroupNorm(_Summers):
-    """Share statistics among few examples and groups of channels: batch/group norm, for tiny batches.
+    """Share statistics among few examples and groups of channels: batch/group norm, for tiny
+    batches.
 
-    In training a statistic takes in `examples` examples and the channels of a group; in evaluation it is the running
-    statistics averaged over the group. Channels that the number of groups does not divide get the largest number
-    below it that does. Weights and statistics of a pretrained model are kept.
+    In training a statistic takes in `examples` examples and the channels of a group; in evaluation
+    it is the running statistics averaged over the group. Channels that the number of groups does
+    not divide get the largest number below it that does. Weights and statistics of a pretrained
+    model are kept.
     """
 
     neutral: ClassVar[dict[str, Any]] = {"channel_groups": None, "examples": None}
 
     channel_groups: int | None = Field(
-        32, ge=1, description="groups of neighbouring channels in each layer; null: each channel by itself"
+        32,
+        ge=1,
+        description="groups of neighbouring channels in each layer; null: each channel by itself",
     )
     examples: int | None = Field(
-        2, ge=1, description="examples that share statistics; null: the whole micro-batch; 1 is group norm in training"
+        2,
+        ge=1,
+        description=(
+            "examples that share statistics; null: the whole micro-batch; 1 is group norm in "
+            "training"
+        ),
     )
 
     @hookimpl(wrapper=True)
@@ -128,23 +157,30 @@ class BatchGroupNorm(_Summers):
 
     def explain(self, run: Run) -> list[str]:
         """Say what shares statistics, and in which layers there are fewer groups."""
-        groups = described_groups(layers_by_groups(run.model, self.channel_groups), self.channel_groups)
+        groups = described_groups(
+            layers_by_groups(run.model, self.channel_groups), self.channel_groups
+        )
         return [self._blocks(run), *groups]
 
 
 class ExampleWeighing(_Summers):
-    """Let each example weigh in its own statistics at inference: moments (1 - alpha) running + alpha its own.
+    """Let each example weigh in its own statistics at inference: moments (1 - alpha) running +
+    alpha its own.
 
-    Nothing changes in training. With `tune` alpha is 0 until training is over; then it is chosen on the validation
-    data for the best weights, and written to example_weighing.json, the notes and the report. The weights stay timm's,
-    which knows no alpha: `convert_batch_norm(model, example_weight=alpha)` puts it back.
+    Nothing changes in training. With `tune` alpha is 0 until training is over; then it is chosen on
+    the validation data for the best weights, and written to example_weighing.json, the notes and
+    the report. The weights stay timm's, which knows no alpha: `convert_batch_norm(model,
+    example_weight=alpha)` puts it back.
     """
 
     neutral: ClassVar[dict[str, Any]] = {"alpha": 0.0}
-    before: ClassVar[tuple[str, ...]] = ("ema",)  # which takes the weights that were validated out of the model
+    before: ClassVar[tuple[str, ...]] = (
+        "ema",
+    )  # which takes the weights that were validated out of the model
 
     alpha: Annotated[float, Field(ge=0, le=1)] | Literal["tune"] = Field(
-        "tune", description="weight of the example; tune: choose it on the validation data after training"
+        "tune",
+        description="weight of the example; tune: choose it on the validation data after training",
     )
     metric: Metric = Field("nll", description="tune: what the best alpha is best in")
 
@@ -156,13 +192,16 @@ class ExampleWeighing(_Summers):
     def build_model(self, run: Run) -> Generator[None, nn.Module, nn.Module]:
         """Convert the batch norms and set their alpha."""
         model = yield
-        self._convert(model, run, example_weight=max(ALPHAS) if self.alpha == "tune" else self.alpha)
+        self._convert(
+            model, run, example_weight=max(ALPHAS) if self.alpha == "tune" else self.alpha
+        )
         if self.alpha == "tune":
             self._convert(model, run, example_weight=0.0)
         elif self.alpha > 0:
             run.log.note(
-                f"{self.name}: validated with alpha {self.alpha:g}. The weights are timm's, which evaluates with 0; "
-                f"convert_batch_norm(model, example_weight={self.alpha:g}) gives these metrics"
+                f"{self.name}: validated with alpha {self.alpha:g}. The weights are timm's, which "
+                f"evaluates with 0; convert_batch_norm(model, example_weight={self.alpha:g}) gives "
+                "these metrics"
             )
         return model
 
@@ -174,7 +213,10 @@ class ExampleWeighing(_Summers):
         # A metric that is NaN is worse than every number.
         if self.alpha == "tune" and (not self._weights or value > self._best):
             self._best = -math.inf if math.isnan(value) else value
-            self._weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+            self._weights = {
+                name: tensor.detach().to("cpu", copy=True)
+                for name, tensor in model.state_dict().items()
+            }
 
     @hookimpl
     def on_epoch_end(self, run: Run) -> None:
@@ -192,7 +234,9 @@ class ExampleWeighing(_Summers):
             return
         evaluate = partial(run.hook.evaluate_batch, model=run.model, run=run)
         # Compiled code would be compiled anew for every alpha.
-        eager = torch.compiler.set_stance("force_eager") if run.recipe.train.compile else nullcontext()
+        eager = (
+            torch.compiler.set_stance("force_eager") if run.recipe.train.compile else nullcontext()
+        )
         with evaluating(run.model, self._weights), eager:
             mine = sweep(run.model, run.data.val, lambda batch: evaluate(batch=batch), ALPHAS)
         self._chosen, self._weights = 0.0, {}
@@ -207,7 +251,9 @@ class ExampleWeighing(_Summers):
             run.log.record(f"{self.name}/{name}", values)
         run.log.record(f"{self.name}/chosen", found.alpha)
         if run.folder is not None:
-            write_text(run.folder / "example_weighing.json", to_json(found.facts(), indent=2) + "\n")
+            write_text(
+                run.folder / "example_weighing.json", to_json(found.facts(), indent=2) + "\n"
+            )
 
     def at_its_end(self, run: Run) -> str:
         """Say that alpha has been chosen."""
@@ -219,49 +265,82 @@ class ExampleWeighing(_Summers):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put them back."""
-        self._chosen, self._best, self._weights = state["chosen"], state["best"], dict(state["weights"])
+        self._chosen, self._best, self._weights = (
+            state["chosen"],
+            state["best"],
+            dict(state["weights"]),
+        )
 
     def explain(self, run: Run) -> list[str]:
         """Say what alpha is, or how it will be found."""
         tried = ", ".join(f"{alpha:g}" for alpha in ALPHAS)
-        tuned = f"0 until training is over, then that of {tried} best in {self.metric}, if not by chance"
-        alpha, layers = tuned if self.alpha == "tune" else f"{self.alpha:g}", converted_layers(run.model)
+        tuned = (
+            f"0 until training is over, then that of {tried} best in {self.metric}, if not by "
+            "chance"
+        )
+        alpha, layers = (
+            tuned if self.alpha == "tune" else f"{self.alpha:g}",
+            converted_layers(run.model),
+        )
         return [f"alpha of {len(layers)} batch norms in evaluation: {alpha}"]
 
     def report(self, history: History) -> list[Section]:
         """Plot and tabulate what each alpha gives."""
-        names = (f"{self.name}/{n}" for n in ("chosen", "alpha", "accuracy", "nll", "calibration_error"))
+        names = (
+            f"{self.name}/{n}" for n in ("chosen", "alpha", "accuracy", "nll", "calibration_error")
+        )
         _, rows = history.together(*names)
         if not rows:
             return []
         chosen, *columns = rows[-1]
-        curve, (drawn, axes) = [Point(*v) for v in zip(*columns, strict=True)], figure(1, 3, height=2.9)
+        curve, (drawn, axes) = (
+            [Point(*v) for v in zip(*columns, strict=True)],
+            figure(1, 3, height=2.9),
+        )
         draw_curves(axes, chosen, {"validation": curve})
-        text = "The best weights, validated with each alpha. What the choice is worth on other data is in the notes."
+        text = (
+            "The best weights, validated with each alpha. What the choice is worth on other data is"
+            " in the notes."
+        )
         return [Section("Alpha at inference", text, [drawn], curve_table(curve, chosen))]
 
 
 class NormDecay(_Summers):
-    """Decay the scale and shift of batch norms, each with its own strength, the scale toward one or zero.
+    """Decay the scale and shift of batch norms, each with its own strength, the scale toward one or
+    zero.
 
-    Only where no later norm undoes it, unless told otherwise. The optimizer decays them by its own rule, as it decays
-    weights: in the gradient with SGD (the authors' penalty), decoupled with AdamW and its kind. Toward one it is shown
+    Only where no later norm undoes it, unless told otherwise. The optimizer decays them by its own
+    rule, as it decays
+    weights: in the gradient with SGD (the authors' penalty), decoupled with AdamW and its kind.
+        Toward one it is shown
     scale - 1 during its step. Core gives norms no weight decay, so nothing decays twice.
     """
 
     neutral: ClassVar[dict[str, Any]] = {"where": "none"}
 
-    scale: float = Field(1e-4, ge=0, allow_inf_nan=False, description="weight decay of the scales (gamma)")
-    shift: float = Field(1e-4, ge=0, allow_inf_nan=False, description="weight decay of the shifts (beta), toward zero")
+    scale: float = Field(
+        1e-4, ge=0, allow_inf_nan=False, description="weight decay of the scales (gamma)"
+    )
+    shift: float = Field(
+        1e-4,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight decay of the shifts (beta), toward zero",
+    )
     toward: Literal["one", "zero"] = Field("one", description="where the scales decay to")
     where: Literal["exposed", "all", "none"] = Field(
-        "exposed", description="which batch norms: with a path to the output that passes no further norm, all, none"
+        "exposed",
+        description=(
+            "which batch norms: with a path to the output that passes no further norm, all, none"
+        ),
     )
 
     _norms: dict[str, nn.Module] = PrivateAttr(default_factory=dict)
 
     @hookimpl(wrapper=True)
-    def build_param_groups(self, model: nn.Module, run: Run) -> Generator[None, ParamGroups, ParamGroups]:
+    def build_param_groups(
+        self, model: nn.Module, run: Run
+    ) -> Generator[None, ParamGroups, ParamGroups]:
         """Give scales and shifts groups of their own."""
         groups = yield
         if self.where == "none":
@@ -272,7 +351,9 @@ class NormDecay(_Summers):
             raise self._refusal(run, str(error)) from None
         scale = self.scale, f"{self.where} batch norms, toward {self.toward}"
         shift = self.shift, f"{self.where} batch norms, toward zero"
-        return decay_groups(groups, *scales_and_shifts(self._norms.values()), scale=scale, shift=shift)
+        return decay_groups(
+            groups, *scales_and_shifts(self._norms.values()), scale=scale, shift=shift
+        )
 
     @hookimpl(wrapper=True)
     def build_optimizer(self, run: Run) -> Generator[None, Optimizer, Optimizer]:
@@ -283,7 +364,9 @@ class NormDecay(_Summers):
             try:
                 decay_toward_one(optimizer, scales)
             except ValueError as error:
-                raise self._refusal(run, f"{error}; set toward to zero, or choose another optimizer") from None
+                raise self._refusal(
+                    run, f"{error}; set toward to zero, or choose another optimizer"
+                ) from None
         return optimizer
 
     def explain(self, run: Run) -> list[str]:
@@ -291,10 +374,24 @@ class NormDecay(_Summers):
         norms, total = len(self._norms), sum(map(is_batch_norm, run.model.modules()))
         if not norms:
             return ["no batch norm decays"]
-        why = "a path to the output passes no further norm" if self.where == "exposed" else "where: all"
-        rule = f"{type(run.optimizer).__name__}'s own weight decay, as optimizer.weight_decay is for other weights"
+        why = (
+            "a path to the output passes no further norm"
+            if self.where == "exposed"
+            else "where: all"
+        )
+        rule = (
+            f"{type(run.optimizer).__name__}'s own weight decay, as optimizer.weight_decay is for "
+            "other weights"
+        )
         return [
             f"{norms} of {total} batch norms decay ({why}): {', '.join(self._norms)}",
-            *([f"the other {total - norms} do not: a later norm undoes what it would do"] if norms < total else []),
-            f"scale by {self.scale:g} toward {self.toward}, shift by {self.shift:g} toward zero: {rule}",
+            *(
+                [f"the other {total - norms} do not: a later norm undoes what it would do"]
+                if norms < total
+                else []
+            ),
+            (
+                f"scale by {self.scale:g} toward {self.toward}, shift by {self.shift:g} toward "
+                f"zero: {rule}"
+            ),
         ]

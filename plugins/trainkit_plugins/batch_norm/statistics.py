@@ -1,4 +1,6 @@
-"""Running statistics measured anew on data, for weights whose own are stale: exact over all of it."""
+"""Running statistics measured anew on data, for weights whose own are stale: exact over all of
+it.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @torch.no_grad()
 def reestimate_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> int:
-    """Set the running moments of every batch norm to those of its inputs over all of `inputs` together.
+    """Set the running moments of every batch norm to those of its inputs over all of `inputs`
+    together.
 
-    mean = E[x] and var = E[x^2] - E[x]^2 over all examples and places of all batches, pooled by their counts, while
-    the layers before normalise each batch by its own statistics, as in training. (An average of the batches'
-    variances, which torch.optim.swa_utils.update_bn gives, leaves out how much their means differ.) Only batch norm
-    is in training mode: dropout and stochastic depth are off, nothing draws random numbers.
+    mean = E[x] and var = E[x^2] - E[x]^2 over all examples and places of all batches, pooled by
+    their counts, while the layers before normalise each batch by its own statistics, as in
+    training. (An average of the batches' variances, which torch.optim.swa_utils.update_bn gives,
+    leaves out how much their means differ.) Only batch norm is in training mode: dropout and
+    stochastic depth are off, nothing draws random numbers.
 
     Args:
-        model: any module with one tensor argument; left in the modes it was in. Layers without running statistics
-            are left alone.
+        model: any module with one tensor argument; left in the modes it was in. Layers without
+            running statistics are left alone.
         inputs: batches of it; one of a single example is skipped, as it may have no variance.
 
     Returns:
@@ -30,7 +34,9 @@ def reestimate_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> int:
     Raises:
         ValueError: there is no batch of two or more examples.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    layers = [
+        m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None
+    ]
     if not layers:
         return 0
     modes = [(module, module.training) for module in model.modules()]
@@ -62,7 +68,9 @@ def reestimate_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> int:
 
 
 class Moments:
-    """Count, mean and sum of squared deviations per channel [C], pooled over batches (Chan, Golub and LeVeque 1983)."""
+    """Count, mean and sum of squared deviations per channel [C], pooled over batches (Chan,
+    Golub and LeVeque 1983).
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -83,7 +91,9 @@ class Moments:
         self.count = total
 
     def write(self, layer: _BatchNorm, batches: int) -> None:
-        """Put the pooled moments into a layer's buffers; a layer that was not called keeps its own."""
+        """Put the pooled moments into a layer's buffers; a layer that was not called keeps its
+        own.
+        """
         if not self.count or layer.running_mean is None or layer.running_var is None:
             return
         layer.running_mean.copy_(torch.as_tensor(self.mean))

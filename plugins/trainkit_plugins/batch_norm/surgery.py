@@ -24,17 +24,19 @@ def convert_batch_norm(
     blocks: Blocks | None = None,
     only: Only | None = None,
 ) -> list[str]:
-    """Give the BatchNorm layers of ``model`` ghost batches, channel groups or example weighing, in place.
+    """Give the BatchNorm layers of ``model`` ghost batches, channel groups or example weighing, in
+    place.
 
-    Each layer keeps its identity and its parameters, buffers, hooks, eps, momentum and state-dict keys, and a
-    timm BatchNormAct2d its activation and drop: only its class changes, to a subclass of what it was. On a
-    layer that is already converted, arguments left at ``None`` leave its fields as they are, so several calls
-    compose. Nothing is changed when an error is raised.
+    Each layer keeps its identity and its parameters, buffers, hooks, eps, momentum and state-dict
+    keys, and a timm BatchNormAct2d its activation and drop: only its class changes, to a subclass
+    of what it was. On a layer that is already converted, arguments left at ``None`` leave its
+    fields as they are, so several calls compose. Nothing is changed when an error is raised.
 
     Args:
         model: a model with BatchNorm1d, BatchNorm2d, BatchNorm3d or timm's BatchNormAct2d layers.
         ghost_size: examples per block in training, at least 1.
-        channel_groups: groups of neighbouring channels that share statistics; divides every layer's channels.
+        channel_groups: groups of neighbouring channels that share statistics; divides every layer's
+            channels.
         channels_per_group: the same by the size of a group; not both.
         example_weight: alpha in [0, 1], an example's weight in its own inference statistics.
         blocks: ``"any"`` (the default of a new layer), ``"strided"`` or ``"consecutive"``; see
@@ -45,10 +47,10 @@ def convert_batch_norm(
         The names of the layers touched, in the model's order.
 
     Raises:
-        ValueError: a value out of range, a group count that does not divide a layer's channels, a model or a
-            selection without BatchNorm, a name that is no BatchNorm, or a layer that cannot be converted: a
-            SyncBatchNorm (its statistics belong to all processes, a block to one), a lazy layer that has seen
-            no data, or a subclass with a forward of its own.
+        ValueError: a value out of range, a group count that does not divide a layer's channels, a
+            model or a selection without BatchNorm, a name that is no BatchNorm, or a layer that
+            cannot be converted: a SyncBatchNorm (its statistics belong to all processes, a block to
+            one), a lazy layer that has seen no data, or a subclass with a forward of its own.
     """
     _refuse_values(ghost_size, channel_groups, channels_per_group, example_weight, blocks)
     chosen = _choose(model, only)
@@ -59,11 +61,16 @@ def convert_batch_norm(
         if wanted and layer.num_features % wanted:
             what = "channel_groups" if channel_groups else "channels_per_group"
             problems.append(
-                f"{name or 'the model'} has {layer.num_features} channels, not a multiple of {what}={wanted}"
+                f"{name or 'the model'} has {layer.num_features} channels, not a multiple of "
+                f"{what}={wanted}"
             )
-        groups[name] = layer.num_features // channels_per_group if channels_per_group else channel_groups
+        groups[name] = (
+            layer.num_features // channels_per_group if channels_per_group else channel_groups
+        )
         if example_weight and layer.running_mean is None:
-            problems.append(f"{name or 'the model'} keeps no running statistics for example_weight to mix with")
+            problems.append(
+                f"{name or 'the model'} keeps no running statistics for example_weight to mix with"
+            )
     if problems:
         raise ValueError("; ".join(problems))
     for name, layer in chosen.items():
@@ -77,7 +84,8 @@ def convert_batch_norm(
 
 
 def revert_batch_norm(model: nn.Module) -> list[str]:
-    """Give every converted layer of ``model`` the class it had; parameters and buffers stay as they are.
+    """Give every converted layer of ``model`` the class it had; parameters and buffers stay as they
+    are.
 
     Returns:
         The names of the layers reverted, in the model's order.
@@ -117,12 +125,20 @@ def _refuse_values(
     example_weight: float | None,
     blocks: str | None,
 ) -> None:
-    counts = {"ghost_size": ghost_size, "channel_groups": channel_groups, "channels_per_group": channels_per_group}
+    counts = {
+        "ghost_size": ghost_size,
+        "channel_groups": channel_groups,
+        "channels_per_group": channels_per_group,
+    }
     for name, count in counts.items():
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        if count is not None and (
+            isinstance(count, bool) or not isinstance(count, int) or count < 1
+        ):
             raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
     if channel_groups is not None and channels_per_group is not None:
-        raise ValueError("give channel_groups or channels_per_group, not both: one follows from the other")
+        raise ValueError(
+            "give channel_groups or channels_per_group, not both: one follows from the other"
+        )
     if example_weight is not None and not 0 <= example_weight <= 1:
         raise ValueError(f"example_weight must be in [0, 1], got {example_weight!r}")
     if blocks not in (None, "any", "strided", "consecutive"):
@@ -140,17 +156,29 @@ def _choose(model: nn.Module, only: Only | None) -> dict[str, _BatchNorm]:
     else:
         for name in sorted(set(only) - set(layers)):
             near = get_close_matches(name, layers, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(list(layers)[:3])} ..."
+            hint = (
+                f"; did you mean {near[0]!r}?"
+                if near
+                else f"; there are {', '.join(list(layers)[:3])} ..."
+            )
             raise ValueError(f"{type(model).__name__} has no BatchNorm layer {name!r}{hint}")
         chosen = {name: m for name, m in layers.items() if name in set(only)}
     if not chosen:
-        raise ValueError(f"`only` chooses none of the {len(layers)} BatchNorm layers of {type(model).__name__}")
+        raise ValueError(
+            f"`only` chooses none of the {len(layers)} BatchNorm layers of {type(model).__name__}"
+        )
     return chosen
 
 
 def _other_norms(model: nn.Module) -> str:
-    kinds = sorted({type(m).__name__ for m in model.modules() if "norm" in type(m).__name__.lower()})
-    return f"it normalises with {', '.join(kinds)}" if kinds else "it has no normalisation layer at all"
+    kinds = sorted(
+        {type(m).__name__ for m in model.modules() if "norm" in type(m).__name__.lower()}
+    )
+    return (
+        f"it normalises with {', '.join(kinds)}"
+        if kinds
+        else "it has no normalisation layer at all"
+    )
 
 
 def _against(name: str, layer: _BatchNorm) -> str | None:
@@ -159,11 +187,14 @@ def _against(name: str, layer: _BatchNorm) -> str | None:
         return None
     if isinstance(layer, SyncBatchNorm):
         return (
-            f"{where}, whose statistics are those of all processes, while a block or a group belongs to one; "
-            "convert the model before, or instead of, synchronising it"
+            f"{where}, whose statistics are those of all processes, while a block or a group "
+            "belongs to one; convert the model before, or instead of, synchronising it"
         )
     if isinstance(layer, LazyModuleMixin):
-        return f"{where} that has not seen its number of channels; send one batch through the model first"
+        return (
+            f"{where} that has not seen its number of channels; send one batch through the model "
+            "first"
+        )
     if type(layer).forward not in (_BatchNorm.forward, _timm_forward(type(layer))):
         return f"{where}, a BatchNorm with a forward of its own, which a conversion would drop"
     return None

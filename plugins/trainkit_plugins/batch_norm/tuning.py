@@ -1,7 +1,9 @@
-"""Choosing alpha, the weight of an example in its own inference statistics, on data that training has not seen.
+"""Choosing alpha, the weight of an example in its own inference statistics, on data that training
+has not seen.
 
-One pass over the data measures every alpha on each batch while it is there, so that reading, decoding and moving it
-happens once. Of each example three numbers are kept, whatever the number of classes.
+One pass over the data measures every alpha on each batch while it is there, so that reading,
+decoding and moving it happens once. Of each example three numbers are kept, whatever the number of
+classes.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ T = TypeVar("T")
 Metric = Literal["nll", "accuracy"]
 
 ALPHAS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
-"""What is tried where nothing else is asked for: denser where small experiments found the best values."""
+"""What is tried where nothing else is asked for: denser where small experiments found the best
+values.
+"""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Point:
         alpha: the weight.
         accuracy: share of examples classified correctly.
         nll: mean of -log p(target), in nats.
-        calibration_error: expected calibration error, 15 bins of equal width, L1, as runs report it.
+        calibration_error: expected calibration error, 15 bins of equal width, L1, as runs report
+            it.
     """
 
     alpha: float
@@ -43,7 +48,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Gain:
-    """A mean paired difference, alpha against 0, and half of its 95% interval (normal approximation)."""
+    """A mean paired difference, alpha against 0, and half of its 95% interval (normal
+    approximation).
+    """
 
     mean: float
     half: float
@@ -53,8 +60,8 @@ class Gain:
 
 
 def score(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return for each example -log p(target), the highest probability, and whether its class is right; NaN for
-    logits that are NaN.
+    """Return for each example -log p(target), the highest probability, and whether its class is
+    right; NaN for logits that are NaN.
 
     Args:
         logits: [N, K].
@@ -68,11 +75,16 @@ def score(logits: Tensor, targets: Tensor) -> Tensor:
     targets = targets.to("cpu")
     highest, predicted = log_p.max(1)
     nll = nn.functional.nll_loss(log_p, targets, reduction="none")
-    return torch.stack([nll, highest.exp(), (predicted == targets).double().where(highest.isfinite(), math.nan)])
+    return torch.stack(
+        [nll, highest.exp(), (predicted == targets).double().where(highest.isfinite(), math.nan)]
+    )
 
 
 def sweep(
-    model: nn.Module, batches: Iterable[T], predict: Callable[[T], tuple[Tensor, Tensor]], alphas: Sequence[float]
+    model: nn.Module,
+    batches: Iterable[T],
+    predict: Callable[[T], tuple[Tensor, Tensor]],
+    alphas: Sequence[float],
 ) -> Tensor:
     """Measure every alpha on every example; afterwards each layer has the alpha it had.
 
@@ -90,7 +102,10 @@ def sweep(
     """
     layers = list(converted_layers(model).values())
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no converted batch norm; call convert_batch_norm(model) first")
+        raise ValueError(
+            f"{type(model).__name__} has no converted batch norm; call convert_batch_norm(model) "
+            "first"
+        )
     before = [layer.example_weight for layer in layers]
     scores: list[Tensor] = []
     try:
@@ -112,9 +127,13 @@ def sweep(
 
 @contextmanager
 def evaluating(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Iterator[None]:
-    """Put `model` into evaluation mode, with other weights where they are given; afterwards all is as before."""
+    """Put `model` into evaluation mode, with other weights where they are given; afterwards all
+    is as before.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    trained = {name: t.clone() for name, t in model.state_dict().items()} if weights is not None else {}
+    trained = (
+        {name: t.clone() for name, t in model.state_dict().items()} if weights is not None else {}
+    )
     try:
         if weights is not None:
             model.load_state_dict(weights)
@@ -137,7 +156,8 @@ def points(scores: Tensor, alphas: Sequence[float]) -> list[Point]:
 
 
 def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
-    """Return sum_b n_b/N |accuracy_b - confidence_b| over equal bins of confidence; NaN where a confidence is.
+    """Return sum_b n_b/N |accuracy_b - confidence_b| over equal bins of confidence; NaN where a
+    confidence is.
 
     Args:
         confidence: highest probability of each example [N], in [0, 1].
@@ -152,7 +172,8 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> fl
 
 
 def choose(curve: Sequence[Point], metric: Metric) -> Point:
-    """Return the best point: least nll, or most accuracy and of those the least nll. Ties go to the least alpha.
+    """Return the best point: least nll, or most accuracy and of those the least nll. Ties go to the
+    least alpha.
 
     Points whose nll is not finite are left out.
 
@@ -166,29 +187,36 @@ def choose(curve: Sequence[Point], metric: Metric) -> Point:
 
 
 def halves(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Split examples into those of even and those of odd position: both halves have their share of every class even
-    where the examples are sorted by class.
+    """Split examples into those of even and those of odd position: both halves have their share of
+    every class even where the examples are sorted by class.
 
     Raises:
         ValueError: there are not two examples.
     """
     if scores.shape[2] < 2:
-        raise ValueError(f"{scores.shape[2]} example cannot be split into one half to tune on and one to report on")
+        raise ValueError(
+            f"{scores.shape[2]} example cannot be split into one half to tune on and one to "
+            "report on"
+        )
     return scores[:, :, 0::2], scores[:, :, 1::2]
 
 
 def gain(values: Tensor, baseline: Tensor) -> Gain:
     """Return the mean difference of paired values [N] to a baseline [N], with its 95% interval."""
     difference = values - baseline
-    half = 1.96 * float(difference.std()) / difference.numel() ** 0.5 if difference.numel() > 1 else math.nan
+    half = (
+        1.96 * float(difference.std()) / difference.numel() ** 0.5
+        if difference.numel() > 1
+        else math.nan
+    )
     return Gain(float(difference.mean()), half)
 
 
 def choose_alpha(scores: Tensor, alphas: Sequence[float], metric: Metric) -> float:
     """Return the best alpha, or 0 unless the best is better than 0 by more than chance.
 
-    The best of several alphas on some examples is often just the luckiest; so its paired gain over alpha 0 must have
-    a 95% interval that excludes no gain, or inference is left as it is.
+    The best of several alphas on some examples is often just the luckiest; so its paired gain over
+    alpha 0 must have a 95% interval that excludes no gain, or inference is left as it is.
 
     Args:
         scores: [len(alphas), 3, N] of `sweep`.

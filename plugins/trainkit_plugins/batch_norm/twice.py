@@ -1,6 +1,8 @@
-"""The gradient of the training pass's gradient, derived by hand: two sums and two multiply-adds more than the first.
+"""The gradient of the training pass's gradient, derived by hand: two sums and two multiply-adds
+more than the first.
 
-In the letters of the other files, with v = (x - mu) inv, q = gamma dy, and means <.> over the m values of a statistic:
+In the letters of the other files, with v = (x - mu) inv, q = gamma dy, and means <.> over the m
+values of a statistic:
 
     dx = inv (q - <q> - v <q v>),  dgamma = sum dy v,  dbeta = sum dy.
 
@@ -8,7 +10,8 @@ For cotangents h of dx, e of dgamma and f of dbeta, and t = <h q> - <h> <q> - <h
 
     of dy     gamma inv (h - <h> - v <h v>) + e v + f
     of gamma  sum over blocks of inv (sum h dy - <h> sum dy - <h v> sum dy v)
-    of x      inv (u - <u> - v <u v>) - inv^2 v t,  where u = (e - inv gamma <h v>) dy - inv <q v> h is that of v.
+    of x      inv (u - <u> - v <u v>) - inv^2 v t,  where u = (e - inv gamma <h v>) dy - inv <q v> h
+    is that of v.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ class Cotangents(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What the first gradient was made from: dy and x [N, C, ...], gamma [C] or None, mu and inv [B, C, 1]."""
+    """What the first gradient was made from: dy and x [N, C, ...], gamma [C] or None, mu and inv
+    [B, C, 1].
+    """
 
     dy: Tensor
     x: Tensor
@@ -39,11 +44,13 @@ class Inputs(NamedTuple):
     inv: Tensor
 
 
-def second_gradient(given: Cotangents, inputs: Inputs, settings: Settings) -> tuple[Tensor, Tensor, Tensor | None]:
+def second_gradient(
+    given: Cotangents, inputs: Inputs, settings: Settings
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the cotangents of dy, x and gamma (None where there is none).
 
-    While gradients are recorded, mu and inv are formed anew from x: then what is returned can be differentiated again,
-    as often as one likes.
+    While gradients are recorded, mu and inv are formed anew from x: then what is returned can be
+    differentiated again, as often as one likes.
     """
     dy, x, weight, mu, inv = inputs
     h = torch.zeros_like(x) if given.dx is None else given.dx
@@ -80,7 +87,9 @@ def _stretch(
     given: Cotangents,
     settings: Settings,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the cotangents of dy and x as X lies, and what each block adds to that of gamma [B, C, 1]."""
+    """Return the cotangents of dy and x as X lies, and what each block adds to that of gamma [B,
+    C, 1].
+    """
     gamma: Tensor | float = 1.0 if weight is None else weight[:, None]
     e: Tensor | float = 0.0 if given.dweight is None else given.dweight[:, None]
     f: Tensor | float = 0.0 if given.dbias is None else given.dbias[:, None]

@@ -16,11 +16,18 @@ class EarlyStopping(Plugin):
     citation: ClassVar[str] = ""
     neutral: ClassVar[dict[str, Any]] = {"patience": 10**9}
 
-    metric: str | None = Field(None, description="what to watch; default: the recipe's checkpoint.metric")
-    mode: Literal["max", "min"] | None = Field(
-        None, description="whether more or less is better; default: checkpoint.mode, for checkpoint.metric only"
+    metric: str | None = Field(
+        None, description="what to watch; default: the recipe's checkpoint.metric"
     )
-    patience: int = Field(5, ge=1, description="stop after so many validations in a row without improvement")
+    mode: Literal["max", "min"] | None = Field(
+        None,
+        description=(
+            "whether more or less is better; default: checkpoint.mode, for checkpoint.metric only"
+        ),
+    )
+    patience: int = Field(
+        5, ge=1, description="stop after so many validations in a row without improvement"
+    )
     min_delta: float = Field(
         0.0, allow_inf_nan=False, ge=0, description="the least change that counts as an improvement"
     )
@@ -32,8 +39,8 @@ class EarlyStopping(Plugin):
     def _check(self) -> EarlyStopping:
         if (self.metric is None) != (self.mode is None):
             raise ValueError(
-                "give metric and mode together (whether more or less of it is better), or neither for those of "
-                "`checkpoint:`"
+                "give metric and mode together (whether more or less of it is better), or neither "
+                "for those of `checkpoint:`"
             )
         return self
 
@@ -48,22 +55,30 @@ class EarlyStopping(Plugin):
         known = list(run.metrics.keys())
         if metric not in known:
             raise UserError(
-                f"early_stopping.metric: this run does not measure {metric!r} (it measures: {', '.join(known)})"
+                f"early_stopping.metric: this run does not measure {metric!r} (it measures: "
+                f"{', '.join(known)})"
             )
 
     @hookimpl
     def on_evaluate_end(self, metrics: Mapping[str, float], run: Run) -> None:
-        """Compare with the best so far; ask for the end of training when the patience is used up."""
+        """Compare with the best so far; ask for the end of training when the patience is used
+        up.
+        """
         metric, mode = self._watched(run)
         sign = 1.0 if mode == "max" else -1.0
         gain = sign * float(metrics[metric])
-        # NaN compares false with everything: it is never an improvement, and never becomes the best.
+        # NaN compares false with everything: it is never an improvement, and never becomes the
+        # best.
         if gain > (sign * self._best + self.min_delta if self._best is not None else float("-inf")):
             self._best, self._since = sign * gain, 0
             return
         self._since += 1
         if self._since >= self.patience:
-            best = "was never a number" if self._best is None else f"has not got better than {self._best:.6g}"
+            best = (
+                "was never a number"
+                if self._best is None
+                else f"has not got better than {self._best:.6g}"
+            )
             run.stop(f"early_stopping: {metric} {best} for {self._since} validations")
 
     def state_dict(self) -> dict[str, Any]:
@@ -80,13 +95,19 @@ class EarlyStopping(Plugin):
         validations = -(-train.epochs // train.evaluate_every)
         if self.patience < validations:
             return {}
-        return {"patience": f"{self.patience:,} validations, and this run has {validations}: it never stops early"}
+        return {
+            "patience": (
+                f"{self.patience:,} validations, and this run has {validations}: it never stops "
+                "early"
+            )
+        }
 
     def explain(self, run: Run) -> list[str]:
         """Say what is watched."""
         metric, mode = self._watched(run)
         every = run.recipe.train.evaluate_every
         return [
-            f"watches {metric} ({'higher' if mode == 'max' else 'lower'} is better), measured every {every} epoch(s); "
-            f"stops after {self.patience} validations without a gain above {self.min_delta:g}"
+            f"watches {metric} ({'higher' if mode == 'max' else 'lower'} is better), measured every"
+            f" {every} epoch(s); stops after {self.patience} validations without a gain above "
+            f"{self.min_delta:g}"
         ]

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 class Values(nn.Module):
     """A model's parameters, and its floating buffers where wanted, as a module of their own.
 
-    It holds the model's very tensors, not copies. A deep copy of it therefore copies values and nothing else: no
-    hooks, no compiled code, no wrappers; and going through it costs no walk over the model's layers.
+    It holds the model's very tensors, not copies. A deep copy of it therefore copies values and
+    nothing else: no hooks, no compiled code, no wrappers; and going through it costs no walk over
+    the model's layers.
 
     Args:
         model: parameters of any dtype; shared ones count once.
-        buffers: include floating buffers (running statistics) too. Counters never are: their mean means nothing.
+        buffers: include floating buffers (running statistics) too. Counters never are: their mean
+            means nothing.
     """
 
     def __init__(self, model: nn.Module, buffers: bool) -> None:
@@ -38,11 +40,15 @@ class Values(nn.Module):
     def holds(self, model: nn.Module) -> bool:
         """Say whether `model` still has these very tensors."""
         now = dict([*model.named_parameters(), *model.named_buffers()])
-        return all(now.get(name) is tensor for name, tensor in zip(self.names, self.tensors(), strict=True))
+        return all(
+            now.get(name) is tensor for name, tensor in zip(self.names, self.tensors(), strict=True)
+        )
 
     def export(self) -> dict[str, Tensor]:
         """Return a copy of every tensor by the name that it has in the model."""
-        return {name: t.detach().clone() for name, t in zip(self.names, self.tensors(), strict=True)}
+        return {
+            name: t.detach().clone() for name, t in zip(self.names, self.tensors(), strict=True)
+        }
 
     @torch.no_grad()
     def restore(self, values: dict[str, Tensor]) -> None:
@@ -53,11 +59,14 @@ class Values(nn.Module):
         """
         shapes = {name: t.shape for name, t in zip(self.names, self.tensors(), strict=True)}
         wrong = sorted(name for name in shapes.keys() ^ values.keys())
-        wrong += [name for name in shapes.keys() & values.keys() if values[name].shape != shapes[name]]
+        wrong += [
+            name for name in shapes.keys() & values.keys() if values[name].shape != shapes[name]
+        ]
         if wrong:
             raise ValueError(
-                f"the saved average is of another model (or of other buffers): {len(wrong)} of {len(shapes)} tensors "
-                f"do not match, such as {wrong[0]}; resume with the recipe it was saved under"
+                f"the saved average is of another model (or of other buffers): {len(wrong)} of "
+                f"{len(shapes)} tensors do not match, such as {wrong[0]}; resume with the recipe "
+                "it was saved under"
             )
         for name, tensor in zip(self.names, self.tensors(), strict=True):
             tensor.copy_(values[name])
@@ -65,10 +74,12 @@ class Values(nn.Module):
 
 @torch.no_grad()
 def exchange(first: Values, second: Values) -> None:
-    """Swap the values of two `Values` of the same model, in place, tensor by tensor; twice is bit for bit nothing.
+    """Swap the values of two `Values` of the same model, in place, tensor by tensor; twice is bit
+    for bit nothing.
 
-    Values are copied rather than storages swapped, because optimizers, DDP's buckets, compiled code and CUDA graphs
-    may all know a parameter by its address. Needs the memory of the largest tensor once more.
+    Values are copied rather than storages swapped, because optimizers, DDP's buckets, compiled code
+    and CUDA graphs may all know a parameter by its address. Needs the memory of the largest tensor
+    once more.
     """
     for a, b in zip(first.tensors(), second.tensors(), strict=True):
         kept = a.detach().clone()

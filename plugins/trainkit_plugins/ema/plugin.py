@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Ema(Plugin):
     """Validate and keep an exponential moving average of the weights.
 
-    average <- decay * average + (1 - decay) * weights after every step, by timm's ModelEmaV3. Training itself does
-    not change; validation and the weights that are kept use the average.
+    average <- decay * average + (1 - decay) * weights after every step, by timm's ModelEmaV3.
+    Training itself does not change; validation and the weights that are kept use the average.
     """
 
     citation: ClassVar[str] = """\
@@ -37,11 +37,18 @@ class Ema(Plugin):
 }"""
     neutral: ClassVar[dict[str, Any]] = {"decay": 0.0, "buffers": "copy"}
 
-    decay: float = Field(0.9998, ge=0, lt=1, description="share of the old average that a step keeps, once warmed up")
-    warmup: bool = Field(
-        True, description="start at decay 0 and approach `decay`: 1 - (1 + step/warmup_gamma)^-warmup_power"
+    decay: float = Field(
+        0.9998, ge=0, lt=1, description="share of the old average that a step keeps, once warmed up"
     )
-    warmup_gamma: float = Field(1.0, allow_inf_nan=False, gt=0, description="steps over which the warm-up stretches")
+    warmup: bool = Field(
+        True,
+        description=(
+            "start at decay 0 and approach `decay`: 1 - (1 + step/warmup_gamma)^-warmup_power"
+        ),
+    )
+    warmup_gamma: float = Field(
+        1.0, allow_inf_nan=False, gt=0, description="steps over which the warm-up stretches"
+    )
     warmup_power: float = Field(
         2 / 3,
         allow_inf_nan=False,
@@ -49,11 +56,15 @@ class Ema(Plugin):
         description="how fast it approaches; 1 with warmup_gamma 1 is the plain mean of all steps",
     )
     min_decay: float = Field(0.0, ge=0, lt=1, description="lowest decay while warming up")
-    start_step: int = Field(0, ge=0, description="steps during which the average just follows the weights")
+    start_step: int = Field(
+        0, ge=0, description="steps during which the average just follows the weights"
+    )
     buffers: Literal["copy", "average", "recompute"] = Field(
         "average",
-        description="batch-norm statistics of the average: the trained model's own; their average; or measured with "
-        "the averaged weights before each validation",
+        description=(
+            "batch-norm statistics of the average: the trained model's own; their average; or "
+            "measured with the averaged weights before each validation"
+        ),
     )
     recompute_batches: int = Field(
         50, ge=1, description="recompute: training batches per rank on which to measure them"
@@ -69,7 +80,9 @@ class Ema(Plugin):
     @model_validator(mode="after")
     def _check(self) -> Ema:
         if self.min_decay > self.decay:
-            raise ValueError(f"min_decay {self.min_decay} is above decay {self.decay}; lower it, or raise decay")
+            raise ValueError(
+                f"min_decay {self.min_decay} is above decay {self.decay}; lower it, or raise decay"
+            )
         return self
 
     def _average_of(self, values: nn.Module) -> Any:
@@ -101,7 +114,8 @@ class Ema(Plugin):
         self._updates += 1
         decay = self._ema.get_decay(self._updates)
         if decay == 0.0:
-            # Interpolating by a weight of 1 turns -0.0 into 0.0 here and there; a copy is the weights bit for bit.
+            # Interpolating by a weight of 1 turns -0.0 into 0.0 here and there; a copy is the
+            # weights bit for bit.
             self._ema.set(self._live)
         else:
             self._ema.update(self._live, step=self._updates)
@@ -114,8 +128,9 @@ class Ema(Plugin):
             return
         if not self._live.holds(run.model):
             raise ValueError(
-                "ema: some parameters or buffers of the model were replaced after training began, so their average "
-                "is of tensors that the model no longer has; write into them in place instead"
+                "ema: some parameters or buffers of the model were replaced after training began, "
+                "so their average is of tensors that the model no longer has; write into them in "
+                "place instead"
             )
         exchange(self._live, self._ema.module)
         self._exchanged = True
@@ -137,13 +152,18 @@ class Ema(Plugin):
     def _recompute(self, run: Run) -> None:
         import torch
 
-        layers = [layer for layer in batch_norms(run.model) if layer.training]  # frozen ones stay as they are
+        layers = [
+            layer for layer in batch_norms(run.model) if layer.training
+        ]  # frozen ones stay as they are
         own = {id(b) for layer in layers for b in layer.buffers(recurse=False)}
         mine = {name: b for name, b in run.model.named_buffers() if id(b) in own}
         self._statistics = {name: b.clone() for name, b in mine.items()}
         # Compiled code would be compiled anew for the momentum of every batch.
         compiled = run.recipe.train.compile
-        with run.device.autocast(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        with (
+            run.device.autocast(),
+            torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
+        ):
             recompute_statistics(run.model, self._inputs(run), layers)
         if run.device.world > 1:
             self._average_over_ranks([b for b in mine.values() if b.is_floating_point()], run)
@@ -151,18 +171,22 @@ class Ema(Plugin):
     def _average_over_ranks(self, measured: list[Tensor], run: Run) -> None:
         import torch
 
-        means = iter(run.device.average(torch.cat([b.flatten() for b in measured]).tolist()) if measured else [])
+        means = iter(
+            run.device.average(torch.cat([b.flatten() for b in measured]).tolist())
+            if measured
+            else []
+        )
         for buffer in measured:
             buffer.copy_(torch.tensor(list(islice(means, buffer.numel()))).view_as(buffer))
 
     def _inputs(self, run: Run) -> Iterator[Tensor]:
-        # Not through the hook: what plugins make of a batch may draw from their random streams, and a validation must
-        # not change what the next epoch sees.
+        # Not through the hook: what plugins make of a batch may draw from their random streams, and
+        # a validation must not change what the next epoch sees.
         for batch in islice(run.data.train.batches(run.epoch, 0), self.recompute_batches):
             if not isinstance(batch, Batch):
                 raise UserError(
-                    f"ema.buffers: recompute needs batches of images, and these data give {type(batch).__name__}; "
-                    "use copy or average"
+                    "ema.buffers: recompute needs batches of images, and these data give "
+                    f"{type(batch).__name__}; use copy or average"
                 )
             yield run.device.move(batch).inputs
 
@@ -181,7 +205,11 @@ class Ema(Plugin):
         """Say that the average never begins, where it does not."""
         if self.start_step < run.total_steps - 1:
             return {}
-        return {"start_step": f"this run has {run.total_steps:,} steps: the average only follows the weights"}
+        return {
+            "start_step": (
+                f"this run has {run.total_steps:,} steps: the average only follows the weights"
+            )
+        }
 
     def explain(self, run: Run) -> list[str]:
         """Say what is averaged, over how many steps, and where the statistics come from."""
@@ -195,11 +223,15 @@ class Ema(Plugin):
         how = {
             "copy": "taken from the trained model",
             "average": "averaged like the weights",
-            "recompute": f"measured on {self.recompute_batches} training batches before each validation",
+            "recompute": (
+                f"measured on {self.recompute_batches} training batches before each validation"
+            ),
         }[self.buffers]
         count = sum(t.numel() for t in values.tensors())
         return [
-            f"averages {count:,} values; decay {last:.6g} at the last step ({steps}): about the last "
-            f"{min(steps, round(1 / (1 - last))):,} steps count",
+            (
+                f"averages {count:,} values; decay {last:.6g} at the last step ({steps}): about the"
+                f" last {min(steps, round(1 / (1 - last))):,} steps count"
+            ),
             f"statistics of {layers} batch-norm layers: {how}",
         ]

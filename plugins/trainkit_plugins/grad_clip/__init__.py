@@ -10,7 +10,14 @@ from .clipping import (
 )
 from .fit import Estimate, Fit, Threshold, Thresholds, fit_l0_l1, suggest_threshold
 from .preserve import preserve
-from .smoothness import Smoothness, across_ranks, gradient_of, interior_grid, local_smoothness, snapshot
+from .smoothness import (
+    Smoothness,
+    across_ranks,
+    gradient_of,
+    interior_grid,
+    local_smoothness,
+    snapshot,
+)
 
 __all__ = [
     "Clipped",

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# torch sums a CPU tensor's squares in float32, and a long sum loses its small terms: one tensor of 25 M
-# normal numbers comes out 0.14 % short, in pieces of this many elements 1e-5. Accelerators sum in blocks
-# already.
+# torch sums a CPU tensor's squares in float32, and a long sum loses its small terms: one tensor of
+# 25 M normal numbers comes out 0.14 % short, in pieces of this many elements 1e-5. Accelerators sum
+# in blocks already.
 _PIECE = 2**20
 
 # Squares of entries of a joint norm below this may be too small for float32.
@@ -26,8 +26,8 @@ class Clipped(NamedTuple):
     Attributes:
         before: joint L2 norm of the gradients that came in.
         after: joint L2 norm of the gradients that went out.
-        coefficient: what every gradient was multiplied by; 1 where nothing was done. Clippings without a common
-            factor report ``after / before`` (1 for zero and for non-finite norms).
+        coefficient: what every gradient was multiplied by; 1 where nothing was done. Clippings
+            without a common factor report ``after / before`` (1 for zero and for non-finite norms).
     """
 
     before: Tensor
@@ -43,16 +43,16 @@ class Clipped(NamedTuple):
 def global_norm(tensors: Iterable[Tensor | None]) -> Tensor:
     """Return the L2 norm of all tensors taken as one vector.
 
-    Half-precision tensors are squared and summed in float32, so float16 gradients longer than 65504 still
-    have a finite norm. Devices and dtypes may be mixed; nothing waits for an accelerator.
+    Half-precision tensors are squared and summed in float32, so float16 gradients longer than 65504
+    still have a finite norm. Devices and dtypes may be mixed; nothing waits for an accelerator.
 
     Args:
         tensors: dense tensors of any shape; ``None`` entries are skipped.
 
     Returns:
-        A scalar, float32 (float64 if any tensor is), on the first accelerator found or else on the CPU; 0 for
-        no tensors. Entries whose squares overflow have the norm that they have (on Apple's GPUs, which know no
-        float64, it is ``inf``).
+        A scalar, float32 (float64 if any tensor is), on the first accelerator found or else on the
+        CPU; 0 for no tensors. Entries whose squares overflow have the norm that they have (on
+        Apple's GPUs, which know no float64, it is ``inf``).
 
     Raises:
         ValueError: a tensor is sparse.
@@ -63,21 +63,24 @@ def global_norm(tensors: Iterable[Tensor | None]) -> Tensor:
 
 
 def clip_by_global_norm(parameters: Tensor | Iterable[Tensor], max_norm: float) -> Clipped:
-    """Scale the gradients of ``parameters`` in place so that their joint L2 norm is at most ``max_norm``.
+    """Scale the gradients of ``parameters`` in place so that their joint L2 norm is at most
+    ``max_norm``.
 
-    ``g <- g * min(1, max_norm / ||g||)`` with one norm over all gradients (clipped gradient descent in Zhang
-    et al. 2020: with learning rate eta the step is ``min(eta, max_norm * eta / ||g||) * g``). Nothing waits
-    for an accelerator, unless some gradients are on the CPU and some are not.
+    ``g <- g * min(1, max_norm / ||g||)`` with one norm over all gradients (clipped gradient descent
+    in Zhang et al. 2020: with learning rate eta the step is ``min(eta, max_norm * eta / ||g||) *
+    g``). Nothing waits for an accelerator, unless some gradients are on the CPU and some are not.
 
-    Gradients no longer than ``max_norm`` keep every bit, and so do gradients with an entry that is infinite or
-    NaN: no factor could mend those, the norm is returned as it is, and the caller decides. ``max_norm=inf`` only
-    measures. Gradients in bfloat16 or float16 are rounded after scaling, so their norm meets ``max_norm`` to
-    that precision only.
+    Gradients no longer than ``max_norm`` keep every bit, and so do gradients with an entry that is
+    infinite or
+    NaN: no factor could mend those, the norm is returned as it is, and the caller decides.
+        ``max_norm=inf`` only
+    measures. Gradients in bfloat16 or float16 are rounded after scaling, so their norm meets
+    ``max_norm`` to that precision only.
 
-    Differs from :func:`torch.nn.utils.clip_grad_norm_` in three ways. That divides by ``||g|| + 1e-6``, which
-    shortens gradients within 1e-6 below the threshold and all gradients too much when ``max_norm`` is itself
-    near 1e-6. It multiplies by 0 when the norm is infinite and by NaN when it is NaN. It takes half-precision
-    norms in half precision.
+    Differs from :func:`torch.nn.utils.clip_grad_norm_` in three ways. That divides by ``||g|| +
+    1e-6``, which shortens gradients within 1e-6 below the threshold and all gradients too much when
+    ``max_norm`` is itself near 1e-6. It multiplies by 0 when the norm is infinite and by NaN when
+    it is NaN. It takes half-precision norms in half precision.
 
     Args:
         parameters: tensors whose ``.grad`` is clipped; those without a gradient are skipped.
@@ -93,9 +96,9 @@ def clip_by_global_norm(parameters: Tensor | Iterable[Tensor], max_norm: float) 
 def clip_tensors_by_global_norm(tensors: Iterable[Tensor | None], max_norm: float) -> Clipped:
     """Scale ``tensors`` themselves in place to a joint L2 norm of at most ``max_norm``.
 
-    The same as :func:`clip_by_global_norm` for gradients that are not in ``.grad``, such as those of
-    :func:`torch.autograd.grad`. A separate function, so that frozen parameters can never be taken for
-    gradients.
+    The same as :func:`clip_by_global_norm` for gradients that are not in ``.grad``, such as those
+    of :func:`torch.autograd.grad`. A separate function, so that frozen parameters can never be
+    taken for gradients.
     """
     _refuse_threshold("max_norm", max_norm)
     groups = _groups(_once(_dense(tensors)))
@@ -113,8 +116,8 @@ def clip_tensors_by_global_norm(tensors: Iterable[Tensor | None], max_norm: floa
 def clip_by_value(parameters: Tensor | Iterable[Tensor], max_value: float) -> Clipped:
     """Clamp every gradient entry of ``parameters`` in place to ``[-max_value, max_value]``.
 
-    This changes the gradient's direction. Infinite entries become ``max_value`` and NaN stays NaN, as
-    :func:`torch.nn.utils.clip_grad_value_` has it; ``max_value=inf`` changes nothing.
+    This changes the gradient's direction. Infinite entries become ``max_value`` and NaN stays NaN,
+    as :func:`torch.nn.utils.clip_grad_value_` has it; ``max_value=inf`` changes nothing.
 
     Args:
         parameters: tensors whose ``.grad`` is clamped; those without a gradient are skipped.
@@ -127,7 +130,9 @@ def clip_by_value(parameters: Tensor | Iterable[Tensor], max_value: float) -> Cl
     dense = _once(_dense(_gradients(parameters)))
     for tensor in dense:
         if tensor.is_complex():
-            raise ValueError(f"a {tensor.dtype} gradient has no order to clamp by; clip by norm instead")
+            raise ValueError(
+                f"a {tensor.dtype} gradient has no order to clamp by; clip by norm instead"
+            )
 
     def clamp() -> None:
         for group in _groups(dense).values() if max_value < math.inf else ():
@@ -139,16 +144,20 @@ def clip_by_value(parameters: Tensor | Iterable[Tensor], max_value: float) -> Cl
 
 @torch.no_grad()
 def clip_tensors_with(tensors: Iterable[Tensor | None], clip: Callable[[], object]) -> Clipped:
-    """Call ``clip``, which changes ``tensors`` in place as it sees fit, and report their joint norm before and after.
+    """Call ``clip``, which changes ``tensors`` in place as it sees fit, and report their joint norm
+    before and after.
 
-    For clippings without one common factor; takes two passes over the gradients more than ``clip`` itself.
+    For clippings without one common factor; takes two passes over the gradients more than ``clip``
+    itself.
     """
     groups = _groups(_once(_dense(tensors)))
     before = _norm(groups)
     clip()
     after = _norm(groups)
     shorter, wide = (after < before) & (before < math.inf), _wide(groups)
-    return Clipped(before.to(wide), after.to(wide), torch.where(shorter, after / before, 1.0).to(wide))
+    return Clipped(
+        before.to(wide), after.to(wide), torch.where(shorter, after / before, 1.0).to(wide)
+    )
 
 
 def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor | None]:
@@ -180,28 +189,42 @@ def _groups(tensors: list[Tensor]) -> Groups:
 
 def _norm(groups: Groups) -> Tensor:
     """Return the joint norm, in float64 where float32 may be too narrow for it."""
-    # An accelerator squares in float64 at once: the host would have to wait to see that float32 was too narrow.
+    # An accelerator squares in float64 at once: the host would have to wait to see that float32 was
+    # too narrow.
     accelerated = any(device.type not in ("cpu", "mps") for device, _ in groups)
     norms: list[Tensor] = []
     for (device, dtype), group in groups.items():
         parts = _pieces(group) if device.type == "cpu" else group
         half = dtype in (torch.float16, torch.bfloat16)
-        wider = torch.float64 if accelerated and not dtype.is_complex else torch.float32 if half else None
+        wider = (
+            torch.float64
+            if accelerated and not dtype.is_complex
+            else torch.float32
+            if half
+            else None
+        )
         norms += torch._foreach_norm(parts, 2, dtype=wider)
     if not norms:
         return torch.zeros(())
-    # A CPU number reaches an accelerator without a wait; the other way round the host would have to wait.
+    # A CPU number reaches an accelerator without a wait; the other way round the host would have to
+    # wait.
     device = next((n.device for n in norms if n.device.type != "cpu"), norms[0].device)
     wide = torch.float64 if accelerated else _wide(groups)
     total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(device, wide) for n in norms]))
-    if device.type == "cpu" and (total.item() < _TINY or total.item() == math.inf):  # squares vanish or overflow
+    if device.type == "cpu" and (
+        total.item() < _TINY or total.item() == math.inf
+    ):  # squares vanish or overflow
         return _rescaled(groups)
     return total
 
 
 def _rescaled(groups: Groups) -> Tensor:
-    """Return the joint norm of tensors on a CPU, in float64, divided by the largest entry before they are squared."""
-    largest = max((t.abs().max().item() for group in groups.values() for t in group if t.numel()), default=0.0)
+    """Return the joint norm of tensors on a CPU, in float64, divided by the largest entry before
+    they are squared.
+    """
+    largest = max(
+        (t.abs().max().item() for group in groups.values() for t in group if t.numel()), default=0.0
+    )
     if largest == 0 or not math.isfinite(largest):
         return torch.tensor(largest, dtype=torch.float64)
     norms = []
@@ -214,7 +237,11 @@ def _rescaled(groups: Groups) -> Tensor:
 
 def _wide(groups: Groups) -> torch.dtype:
     """Return the dtype in which norms are reported."""
-    return torch.float64 if any(dtype in (torch.float64, torch.complex128) for _, dtype in groups) else torch.float32
+    return (
+        torch.float64
+        if any(dtype in (torch.float64, torch.complex128) for _, dtype in groups)
+        else torch.float32
+    )
 
 
 def _pieces(tensors: list[Tensor]) -> list[Tensor]:

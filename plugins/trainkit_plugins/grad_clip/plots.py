@@ -1,4 +1,6 @@
-"""What the report shows of clipping and of smoothness, drawn on matplotlib axes that the caller made."""
+"""What the report shows of clipping and of smoothness, drawn on matplotlib axes that the caller
+made.
+"""
 
 from collections.abc import Sequence
 from statistics import fmean, median
@@ -10,7 +12,9 @@ from .fit import Estimate, Fit, suggest_threshold
 _PLACES = 400
 
 
-def draw_norms(axes: Any, steps: Sequence[int], before: Sequence[float], after: Sequence[float], limit: float) -> None:
+def draw_norms(
+    axes: Any, steps: Sequence[int], before: Sequence[float], after: Sequence[float], limit: float
+) -> None:
     """Draw finite norms before and after clipping over steps, logarithmically.
 
     A long run is drawn as the median and the range of runs of steps.
@@ -24,21 +28,35 @@ def draw_norms(axes: Any, steps: Sequence[int], before: Sequence[float], after: 
     """
     parts = _parts(len(steps), _PLACES)
     at = [median(steps[p]) for p in parts]
-    for values, colour, label in ((before, "C0", "before clipping"), (after, "C1", "after clipping")):
+    for values, colour, label in (
+        (before, "C0", "before clipping"),
+        (after, "C1", "after clipping"),
+    ):
         if len(parts) < len(steps):
             low, high = [min(values[p]) for p in parts], [max(values[p]) for p in parts]
             axes.fill_between(at, low, high, color=colour, alpha=0.25, linewidth=0)
         axes.plot(at, [median(values[p]) for p in parts], color=colour, linewidth=1.1, label=label)
     if limit < float("inf"):
-        axes.axhline(limit, color="C2", linestyle=(0, (4, 3)), linewidth=1, label=f"threshold {limit:g}")
+        axes.axhline(
+            limit, color="C2", linestyle=(0, (4, 3)), linewidth=1, label=f"threshold {limit:g}"
+        )
     if min(before) > 0 and min(after) > 0:
         axes.set_yscale("log")
     axes.set_ylabel("gradient norm")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, borderpad=0.2, frameon=False)
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=3,
+        borderaxespad=0,
+        borderpad=0.2,
+        frameon=False,
+    )
 
 
 def draw_share(axes: Any, steps: Sequence[int], clipped: Sequence[float]) -> None:
-    """Draw the share of steps that were clipped, each point of the line over at least 10 steps if there are as many."""
+    """Draw the share of steps that were clipped, each point of the line over at least 10 steps
+    if there are as many.
+    """
     parts = _parts(len(steps), max(1, min(60, len(steps) // 10)))
     edges = [steps[p.start] for p in parts] + [steps[-1] + 1]
     axes.stairs([fmean(clipped[p]) for p in parts], edges, color="C1", fill=True, alpha=0.35)
@@ -49,8 +67,11 @@ def draw_share(axes: Any, steps: Sequence[int], clipped: Sequence[float]) -> Non
     axes.set_xlabel("step")
 
 
-def draw_scatter(axes: Any, steps: Sequence[int], norms: Sequence[float], smoothness: Sequence[float], fit: Fit) -> Any:
-    """Draw smoothness against gradient norm on log axes with the fitted line; return what a colour bar needs.
+def draw_scatter(
+    axes: Any, steps: Sequence[int], norms: Sequence[float], smoothness: Sequence[float], fit: Fit
+) -> Any:
+    """Draw smoothness against gradient norm on log axes with the fitted line; return what a colour
+    bar needs.
 
     Args:
         axes: matplotlib axes.
@@ -69,7 +90,9 @@ def draw_scatter(axes: Any, steps: Sequence[int], norms: Sequence[float], smooth
     axes.set_yscale("log")
     axes.set_xlabel("gradient norm")
     axes.set_ylabel("smoothness along the step")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, borderpad=0.2, frameon=False)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, borderpad=0.2, frameon=False
+    )
     return points
 
 
@@ -89,7 +112,13 @@ def fit_table(fit: Fit, observed: Sequence[float]) -> list[list[str]]:
         ("threshold by theory, min(10 L0, L0/L1)", found.theory),
         ("threshold by quantile, 90% of the norms", found.quantile),
     ):
-        rows.append([name, f"{max_norm:.3g}" if max_norm > 0 else "none (L0 is 0)", f"would clip {rate:.1%} of steps"])
+        rows.append(
+            [
+                name,
+                f"{max_norm:.3g}" if max_norm > 0 else "none (L0 is 0)",
+                f"would clip {rate:.1%} of steps",
+            ]
+        )
     return rows
 
 

@@ -1,4 +1,6 @@
-"""`grad_clip` and `smoothness`: clipping as a plugin, and the monitor that tells whether it can help."""
+"""`grad_clip` and `smoothness`: clipping as a plugin, and the monitor that tells whether it can
+help.
+"""
 
 from __future__ import annotations
 
@@ -31,26 +33,41 @@ _CITATION = """\
 
 
 class GradClip(Plugin):
-    """Clip gradients once per step: by their joint norm, by value, or relative to the weights (adaptive).
+    """Clip gradients once per step: by their joint norm, by value, or relative to the weights
+    (adaptive).
 
-    It acts on final gradients: the whole accumulation window, unscaled, averaged over ranks. Each step logs the joint
-    norm before and after, and whether it was clipped, without waiting for the device.
+    It acts on final gradients: the whole accumulation window, unscaled, averaged over ranks. Each
+    step logs the joint norm before and after, and whether it was clipped, without waiting for the
+    device.
     """
 
     citation: ClassVar[str] = _CITATION
-    neutral: ClassVar[dict[str, Any]] = {"max_norm": math.inf, "max_value": math.inf, "factor": math.inf}
+    neutral: ClassVar[dict[str, Any]] = {
+        "max_norm": math.inf,
+        "max_value": math.inf,
+        "factor": math.inf,
+    }
 
     mode: Literal["norm", "value", "adaptive"] = Field(
-        "norm", description="clip the joint norm of all gradients, each entry, or each unit relative to its weights"
+        "norm",
+        description=(
+            "clip the joint norm of all gradients, each entry, or each unit relative to its weights"
+        ),
     )
     max_norm: float = Field(
-        1.0, gt=0, description="mode norm: largest joint L2 norm that is left alone; .inf only logs the norm"
+        1.0,
+        gt=0,
+        description="mode norm: largest joint L2 norm that is left alone; .inf only logs the norm",
     )
     max_value: float = Field(
-        0.1, gt=0, description="mode value: largest size of one entry that is left alone; .inf only logs"
+        0.1,
+        gt=0,
+        description="mode value: largest size of one entry that is left alone; .inf only logs",
     )
     factor: float = Field(
-        0.01, gt=0, description="mode adaptive: largest norm of a unit's gradient over that of its weights"
+        0.01,
+        gt=0,
+        description="mode adaptive: largest norm of a unit's gradient over that of its weights",
     )
     eps: float = Field(
         1e-3,
@@ -64,9 +81,12 @@ class GradClip(Plugin):
         uses = {"norm": {"max_norm"}, "value": {"max_value"}, "adaptive": {"factor", "eps"}}
         for mode, names in uses.items():
             for name in names if mode != self.mode else ():
-                # A resolved recipe writes every default out, and infinity clips nothing in any mode.
+                # A resolved recipe writes every default out, and infinity clips nothing in any
+                # mode.
                 if getattr(self, name) not in (type(self).model_fields[name].default, math.inf):
-                    raise ValueError(f"{name} does nothing in mode {self.mode}; drop it, or set mode to {mode}")
+                    raise ValueError(
+                        f"{name} does nothing in mode {self.mode}; drop it, or set mode to {mode}"
+                    )
         return self
 
     @hookimpl
@@ -82,9 +102,13 @@ class GradClip(Plugin):
             return clip_by_global_norm(params, self.max_norm)
         if self.mode == "value":
             return clip_by_value(params, self.max_value)
-        heads = {id(p) for name in classifiers(model) for p in model.get_submodule(name).parameters()}
+        heads = {
+            id(p) for name in classifiers(model) for p in model.get_submodule(name).parameters()
+        }
         body = [p for p in params if id(p) not in heads]
-        return clip_tensors_with([p.grad for p in params], partial(adaptive_clip_grad, body, self.factor, self.eps))
+        return clip_tensors_with(
+            [p.grad for p in params], partial(adaptive_clip_grad, body, self.factor, self.eps)
+        )
 
     def explain(self, run: Run) -> list[str]:
         """Say what is clipped, and which layers adaptive clipping leaves alone."""
@@ -94,21 +118,32 @@ class GradClip(Plugin):
         if self.mode == "value":
             return [f"each entry of a gradient: between {-self.max_value:g} and {self.max_value:g}"]
         heads = ", ".join(classifiers(run.model)) or "none (the model names no classifier)"
-        return [f"gradient norm of each unit: at most {self.factor:g} of its weights'; not clipped: {heads}"]
+        return [
+            f"gradient norm of each unit: at most {self.factor:g} of its weights'; not clipped: "
+            f"{heads}"
+        ]
 
     def report(self, history: History) -> list[Section]:
         """Plot the norm before and after, and the share of steps clipped."""
-        steps, rows = history.together("grad_clip/norm_before", "grad_clip/norm_after", "grad_clip/clipped")
-        finite = [(step, *row) for step, row in zip(steps, rows, strict=True) if math.isfinite(row[0])]
+        steps, rows = history.together(
+            "grad_clip/norm_before", "grad_clip/norm_after", "grad_clip/clipped"
+        )
+        finite = [
+            (step, *row) for step, row in zip(steps, rows, strict=True) if math.isfinite(row[0])
+        ]
         if not finite:
             return []
         at, before, after, clipped = (list(column) for column in zip(*finite, strict=True))
         text = (
-            f"{fmean(clipped):.1%} of {len(at):,} steps were clipped. The median norm before clipping was "
-            f"{median(before):.3g}; a tenth of the steps had more than {sorted(before)[int(0.9 * len(before))]:.3g}."
+            f"{fmean(clipped):.1%} of {len(at):,} steps were clipped. The median norm before "
+            f"clipping was {median(before):.3g}; a tenth of the steps had more than "
+            f"{sorted(before)[int(0.9 * len(before))]:.3g}."
         )
         if len(at) < len(steps):
-            text += f" At {len(steps) - len(at)} further steps it was not finite, and nothing was clipped."
+            text += (
+                f" At {len(steps) - len(at)} further steps it was not finite, and nothing was "
+                "clipped."
+            )
         drawn, (top, bottom) = figure(2, width=9.6, height=3.9, sharex=True, height_ratios=[3, 1])
         draw_norms(top, at, before, after, self.max_norm if self.mode == "norm" else math.inf)
         draw_share(bottom, at, clipped)
@@ -116,10 +151,11 @@ class GradClip(Plugin):
 
 
 class SmoothnessMonitor(Plugin):
-    """Measure local smoothness along the steps taken, fit it against the gradient norm, suggest a threshold.
+    """Measure local smoothness along the steps taken, fit it against the gradient norm, suggest a
+    threshold.
 
-    Every few steps: the largest of ||grad(x + g d) - grad(x)|| / ||g d|| over points g of the step d just taken. The
-    run stays bit-identical to one without this plugin.
+    Every few steps: the largest of ||grad(x + g d) - grad(x)|| / ||g d|| over points g of the step
+    d just taken. The run stays bit-identical to one without this plugin.
     """
 
     citation: ClassVar[str] = _CITATION
@@ -128,10 +164,17 @@ class SmoothnessMonitor(Plugin):
     before: ClassVar[tuple[str, ...]] = ("spectral_rank",)
 
     every: int = Field(20, ge=1, description="optimizer steps from one measurement to the next")
-    points: int = Field(1, ge=1, description="points inside the step at which the gradient is compared with its start")
+    points: int = Field(
+        1,
+        ge=1,
+        description="points inside the step at which the gradient is compared with its start",
+    )
     batch: Literal["same"] | PositiveInt = Field(
         "same",
-        description="examples: those of the step itself, or about so many from the start of the first epoch's order",
+        description=(
+            "examples: those of the step itself, or about so many from the start of the first "
+            "epoch's order"
+        ),
     )
 
     _start: list[Tensor] | None = PrivateAttr(default=None)
@@ -144,7 +187,9 @@ class SmoothnessMonitor(Plugin):
 
     @hookimpl
     def on_fit_start(self, run: Run) -> None:
-        """Read the fixed examples before training reads any: a stream of data gives one pass at a time."""
+        """Read the fixed examples before training reads any: a stream of data gives one pass at
+        a time.
+        """
         if self.batch == "same":
             return
         stream, missing, position = run.data.train, self.batch, 0
@@ -206,13 +251,22 @@ class SmoothnessMonitor(Plugin):
 
     def explain(self, run: Run) -> list[str]:
         """Say what is measured when, and what it costs."""
-        examples = "the step's own examples" if self.batch == "same" else f"about {self.batch} fixed examples"
+        examples = (
+            "the step's own examples"
+            if self.batch == "same"
+            else f"about {self.batch} fixed examples"
+        )
         return [
-            f"every {self.every} steps: {1 + self.points} gradients on {examples}; changes nothing in the run",
+            (
+                f"every {self.every} steps: {1 + self.points} gradients on {examples}; changes "
+                "nothing in the run"
+            ),
         ]
 
     def report(self, history: History) -> list[Section]:
-        """Plot smoothness against gradient norm with the fitted line, and tabulate what follows from it."""
+        """Plot smoothness against gradient norm with the fitted line, and tabulate what follows
+        from it.
+        """
         steps, rows = history.together("smoothness/gradient_norm", "smoothness/smoothness")
         title = "Smoothness against gradient norm"
         try:
@@ -221,13 +275,16 @@ class SmoothnessMonitor(Plugin):
             return [Section(title, f"No line can be fitted to {len(rows)} measurements: {error}.")]
         _, observed = history.series("grad_clip/norm_before")
         usable = [
-            (step, g, s) for step, (g, s) in zip(steps, rows, strict=True) if 0 < g < math.inf and 0 < s < math.inf
+            (step, g, s)
+            for step, (g, s) in zip(steps, rows, strict=True)
+            if 0 < g < math.inf and 0 < s < math.inf
         ]
         at, norms, values = (list(column) for column in zip(*usable, strict=True))
         text = (
-            "Each point is one measured step. Smoothness that grows with the gradient norm (slope and correlation near "
-            "1) is the condition under which clipped steps can be longer than any fixed step. Neighbouring points "
-            "resemble each other, so read the intervals as too narrow."
+            "Each point is one measured step. Smoothness that grows with the gradient norm (slope "
+            "and correlation near 1) is the condition under which clipped steps can be longer than "
+            "any fixed step. Neighbouring points resemble each other, so read the intervals as too "
+            "narrow."
         )
         drawn, axes = figure(width=5.4, height=3.6)
         drawn.colorbar(draw_scatter(axes, at, norms, values, fit), ax=axes, label="step", pad=0.02)
@@ -235,10 +292,16 @@ class SmoothnessMonitor(Plugin):
 
 
 def classifiers(model: nn.Module) -> list[str]:
-    """Return the names of the layers that give the class scores, as timm's model names them (two with distillation)."""
+    """Return the names of the layers that give the class scores, as timm's model names them (two
+    with distillation).
+    """
     named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
     # A model without classes has an Identity in the classifier's place.
-    layers = {name: module for name, module in model.named_modules() if any(True for _ in module.parameters())}
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if any(True for _ in module.parameters())
+    }
     found = [name for name in ([named] if isinstance(named, str) else named) if name in layers]
     if not found and hasattr(model, "get_classifier"):
         head = cast(Any, model).get_classifier()

@@ -11,21 +11,25 @@ from torch import Tensor, nn
 
 @contextmanager
 def preserve(*modules: nn.Module, generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
-    """Undo, on leaving, what a forward and backward pass does to ``modules`` and to torch's random numbers.
+    """Undo, on leaving, what a forward and backward pass does to ``modules`` and to torch's random
+    numbers.
 
-    Restored bit for bit, also when the block raises: every buffer (batch-norm statistics and their counters),
-    the training flags, torch's global random state on the CPU and on the modules' own devices, and the state
-    of ``generators``. Blocks entered one after the other therefore see the same buffers and draw the same
-    dropout masks.
+    Restored bit for bit, also when the block raises: every buffer (batch-norm statistics and their
+    counters), the training flags, torch's global random state on the CPU and on the modules' own
+    devices, and the state of ``generators``. Blocks entered one after the other therefore see the
+    same buffers and draw the same dropout masks.
 
-    Not restored: parameters and their ``.grad`` (use :func:`torch.autograd.grad`, which leaves both alone),
-    Python attributes of modules, and the random states of ``random`` and numpy.
+    Not restored: parameters and their ``.grad`` (use :func:`torch.autograd.grad`, which leaves both
+    alone), Python attributes of modules, and the random states of ``random`` and numpy.
     """
     unique = list(dict.fromkeys(chain.from_iterable(m.modules() for m in modules)))
     training = [(m, m.training) for m in unique]
-    # Each dictionary is copied too, because a module may replace a buffer instead of writing into it.
+    # Each dictionary is copied too, because a module may replace a buffer instead of writing into
+    # it.
     buffers = [(m, dict(m._buffers)) for m in unique]
-    values = [(b, b.detach().clone()) for _, held in buffers for b in held.values() if b is not None]
+    values = [
+        (b, b.detach().clone()) for _, held in buffers for b in held.values() if b is not None
+    ]
     streams = [(g, g.get_state()) for g in generators]
     with ExitStack() as stack:
         _fork_rng(stack, unique)

@@ -7,7 +7,9 @@ from torch import Tensor
 
 
 def slope(x: Tensor, y: Tensor) -> Tensor:
-    """Return the least-squares slope of ``y`` on ``x`` for each row of [B, n]; NaN where x does not vary."""
+    """Return the least-squares slope of ``y`` on ``x`` for each row of [B, n]; NaN where x does
+    not vary.
+    """
     x, y = _centred(x), _centred(y)
     return (x * y).sum(1) / x.square().sum(1)
 
@@ -25,7 +27,8 @@ def spearman(x: Tensor, y: Tensor) -> Tensor:
 
 
 def block_resamples(n: int, resamples: int, generator: torch.Generator) -> Tensor:
-    """Return indices [resamples, n] of a circular block bootstrap with blocks of ceil(n ** (1/3)) neighbours.
+    """Return indices [resamples, n] of a circular block bootstrap with blocks of ceil(n ** (1/3))
+    neighbours.
 
     Reference: Politis and Romano 1992, a circular block-resampling procedure for stationary data.
     """
@@ -35,18 +38,22 @@ def block_resamples(n: int, resamples: int, generator: torch.Generator) -> Tenso
 
 
 def percentile_interval(samples: Tensor, level: float) -> tuple[Tensor, Tensor]:
-    """Return the lower and upper end [k] of the central ``level`` of ``samples`` [B, k], column by column.
+    """Return the lower and upper end [k] of the central ``level`` of ``samples`` [B, k], column by
+    column.
 
     NaN samples are left out; a column of nothing else gives NaN.
     """
     tail = (1 - level) / 2
-    low, high = torch.nanquantile(samples, torch.tensor([tail, 1 - tail], dtype=samples.dtype), dim=0)
+    low, high = torch.nanquantile(
+        samples, torch.tensor([tail, 1 - tail], dtype=samples.dtype), dim=0
+    )
     return low, high
 
 
 def _centred(x: Tensor) -> Tensor:
     x = x - x.mean(1, keepdim=True)
-    # What is left of a constant row is rounding, and a quotient of roundings would look like a result.
+    # What is left of a constant row is rounding, and a quotient of roundings would look like a
+    # result.
     scale = x.abs().amax(1, keepdim=True)
     return torch.where(scale > 1e-12, x, 0.0)
 

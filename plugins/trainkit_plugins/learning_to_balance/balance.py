@@ -1,7 +1,8 @@
-"""What the balancing latents do to a task: class weights ω, step multipliers γ, modulated initial parameters z.
+"""What the balancing latents do to a task: class weights ω, step multipliers γ, modulated initial
+parameters z.
 
-At the prior mean, where every latent is 0, class weights are uniform, multipliers are 1 and parameters stay as they
-are, bit for bit. Names of parameters come as data, so this fits any model.
+At the prior mean, where every latent is 0, class weights are uniform, multipliers are 1 and
+parameters stay as they are, bit for bit. Names of parameters come as data, so this fits any model.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ def multipliers(latent: Tensor) -> Tensor:
 
 
 def shots_of(targets: Tensor, ways: int) -> Tensor:
-    """Return the number of examples of each class [ways] among `targets` [N], without waiting for the device."""
+    """Return the number of examples of each class [ways] among `targets` [N], without waiting
+    for the device.
+    """
     return torch.eye(ways, device=targets.device)[targets].sum(0)
 
 
 def inverse_frequency(targets: Tensor, ways: int) -> Tensor:
-    """Return class weights proportional to 1/n_c [ways], summing to one: the trivial answer to imbalance.
+    """Return class weights proportional to 1/n_c [ways], summing to one: the trivial answer to
+    imbalance.
 
     Args:
         targets: classes of the support [N], from 0 to ways − 1.
@@ -43,24 +47,33 @@ def inverse_frequency(targets: Tensor, ways: int) -> Tensor:
     return inverse / inverse.sum()
 
 
-def scale_steps(step_sizes: Mapping[str, Tensor], latent: Tensor, groups: Mapping[str, int]) -> dict[str, Tensor]:
+def scale_steps(
+    step_sizes: Mapping[str, Tensor], latent: Tensor, groups: Mapping[str, int]
+) -> dict[str, Tensor]:
     """Return the step sizes, each times γ = exp(γ̃) of its parameter's group.
 
     Args:
         step_sizes: by parameter name, broadcastable to the parameter.
         latent: γ̃ [groups].
-        groups: index of the group of each parameter; the step sizes of names that are not in it stay as they are.
+        groups: index of the group of each parameter; the step sizes of names that are not in it
+            stay as they are.
     """
     gamma = multipliers(latent)
     return {
-        name: step * gamma[groups[name]].to(step.dtype) if name in groups else step for name, step in step_sizes.items()
+        name: step * gamma[groups[name]].to(step.dtype) if name in groups else step
+        for name, step in step_sizes.items()
     }
 
 
 def modulate(
-    params: Mapping[str, Tensor], latent: Tensor, scaled: Sequence[str], shifted: Sequence[str], scale: float = 1.0
+    params: Mapping[str, Tensor],
+    latent: Tensor,
+    scaled: Sequence[str],
+    shifted: Sequence[str],
+    scale: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Return the initial parameters with each output channel modulated: w · (1 + z) and b + z, where z = scale · z̃.
+    """Return the initial parameters with each output channel modulated: w · (1 + z) and b + z,
+    where z = scale · z̃.
 
     The result depends on `params` and on the latent, so gradients reach both.
 
@@ -90,7 +103,8 @@ def balance(
     layout: Layout,
     z_scale: float = 1.0,
 ) -> dict[str, Any]:
-    """Return what the latents of a task replace in its plan: `class_weights`, `step_sizes` and `params`, as far as on.
+    """Return what the latents of a task replace in its plan: `class_weights`, `step_sizes` and
+    `params`, as far as on.
 
     Args:
         params: the initial parameters by name.

@@ -1,8 +1,9 @@
-"""The inference network: from the support set of a task, a set of sets of images, to the posterior of its latents.
+"""The inference network: from the support set of a task, a set of sets of images, to the posterior
+of its latents.
 
-Statistics pooling represents a set by the mean, the biased variance and the cardinality of what is in it; it is applied
-to the examples of each class, and then to the classes (Lee et al., *Learning to Balance*, ICLR 2020, and the authors'
-release).
+Statistics pooling represents a set by the mean, the biased variance and the cardinality of what is
+in it; it is applied to the examples of each class, and then to the classes (Lee et al., *Learning
+to Balance*, ICLR 2020, and the authors' release).
 """
 
 from __future__ import annotations
@@ -14,20 +15,23 @@ from torch import Tensor, nn
 from .posterior import DiagonalNormal, Posterior
 
 LARGEST = 84
-"""Pixels of the longest side that the network sees: the largest images of the paper. Larger ones are averaged down."""
+"""Pixels of the longest side that the network sees: the largest images of the paper. Larger ones
+are averaged down.
+"""
 _CONV, _EXAMPLE, _HIDDEN, _CLASS, _HEAD, _MIXED = 10, 64, 128, 32, 64, 4
 
 
 class InferenceNetwork(nn.Module):
     """q(ω̃, γ̃, z̃ | support) of a task with any number of classes and of examples in each.
 
-    Exactly the authors' network up to `LARGEST` pixels, but for an initialization that would leave a part of it
-    without any gradient (`_enliven`). It has no state besides its parameters.
+    Exactly the authors' network up to `LARGEST` pixels, but for an initialization that would leave
+    a part of it without any gradient (`_enliven`). It has no state besides its parameters.
 
     Args:
         in_chans: channels of the images.
         size: height and width of the images, at least 4.
-        max_shot: examples of a class at which the cardinality, (n − 1)/(max_shot − 1), is 1; at least 2.
+        max_shot: examples of a class at which the cardinality, (n − 1)/(max_shot − 1), is 1; at
+            least 2.
         groups: dimensions of γ̃, 0 to leave it out.
         channels: dimensions of z̃, 0 to leave it out.
         omega: whether there is ω̃.
@@ -37,11 +41,20 @@ class InferenceNetwork(nn.Module):
     """
 
     def __init__(
-        self, in_chans: int, size: tuple[int, int], *, max_shot: int, groups: int, channels: int, omega: bool = True
+        self,
+        in_chans: int,
+        size: tuple[int, int],
+        *,
+        max_shot: int,
+        groups: int,
+        channels: int,
+        omega: bool = True,
     ) -> None:
         super().__init__()
         if min(size) < 4:
-            raise ValueError(f"images must have at least 4 x 4 pixels, for they are pooled twice; got {size}")
+            raise ValueError(
+                f"images must have at least 4 x 4 pixels, for they are pooled twice; got {size}"
+            )
         if max_shot < 2:
             raise ValueError(f"max_shot must be at least 2; got {max_shot}")
         if not (omega or groups or channels):
@@ -98,7 +111,9 @@ class InferenceNetwork(nn.Module):
         return out
 
     def _classes(self, h: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a vector for each class [ways, 256] and the normalised number of its examples [ways]."""
+        """Return a vector for each class [ways, 256] and the normalised number of its examples
+        [ways].
+        """
         shots = member.sum(1)
         share = member / shots.clamp(min=1).unsqueeze(1)
         mean = share @ h
@@ -142,9 +157,9 @@ def _initialize(module: nn.Module) -> None:
 def _enliven(interact: nn.Linear) -> None:
     """Make sure that a ReLU after `interact`, which mixes three statistics, passes something on.
 
-    At the start means and variances are small next to the cardinality, so the signs of its weights alone decide which
-    units are on. With one draw in sixteen none is: no gradient would ever reach the layer or what lies below it. Such
-    a draw is mirrored.
+    At the start means and variances are small next to the cardinality, so the signs of its weights
+    alone decide which units are on. With one draw in sixteen none is: no gradient would ever reach
+    the layer or what lies below it. Such a draw is mirrored.
     """
     with torch.no_grad():
         cardinality = interact.weight[:, 2]

@@ -1,4 +1,6 @@
-"""Which parameters of a model the latents act on: groups with a common step multiplier, channels to modulate."""
+"""Which parameters of a model the latents act on: groups with a common step multiplier, channels
+to modulate.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +29,17 @@ class Layout:
     channels: int = 0
 
 
-def lay_out(model: nn.Module, grouping: Mapping[str, int], modulated: Collection[str], *, norms: bool) -> Layout:
+def lay_out(
+    model: nn.Module, grouping: Mapping[str, int], modulated: Collection[str], *, norms: bool
+) -> Layout:
     """Return what the latents of a model stand for.
 
     Args:
         model: any module.
-        grouping: for each parameter of the backbone a number: those with the same number share a multiplier. Groups
-            without any matrix or kernel are left out.
-        modulated: parameters that z may act on. It takes, of the convolutions and linear layers among them, or of the
-            norms, the weights and the biases.
+        grouping: for each parameter of the backbone a number: those with the same number share a
+            multiplier. Groups without any matrix or kernel are left out.
+        modulated: parameters that z may act on. It takes, of the convolutions and linear layers
+            among them, or of the norms, the weights and the biases.
         norms: modulate norms instead of convolutions and linear layers.
     """
     ranks = {name: parameter.ndim for name, parameter in model.named_parameters()}
@@ -45,9 +49,15 @@ def lay_out(model: nn.Module, grouping: Mapping[str, int], modulated: Collection
     for name, group in groups.items():
         if ranks[name] > 1:
             members[group].append(name)
-    layers = [(prefix, module) for prefix, module in model.named_modules() if _is_site(module, norms)]
+    layers = [
+        (prefix, module) for prefix, module in model.named_modules() if _is_site(module, norms)
+    ]
     scaled, shifted = (
-        tuple(name for prefix, _ in layers if (name := f"{prefix}.{part}") in ranks and name in modulated)
+        tuple(
+            name
+            for prefix, _ in layers
+            if (name := f"{prefix}.{part}") in ranks and name in modulated
+        )
         for part in ("weight", "bias")
     )
     sizes = {name: len(parameter) for name, parameter in model.named_parameters() if ranks[name]}
@@ -56,7 +66,8 @@ def lay_out(model: nn.Module, grouping: Mapping[str, int], modulated: Collection
 
 
 def _is_site(module: nn.Module, norms: bool) -> bool:
-    # A transposed convolution has its output channels in the second dimension, a grouped one in the first as usual.
+    # A transposed convolution has its output channels in the second dimension, a grouped one in the
+    # first as usual.
     layer = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     return not layer and "Norm" in type(module).__name__ if norms else layer
 

@@ -1,4 +1,6 @@
-"""`learning_to_balance`: MAML with class weights, step multipliers and initial parameters inferred for each task."""
+"""`learning_to_balance`: MAML with class weights, step multipliers and initial parameters
+inferred for each task.
+"""
 
 from __future__ import annotations
 
@@ -35,38 +37,66 @@ _NATS = 0.1067
 
 
 class LearningToBalance(Plugin):
-    """Infer from each task's support set what it needs: class weights, step multipliers, modulated initial parameters.
+    """Infer from each task's support set what it needs: class weights, step multipliers, modulated
+    initial parameters.
 
-    An inference network sees the support images and gives normal posteriors over the latents of three balancing
-    variables. In training one draw of them is used and their divergence from the prior is added to the task's loss, in
-    validation their mean, in the test several draws whose predictions are averaged.
+    An inference network sees the support images and gives normal posteriors over the latents of
+    three balancing variables. In training one draw of them is used and their divergence from the
+    prior is added to the task's loss, in validation their mean, in the test several draws whose
+    predictions are averaged.
     """
 
     citation: ClassVar[str] = _CITATION
     neutral: ClassVar[dict[str, Any]] = {"omega": "uniform", "gamma": False, "z": False}
     requires: ClassVar[tuple[str, ...]] = ("maml",)
     after: ClassVar[tuple[str, ...]] = ("maml",)
-    before: ClassVar[tuple[str, ...]] = ("meta_sgd",)  # outermost: multiplies the step sizes that are learned there
+    before: ClassVar[tuple[str, ...]] = (
+        "meta_sgd",
+    )  # outermost: multiplies the step sizes that are learned there
 
     omega: Literal["learned", "inverse", "uniform"] = Field(
-        "learned", description="class weights in the inner loss: inferred, proportional to 1/shots, or all alike"
+        "learned",
+        description=(
+            "class weights in the inner loss: inferred, proportional to 1/shots, or all alike"
+        ),
     )
-    gamma: bool = Field(True, description="whether the step sizes of each group of layers get an inferred multiplier")
-    z: bool = Field(True, description="whether initial parameters are modulated per output channel, as inferred")
+    gamma: bool = Field(
+        True,
+        description="whether the step sizes of each group of layers get an inferred multiplier",
+    )
+    z: bool = Field(
+        True, description="whether initial parameters are modulated per output channel, as inferred"
+    )
     max_shot: PositiveInt | None = Field(
-        None, ge=2, description="examples of a class at which its cardinality is 1; default: max_shot of maml"
+        None,
+        ge=2,
+        description="examples of a class at which its cardinality is 1; default: max_shot of maml",
     )
     draws: int = Field(
-        10, ge=0, description="draws of the latents at test, whose probabilities are averaged; 0 takes the mean instead"
+        10,
+        ge=0,
+        description=(
+            "draws of the latents at test, whose probabilities are averaged; 0 takes the mean "
+            "instead"
+        ),
     )
-    kl_weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="what the divergence is multiplied by")
+    kl_weight: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="what the divergence is multiplied by"
+    )
     groups: Literal["blocks", "stages"] = Field(
-        "blocks", description="layers that share a multiplier: timm's fine or coarse groups of the model"
+        "blocks",
+        description="layers that share a multiplier: timm's fine or coarse groups of the model",
     )
     z_layers: Literal["all", "last_stage", "norms"] = Field(
-        "all", description="what is modulated: convolutions and linear layers, those of the last stage, or the norms"
+        "all",
+        description=(
+            "what is modulated: convolutions and linear layers, those of the last stage, or the "
+            "norms"
+        ),
     )
-    z_scale: float = Field(1.0, gt=0, allow_inf_nan=False, description="how far a latent of 1 moves a channel")
+    z_scale: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="how far a latent of 1 moves a channel"
+    )
 
     _layout: Layout = PrivateAttr(default_factory=Layout)
     _divergences: dict[str, list[Tensor]] = PrivateAttr(default_factory=dict)
@@ -85,7 +115,8 @@ class LearningToBalance(Plugin):
             return model
         self._layout = self._lay_out(model, run)
         channels, *size = run.data.input_size
-        # The network starts from the plugin's seed, whatever other plugins draw while the model is built.
+        # The network starts from the plugin's seed, whatever other plugins draw while the model is
+        # built.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.generator().initial_seed())
             try:
@@ -109,26 +140,43 @@ class LearningToBalance(Plugin):
         return self.max_shot or maml.max_shot or max(2, maml.shots)
 
     def _lay_out(self, model: nn.Module, run: Run) -> Layout:
-        matcher, classifier = getattr(model, "group_matcher", None), getattr(model, "get_classifier", None)
+        matcher, classifier = (
+            getattr(model, "group_matcher", None),
+            getattr(model, "get_classifier", None),
+        )
         if matcher is None or classifier is None:
             name = type(model).__name__
-            raise self._refusal(run, f"{name} does not say which parameters belong together (timm's group_matcher)")
+            raise self._refusal(
+                run, f"{name} does not say which parameters belong together (timm's group_matcher)"
+            )
         backbone = {name for name, _ in model.named_parameters() if not name.startswith("meta.")}
         fine, coarse = (
-            {n: group for n, group in group_parameters(model, matcher(coarse=c), reverse=True).items() if n in backbone}
+            {
+                n: group
+                for n, group in group_parameters(model, matcher(coarse=c), reverse=True).items()
+                if n in backbone
+            }
             for c in (False, True)
         )
         found = classifier()
-        heads = {id(p) for head in (found if isinstance(found, list | tuple) else [found]) for p in head.parameters()}
+        heads = {
+            id(p)
+            for head in (found if isinstance(found, list | tuple) else [found])
+            for p in head.parameters()
+        }
         body = [name for name in backbone if id(model.get_parameter(name)) not in heads]
         norms = self.z_layers == "norms"
         grouping = fine if self.groups == "blocks" else coarse
         layout = lay_out(model, grouping, body, norms=norms)
         if self.z_layers == "last_stage":
             last = max((coarse[name] for name in layout.scaled), default=0)
-            layout = lay_out(model, grouping, [name for name in body if coarse[name] == last], norms=norms)
+            layout = lay_out(
+                model, grouping, [name for name in body if coarse[name] == last], norms=norms
+            )
         if self.z and not layout.channels:
-            raise self._refusal(run, f"{run.recipe.model.name} has nothing that z_layers: {self.z_layers} names")
+            raise self._refusal(
+                run, f"{run.recipe.model.name} has nothing that z_layers: {self.z_layers} names"
+            )
         return layout
 
     def _refusal(self, run: Run, why: str) -> UserError:
@@ -136,8 +184,12 @@ class LearningToBalance(Plugin):
         return UserError(f"{mark}: plugins.{self.name}: {why}")
 
     @hookimpl(wrapper=True)
-    def plan_task(self, support: Batch, query_size: int, phase: str, draw: int, run: Run) -> Generator[None, Any, Any]:
-        """Replace what the latents change in the plan, and add their divergence to the task's loss."""
+    def plan_task(
+        self, support: Batch, query_size: int, phase: str, draw: int, run: Run
+    ) -> Generator[None, Any, Any]:
+        """Replace what the latents change in the plan, and add their divergence to the task's
+        loss.
+        """
         plan = yield
         ways: int = cast(Any, run.plugins["maml"]).ways_of(phase)
         if self.omega == "inverse":
@@ -150,7 +202,9 @@ class LearningToBalance(Plugin):
             latents = self._latents(posterior, support, phase, draw, run)
             changed = balance(plan.params, plan.step_sizes, latents, self._layout, self.z_scale)
         if phase == "train":
-            cost = self._divergence(posterior) * (self.kl_weight / (len(support.targets) + query_size))
+            cost = self._divergence(posterior) * (
+                self.kl_weight / (len(support.targets) + query_size)
+            )
             changed["penalty"] = cost if plan.penalty is None else plan.penalty + cost
         elif draw == 0:
             self._watch(posterior, support.targets, ways)
@@ -158,10 +212,13 @@ class LearningToBalance(Plugin):
             changed["predictive_draws"] = self.draws
         return dataclasses.replace(plan, **changed)
 
-    def _latents(self, posterior: Posterior, support: Batch, phase: str, draw: int, run: Run) -> Latents:
+    def _latents(
+        self, posterior: Posterior, support: Batch, phase: str, draw: int, run: Run
+    ) -> Latents:
         if phase == "validate" or (phase == "test" and not self.draws):
             return posterior.mean()
-        # A function of the task, and in training of the step: the same on whichever rank or micro-batch it falls.
+        # A function of the task, and in training of the step: the same on whichever rank or
+        # micro-batch it falls.
         step = run.step if phase == "train" else 0
         moment = repr((phase, draw, step, self.generator().initial_seed())).encode()
         content = support.inputs.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
@@ -235,14 +292,24 @@ class LearningToBalance(Plugin):
             lines.append(f"step multipliers: {', '.join(self._layout.labels)}")
         if self.z:
             dims["z"] = self._layout.channels
-            layers = len({name.rpartition(".")[0] for name in (*self._layout.scaled, *self._layout.shifted)})
-            lines.append(f"modulation: {self._layout.channels} channels of weights and biases of {layers} layers")
+            layers = len(
+                {name.rpartition(".")[0] for name in (*self._layout.scaled, *self._layout.shifted)}
+            )
+            lines.append(
+                f"modulation: {self._layout.channels} channels of weights and biases of {layers} "
+                "layers"
+            )
         nats = _NATS * sum(dims.values())
-        lines.append(f"inference network: {count:,} parameters; divergence at the start about {nats:.1f} nats a task")
+        lines.append(
+            f"inference network: {count:,} parameters; divergence at the start about {nats:.1f} "
+            "nats a task"
+        )
         return lines
 
     def report(self, history: History) -> list[Section]:
-        """Show class weights over shots and step multipliers over task size, of the tests or else of the validation."""
+        """Show class weights over shots and step multipliers over task size, of the tests or
+        else of the validation.
+        """
         logged: dict[str, dict[str, Any]] = {}
         for name in history.names:
             plugin, _, rest = name.partition("/")
@@ -263,11 +330,16 @@ def sections(purpose: str, value: Mapping[str, Any]) -> list[Section]:
         text = f"{tasks} whose classes differ in shots."
         if math.isfinite(value["omega_unevenness"]):
             off = value["omega_unevenness"]
-            text += f" With equal shots, the weight farthest from uniform was {off:.1%} off (mean over tasks)."
+            text += (
+                f" With equal shots, the weight farthest from uniform was {off:.1%} off (mean over "
+                "tasks)."
+            )
         table = weight_table(value["omega_mean"], value["omega_inverse"])
         found.append(Section(f"Class weights and shots, {purpose}", text, [drawn], table))
     if any(map(math.isfinite, value.get("size", []))):
-        gamma = {name.removeprefix("gamma_"): v for name, v in value.items() if name.startswith("gamma_")}
+        gamma = {
+            name.removeprefix("gamma_"): v for name, v in value.items() if name.startswith("gamma_")
+        }
         drawn, axes = figure(width=5.4 if len(gamma) < 9 else 9.6)
         draw_multipliers(axes, value["size"], gamma)
         text = f"{tasks} in ranges of the number of support examples."

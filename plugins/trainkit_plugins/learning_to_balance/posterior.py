@@ -1,7 +1,8 @@
 """Normal posteriors over the balancing latents of a task, against a standard normal prior.
 
-Letters as in the paper: ω class weights, γ step multipliers, z modulation of the initial parameters. What is held
-here are the unconstrained latents (the paper's letters with a tilde); `balance.py` turns them into ω, γ and z.
+Letters as in the paper: ω class weights, γ step multipliers, z modulation of the initial
+parameters. What is held here are the unconstrained latents (the paper's letters with a tilde);
+`balance.py` turns them into ω, γ and z.
 """
 
 from __future__ import annotations
@@ -47,14 +48,18 @@ class Latents(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """q(ω̃, γ̃, z̃ | support), the latents independent of one another; None where a variable is switched off."""
+    """q(ω̃, γ̃, z̃ | support), the latents independent of one another; None where a variable is
+    switched off.
+    """
 
     omega: DiagonalNormal | None
     gamma: DiagonalNormal | None
     z: DiagonalNormal | None
 
     def kl(self) -> Tensor:
-        """Return the KL divergence from the standard normal prior in nats, summed over what is switched on."""
+        """Return the KL divergence from the standard normal prior in nats, summed over what is
+        switched on.
+        """
         return torch.stack(list(self.divergences().values())).sum()
 
     def divergences(self) -> dict[str, Tensor]:

@@ -1,4 +1,6 @@
-"""How class weights go with the shots of a class, and step multipliers with the size of a task: the authors' tables."""
+"""How class weights go with the shots of a class, and step multipliers with the size of a task:
+the authors' tables.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,16 @@ from torch import Tensor
 
 
 class ByShots(NamedTuple):
-    """Class weights in tasks whose classes differ in their number of examples, by that number; NaN where there is none.
+    """Class weights in tasks whose classes differ in their number of examples, by that number; NaN
+    where there is none.
 
     Attributes:
         mean: mean class weight at 1, 2, … shots [most].
         deviation: its standard deviation [most].
-        inverse: what weights proportional to 1/shots would be for the same classes, on average [most].
-        unevenness: mean over tasks of equal shots of the largest |ways · ω − 1|, a scalar: 0 for uniform weights.
+        inverse: what weights proportional to 1/shots would be for the same classes, on average
+            [most].
+        unevenness: mean over tasks of equal shots of the largest |ways · ω − 1|, a scalar: 0 for
+            uniform weights.
     """
 
     mean: Tensor
@@ -61,7 +66,8 @@ class BySize(NamedTuple):
 
 
 def multipliers_by_size(sizes: Tensor, gamma: Tensor, bins: int = 8) -> BySize:
-    """Return what step multipliers were in `bins` ranges of equal width between the smallest and the largest task.
+    """Return what step multipliers were in `bins` ranges of equal width between the smallest and
+    the largest task.
 
     Args:
         sizes: examples in each support set [tasks].

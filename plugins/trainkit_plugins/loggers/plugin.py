@@ -20,7 +20,8 @@ from trainkit import FolderName, Plugin, Record, Run, hookimpl, own_folder, writ
 def _require(package: str) -> None:
     if find_spec(package) is None:
         raise ValueError(
-            f"needs the package {package}, which is not installed; install it with: pip install 'trainkit[{package}]'"
+            f"needs the package {package}, which is not installed; install it with: pip install "
+            f"'trainkit[{package}]'"
         )
 
 
@@ -30,7 +31,9 @@ def _finite(values: list[float]) -> list[float]:
 
 @contextmanager
 def _python_stream_kept() -> Iterator[None]:
-    """Undo what a package does to Python's global random stream, so that logging changes nothing."""
+    """Undo what a package does to Python's global random stream, so that logging changes
+    nothing.
+    """
     before = random.getstate()
     try:
         yield
@@ -39,13 +42,18 @@ def _python_stream_kept() -> Iterator[None]:
 
 
 def _keep_writers_quiet() -> None:
-    """Let no thread of TensorBoard print that it could not write: the thread that asked for it raises it again."""
+    """Let no thread of TensorBoard print that it could not write: the thread that asked for it
+    raises it again.
+    """
     before = threading.excepthook
     if getattr(before, "__name__", "") == "unless_writer":
         return
 
     def unless_writer(args: threading.ExceptHookArgs) -> None:
-        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+        if not (
+            isinstance(args.exc_value, OSError)
+            and type(args.thread).__name__ == "_AsyncWriterThread"
+        ):
             before(args)
 
     threading.excepthook = unless_writer
@@ -54,8 +62,9 @@ def _keep_writers_quiet() -> None:
 def _wait_for_a_later_name(folder: Path) -> None:
     """Wait out the second in which an event file of `folder` was begun.
 
-    TensorBoard reads the files of a folder in the order of their names, which count seconds: of two that were begun
-    in the same one, the older may be read last, and its points stand for the newer's.
+    TensorBoard reads the files of a folder in the order of their names, which count seconds: of two
+    that were begun in the same one, the older may be read last, and its points stand for the
+    newer's.
     """
     names = [path.name.split(".") for path in folder.glob("events.out.tfevents.*")]
     begun = {parts[3] for parts in names if len(parts) > 3}
@@ -66,8 +75,8 @@ def _wait_for_a_later_name(folder: Path) -> None:
 class TensorBoard(Plugin):
     """Write what the run logs as TensorBoard event files.
 
-    Numbers become scalars, vectors histograms. A resumed run goes on in the same folder and hides the points that the
-    interrupted one wrote after the checkpoint.
+    Numbers become scalars, vectors histograms. A resumed run goes on in the same folder and hides
+    the points that the interrupted one wrote after the checkpoint.
     """
 
     citation: ClassVar[str] = ""
@@ -86,7 +95,9 @@ class TensorBoard(Plugin):
 
     @hookimpl
     def on_fit_start(self, run: Run) -> None:
-        """Open the event file, and take back what was written after the step from which the run goes on."""
+        """Open the event file, and take back what was written after the step from which the run
+        goes on.
+        """
         if run.folder is None:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -95,7 +106,9 @@ class TensorBoard(Plugin):
         self._where = own_folder(run, self, "folder")
         _wait_for_a_later_name(self._where)
         with writing(self._where):
-            self._writer = SummaryWriter(str(self._where), purge_step=run.step + 1, flush_secs=self.flush_seconds)
+            self._writer = SummaryWriter(
+                str(self._where), purge_step=run.step + 1, flush_secs=self.flush_seconds
+            )
             if run.step == 0:
                 recipe = "".join(f"    {line}\n" for line in run.recipe.dump().splitlines())
                 self._writer.add_text("recipe", recipe, 0)
@@ -136,10 +149,12 @@ class TensorBoard(Plugin):
 
 
 class Wandb(Plugin):
-    """Send what the run logs to Weights & Biases; by default into local files that `wandb sync` can upload.
+    """Send what the run logs to Weights & Biases; by default into local files that `wandb sync` can
+    upload.
 
-    Numbers are logged as they are, vectors as histograms. A resumed run goes on under the same run id, which is kept
-    in wandb_id.txt of the run folder; the steps that it takes again are sent again, and are the same numbers.
+    Numbers are logged as they are, vectors as histograms. A resumed run goes on under the same run
+    id, which is kept in wandb_id.txt of the run folder; the steps that it takes again are sent
+    again, and are the same numbers.
     """
 
     citation: ClassVar[str] = ""
@@ -150,7 +165,9 @@ class Wandb(Plugin):
     )
     project: str = Field("trainkit", min_length=1, description="W&B project")
     entity: str | None = Field(None, description="W&B user or team; default: your own")
-    run_name: str | None = Field(None, description="name shown for the run; default: that of the run folder")
+    run_name: str | None = Field(
+        None, description="name shown for the run; default: that of the run folder"
+    )
     tags: tuple[str, ...] = Field((), description="tags of the run")
 
     _run: Any = PrivateAttr(default=None)
@@ -167,7 +184,8 @@ class Wandb(Plugin):
         """Start the W&B run, or go on with the one that this run folder has begun."""
         if self.mode == "disabled" or run.folder is None:
             return
-        # In a file, not in the state: which W&B run this folder is has nothing to do with how far training is.
+        # In a file, not in the state: which W&B run this folder is has nothing to do with how far
+        # training is.
         file = run.folder / "wandb_id.txt"
         begun = file.read_text(encoding="utf-8").strip() if file.is_file() else None
         with _python_stream_kept():
@@ -215,5 +233,9 @@ class Wandb(Plugin):
         """Say where the numbers go."""
         if self.mode == "disabled":
             return ["disabled: sends and writes nothing"]
-        where = "to the W&B server" if self.mode == "online" else "into wandb/ of the run folder, for `wandb sync`"
+        where = (
+            "to the W&B server"
+            if self.mode == "online"
+            else "into wandb/ of the run folder, for `wandb sync`"
+        )
         return [f"logs {where}, project {self.project}"]

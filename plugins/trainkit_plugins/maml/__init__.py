@@ -1,4 +1,6 @@
-"""Model-agnostic meta-learning: the inner loop as functions, the few-shot papers' network, and the plan of a task."""
+"""Model-agnostic meta-learning: the inner loop as functions, the few-shot papers' network, and
+the plan of a task.
+"""
 
 from .conv4 import Conv4
 from .forward import predict

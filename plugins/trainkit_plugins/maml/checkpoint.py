@@ -1,7 +1,8 @@
 """Inner steps that keep no graph: each is computed a second time when its gradient is asked for.
 
-The peak then holds one step's graph instead of all K, for one more forward and backward pass per step. torch's own
-checkpointing does not serve: it would compute the step again for the inner gradient, too.
+The peak then holds one step's graph instead of all K, for one more forward and backward pass per
+step. torch's own checkpointing does not serve: it would compute the step again for the inner
+gradient, too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ Params = dict[str, Tensor]
 
 class _Again(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, function: Any, generators: Sequence[torch.Generator], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, function: Any, generators: Sequence[torch.Generator], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.function, ctx.generators = function, generators
         ctx.states = [generator.get_state() for generator in generators]
         ctx.save_for_backward(*tensors)
@@ -36,7 +39,8 @@ class _Again(torch.autograd.Function):
         for generator, state in zip(ctx.generators, ctx.states, strict=True):
             generator.set_state(state)
         leaves = [
-            t.detach().requires_grad_(n) for t, n in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
+            t.detach().requires_grad_(n)
+            for t, n in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
         ]
         with torch.enable_grad():
             moved = ctx.function(leaves, True)
@@ -48,15 +52,20 @@ class _Again(torch.autograd.Function):
 
 
 def step_again(
-    step: Callable[[Params, TaskPlan, bool], Params], model: nn.Module, params: Params, plan: TaskPlan
+    step: Callable[[Params, TaskPlan, bool], Params],
+    model: nn.Module,
+    params: Params,
+    plan: TaskPlan,
 ) -> Params:
-    """Return step(params, plan, differentiable), a function of all tensors in them and of the model's meta-parameters.
+    """Return step(params, plan, differentiable), a function of all tensors in them and of the
+    model's meta-parameters.
 
     Args:
         step: computes theta_{k+1}; called without a graph now, with one in the backward pass.
         model: the copy that it uses; its parameters under `meta.` may enter the loss.
         params: theta_k.
-        plan: its tensors are differentiated through, those in `extras` are not; generators in `extras` are rewound.
+        plan: its tensors are differentiated through, those in `extras` are not; generators in
+            `extras` are rewound.
     """
     meta: Params = {name: p for name, p in model.named_parameters() if name.startswith(META)}
     scales = [dict(scale) for scale in plan.step_scales]
@@ -66,7 +75,9 @@ def step_again(
     def function(tensors: Sequence[Tensor], differentiable: bool) -> list[Tensor]:
         given = iter(tensors)
         now, own, sizes, *rest = ({name: next(given) for name in part} for part in parts)
-        again = replace(plan, step_sizes=sizes, step_scales=rest, class_weights=next(given) if weights else None)
+        again = replace(
+            plan, step_sizes=sizes, step_scales=rest, class_weights=next(given) if weights else None
+        )
         for name in plan.adapt:
             if not now[name].requires_grad:
                 now[name].requires_grad_()

@@ -1,11 +1,14 @@
-"""Which images a few-shot task is made of: pure functions of a key and of how many images the classes have.
+"""Which images a few-shot task is made of: pure functions of a key and of how many images the
+classes have.
 
-N ways, K shots: N classes drawn without replacement, in random order, anew for every task; of each, K images to learn
-from (support) and some others to be judged by (query). Any-shot, as in Lee et al. 2020 ("Learning to Balance"): a fair
-coin for each task says whether the classes' shots are drawn independently, uniform in 1 … max_shot, or one number for
-all of them; a class with too few images for it gets what its queries leave.
+N ways, K shots: N classes drawn without replacement, in random order, anew for every task; of each,
+K images to learn from (support) and some others to be judged by (query). Any-shot, as in Lee et al.
+2020 ("Learning to Balance"): a fair coin for each task says whether the classes' shots are drawn
+independently, uniform in 1 … max_shot, or one number for all of them; a class with too few images
+for it gets what its queries leave.
 
-Together with trainkit's streams, in an adapter (the key of a test task has no seed in it: all arms share the tasks):
+Together with trainkit's streams, in an adapter (the key of a test task has no seed in it: all arms
+share the tasks):
 
     pool, sampler = class_pool(recipe, "train"), EpisodeSampler(ways=5, queries=15, shots=1)
     sampler.check(pool)                                        # ValueError, for the user to read
@@ -13,7 +16,8 @@ Together with trainkit's streams, in an adapter (the key of a test task has no s
         lambda epoch, number: sampler.episode(pool, recipe.seed, "train", epoch, number),
         steps_per_epoch=…, items_per_step=…, accumulate=…, rank=…, world=…, noun="tasks",
     )                                                          # micro-batches are lists of episodes
-    test = DrawnEval(lambda number: sampler.episode(test_pool, "test", number), count=1000, batch_size=…, …)
+    test = DrawnEval(lambda number: sampler.episode(test_pool, "test", number), count=1000,
+    batch_size=…, …)
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ E_co = TypeVar("E_co", covariant=True)
 
 
 class Episode(NamedTuple, Generic[E]):
-    """One task: what is learned from, and what the result is judged by. Targets are 0 … ways - 1 in both.
+    """One task: what is learned from, and what the result is judged by. Targets are 0 … ways - 1 in
+    both.
 
     The sets of the tasks of a meta-batch may differ in size; nothing is padded.
     """
@@ -51,7 +56,9 @@ class Pool(Protocol[E_co]):
         """How many images each class has."""
 
     def batch(self, classes: Sequence[int], images: Sequence[Sequence[int]]) -> E_co:
-        """Return some images of each of some classes; targets count the classes in the order given."""
+        """Return some images of each of some classes; targets count the classes in the order
+        given.
+        """
 
 
 class Drawn(NamedTuple):
@@ -95,16 +102,20 @@ class EpisodeSampler:
         """Refuse a pool that is too small.
 
         Raises:
-            ValueError: there are fewer classes than ways, or a class (the message names it) has too few images.
+            ValueError: there are fewer classes than ways, or a class (the message names it) has too
+                few images.
         """
         if len(pool.sizes) < self.ways:
-            raise ValueError(f"{self.ways} ways need as many classes, and there are {len(pool.sizes)}")
+            raise ValueError(
+                f"{self.ways} ways need as many classes, and there are {len(pool.sizes)}"
+            )
         needed = self.queries + (1 if self.shots is None else self.shots)
         for name, size in zip(pool.names, pool.sizes, strict=True):
             if size < needed:
                 shots = "one shot at least" if self.shots is None else f"{self.shots} shot(s)"
                 raise ValueError(
-                    f"class {name!r} has {size} image(s); {shots} and {self.queries} queries need {needed} of each"
+                    f"class {name!r} has {size} image(s); {shots} and {self.queries} queries need "
+                    f"{needed} of each"
                 )
 
     def draw(self, sizes: Sequence[int], *key: int | str) -> Drawn:
@@ -129,15 +140,22 @@ class EpisodeSampler:
             return [self.shots] * self.ways
         assert self.max_shot is not None  # __post_init__ saw to it
         independent = bool(torch.randint(2, (), generator=generator))
-        drawn: list[int] = torch.randint(1, self.max_shot + 1, (self.ways,), generator=generator).tolist()
+        drawn: list[int] = torch.randint(
+            1, self.max_shot + 1, (self.ways,), generator=generator
+        ).tolist()
         return drawn if independent else drawn[:1] * self.ways
 
     def episode(self, pool: Pool[E], *key: int | str) -> Episode[E]:
         """Return the images of the task that belongs to a key; see `draw`."""
         drawn = self.draw(pool.sizes, *key)
-        return Episode(pool.batch(drawn.classes, drawn.support), pool.batch(drawn.classes, drawn.query))
+        return Episode(
+            pool.batch(drawn.classes, drawn.support), pool.batch(drawn.classes, drawn.query)
+        )
 
 
 def _seed(key: Sequence[int | str]) -> int:
     """Return a seed that is a fixed function of a key, on every machine and in every process."""
-    return int.from_bytes(hashlib.blake2b(repr(tuple(key)).encode(), digest_size=8).digest(), "big") >> 1
+    return (
+        int.from_bytes(hashlib.blake2b(repr(tuple(key)).encode(), digest_size=8).digest(), "big")
+        >> 1
+    )

@@ -13,7 +13,8 @@ from .operations import TaskOperations
 
 
 def predict(model: nn.Module, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """Return the model's output for `inputs` [N, …] at `params`, which are swapped in for this call only.
+    """Return the model's output for `inputs` [N, …] at `params`, which are swapped in for this call
+    only.
 
     Args:
         model: a copy from `isolate`: its batch norms may write into its buffers.

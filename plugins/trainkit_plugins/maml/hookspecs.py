@@ -1,6 +1,8 @@
-"""The hooks that `maml` publishes: methods of its family wrap them instead of writing an inner loop of their own.
+"""The hooks that `maml` publishes: methods of its family wrap them instead of writing an inner loop
+of their own.
 
-`maml` answers both. A plugin that wraps them declares `requires = ("maml",)` and `after = ("maml",)`.
+`maml` answers both. A plugin that wraps them declares `requires = ("maml",)` and `after =
+("maml",)`.
 """
 
 from __future__ import annotations
@@ -23,12 +25,20 @@ class MamlHooks:
 
     @value
     def plan_task(
-        self, params: Mapping[str, Tensor], support: Batch, query_size: int, phase: Phase, draw: int, run: Run
+        self,
+        params: Mapping[str, Tensor],
+        support: Batch,
+        query_size: int,
+        phase: Phase,
+        draw: int,
+        run: Run,
     ) -> TaskPlan:
-        """Value: how a task adapts, from the meta-learned parameters and its support set. Default: the options'.
+        """Value: how a task adapts, from the meta-learned parameters and its support set. Default:
+        the options'.
 
-        Called for the tasks one after the other, in order, on the main thread: draw from `self.generator()` here. A
-        wrapper that needs noise later puts a `torch.Generator` of the task's own into `plan.extras`.
+        Called for the tasks one after the other, in order, on the main thread: draw from
+        `self.generator()` here. A wrapper that needs noise later puts a `torch.Generator` of the
+        task's own into `plan.extras`.
 
         `draw` counts 0 … predictive_draws - 1; `phase` is train, validate or test.
         """
@@ -36,12 +46,19 @@ class MamlHooks:
 
     @value
     def inner_loss(
-        self, model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Batch, run: Run
+        self,
+        model: nn.Module,
+        params: Mapping[str, Tensor],
+        plan: TaskPlan,
+        support: Batch,
+        run: Run,
     ) -> Tensor:
-        """Value: one draw of a task's support loss at `params`, a scalar. Default: cross entropy, class-weighted.
+        """Value: one draw of a task's support loss at `params`, a scalar. Default: cross entropy,
+        class-weighted.
 
-        Called from several threads at once, each with its own copy of the model's modules (the `Parameter` objects
-        are the same). State that belongs to a task therefore lives on modules of `model` or in `plan.extras`, and
-        forward hooks are bound methods of modules in the model's tree: closures are not copied.
+        Called from several threads at once, each with its own copy of the model's modules (the
+        `Parameter` objects are the same). State that belongs to a task therefore lives on modules
+        of `model` or in `plan.extras`, and forward hooks are bound methods of modules in the
+        model's tree: closures are not copied.
         """
         raise NotImplementedError

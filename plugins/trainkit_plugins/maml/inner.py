@@ -1,13 +1,15 @@
-"""The inner loop: a few gradient steps from shared initial parameters, differentiable through all of them.
+"""The inner loop: a few gradient steps from shared initial parameters, differentiable through all
+of them.
 
-Legend (Finn et al. 2017): theta the initial parameters, theta_k those after k steps, alpha the step sizes, K steps,
+Legend (Finn et al. 2017): theta the initial parameters, theta_k those after k steps, alpha the step
+    sizes, K steps,
 L the support loss:
 
     theta_{k+1} = theta_k - alpha * dL/dtheta (theta_k)
 
-Differentiating the query loss at theta_K with respect to theta gives prod_k (I - alpha H_k) times its gradient; first
-order replaces every factor by I. Losses are means over examples: Finn et al. divide a sum by the shots alone, so their
-alpha of 0.4 for 5 ways is 2.0 here.
+Differentiating the query loss at theta_K with respect to theta gives prod_k (I - alpha H_k) times
+its gradient; first order replaces every factor by I. Losses are means over examples: Finn et al.
+divide a sum by the shots alone, so their alpha of 0.4 for 5 ways is 2.0 here.
 """
 
 from __future__ import annotations
@@ -38,15 +40,19 @@ class InnerLoop:
         steps: K.
         second_order: differentiate through the inner gradients.
         max_norm: rescale the inner gradient to at most this joint L2 norm; None leaves it.
-        scale: what losses are multiplied by while gradients are taken, and gradients divided by: fp16 needs it.
+        scale: what losses are multiplied by while gradients are taken, and gradients divided by:
+            fp16 needs it.
         autocast: makes the context of every forward pass.
-        norm_statistics: what batch norms normalise with. `batch`: the statistics of the images that are passed, so the
-            query set is classified as a whole (transductive). `support`: the query set by the support set's, measured
-            at theta_K; each query image is classified by itself. `running`: the model's running averages, which
-            stay as they are. `per_step`: as `batch`, with norm parameters for every step (`TaskPlan.step_params`).
-        checkpoint: compute each step again in the backward pass instead of keeping its graph (second order only).
-        head: what the classifier starts from in every task, whatever the plan's parameters say of it: `zero`, or
-            `prototypes` of the support set (`trainkit_plugins.maml.head`). `learned` leaves the plan's.
+        norm_statistics: what batch norms normalise with. `batch`: the statistics of the images that
+            are passed, so the query set is classified as a whole (transductive). `support`: the
+            query set by the support set's, measured at theta_K; each query image is classified by
+            itself. `running`: the model's running averages, which stay as they are. `per_step`: as
+            `batch`, with norm parameters for every step (`TaskPlan.step_params`).
+        checkpoint: compute each step again in the backward pass instead of keeping its graph
+            (second order only).
+        head: what the classifier starts from in every task, whatever the plan's parameters say of
+            it: `zero`, or `prototypes` of the support set (`trainkit_plugins.maml.head`). `learned`
+            leaves the plan's.
         prototype_scale: what squared distances to prototypes are multiplied by.
     """
 
@@ -75,8 +81,12 @@ def plan_for(model: nn.Module, inner_lr: float, which: Adapt = "all") -> TaskPla
     return TaskPlan(params, names, dict.fromkeys(names, alpha))
 
 
-def support_loss(model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Examples) -> Tensor:
-    """Return the mean cross entropy of a support set, or with class weights w: ways/N * sum_i w[y_i] * CE_i."""
+def support_loss(
+    model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Examples
+) -> Tensor:
+    """Return the mean cross entropy of a support set, or with class weights w: ways/N * sum_i
+    w[y_i] * CE_i.
+    """
     logits = full(predict(model, params, support.inputs))
     losses = F.cross_entropy(logits, support.targets, reduction="none")
     if plan.class_weights is not None:
@@ -102,7 +112,8 @@ def trajectory(
         support: what is learned from.
         loop: K, order, clipping.
         loss: the support loss.
-        differentiable: keep the graph from theta to theta_K. Without it every step starts from detached tensors.
+        differentiable: keep the graph from theta to theta_K. Without it every step starts from
+            detached tensors.
     """
     model = own_copy(model, loop)
     params = initial_params(model, plan, support, loop, differentiable=differentiable)
@@ -112,11 +123,15 @@ def trajectory(
         if differentiable and loop.second_order and loop.checkpoint:
 
             def again(params: Params, plan: TaskPlan, differentiable: bool, k: int = k) -> Params:
-                return step(model, params, plan, support, k, loop, loss, differentiable=differentiable)
+                return step(
+                    model, params, plan, support, k, loop, loss, differentiable=differentiable
+                )
 
             params = step_again(again, model, params, plan)
         else:
-            params = step(model, params, plan, support, k, loop, loss, differentiable=differentiable)
+            params = step(
+                model, params, plan, support, k, loop, loss, differentiable=differentiable
+            )
         yield params
 
 
@@ -138,7 +153,9 @@ def initial_params(
 
 
 def at_step(mappings: Sequence[Mapping[str, Tensor]], k: int) -> Mapping[str, Tensor]:
-    """Return the mapping of step k: the last one where there are fewer, an empty one where there are none."""
+    """Return the mapping of step k: the last one where there are fewer, an empty one where there
+    are none.
+    """
     return mappings[min(k, len(mappings) - 1)] if mappings else {}
 
 
@@ -160,7 +177,9 @@ def step(
 ) -> Params:
     """Return theta_{k+1} from theta_k."""
     moved = [params[name] for name in plan.adapt]
-    gradients = _gradients(model, params, moved, plan, support, loop, loss, differentiable and loop.second_order)
+    gradients = _gradients(
+        model, params, moved, plan, support, loop, loss, differentiable and loop.second_order
+    )
     if loop.max_norm is not None:
         gradients = clip(gradients, loop.max_norm)
     params, scales = dict(params), at_step(plan.step_scales, k)
@@ -183,7 +202,9 @@ def _gradients(
     loss: Loss,
     create_graph: bool,
 ) -> list[Tensor]:
-    """Return the gradient of the support loss, averaged over its draws one by one: each draw's graph ends with it."""
+    """Return the gradient of the support loss, averaged over its draws one by one: each draw's
+    graph ends with it.
+    """
     total: list[Tensor] | None = None
     with torch.enable_grad():
         for _ in range(plan.inner_samples):
@@ -196,7 +217,9 @@ def _gradients(
                 allow_unused=True,
                 materialize_grads=True,
             )
-            total = list(found) if total is None else [a + b for a, b in zip(total, found, strict=True)]
+            total = (
+                list(found) if total is None else [a + b for a, b in zip(total, found, strict=True)]
+            )
     assert total is not None  # there is at least one draw
     divisor = plan.inner_samples * loop.scale
     return total if divisor == 1 else [g / divisor for g in total]
@@ -205,8 +228,11 @@ def _gradients(
 def clip(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
     """Return gradients rescaled to at most `max_norm` in joint L2 norm; differentiable."""
     norm = torch.stack([g.square().sum() for g in gradients]).sum()
-    # Where nothing is clipped the square root must not be differentiated: at zero it has no derivative.
-    factor = torch.where(norm > max_norm**2, max_norm * norm.clamp(min=max_norm**2).rsqrt(), torch.ones_like(norm))
+    # Where nothing is clipped the square root must not be differentiated: at zero it has no
+    # derivative.
+    factor = torch.where(
+        norm > max_norm**2, max_norm * norm.clamp(min=max_norm**2).rsqrt(), torch.ones_like(norm)
+    )
     return [factor * g for g in gradients]
 
 
@@ -219,7 +245,9 @@ def adapt(
     *,
     differentiable: bool = True,
 ) -> Params:
-    """Return theta_K, as a function of the plan's parameters; the arguments are those of `trajectory`."""
+    """Return theta_K, as a function of the plan's parameters; the arguments are those of
+    `trajectory`.
+    """
     params: Params = {}
     for params in trajectory(model, plan, support, loop, loss, differentiable=differentiable):  # noqa: B007
         pass

@@ -1,7 +1,8 @@
 """A model as one task may use it: its parameters are the model's, all else is the task's own.
 
-Batch norms write into their buffers at every forward pass, some models keep derived tensors between passes, plugins
-keep a task's noise on modules. None of that may reach the meta-learned model, or another task.
+Batch norms write into their buffers at every forward pass, some models keep derived tensors between
+passes, plugins keep a task's noise on modules. None of that may reach the meta-learned model, or
+another task.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ NormStatistics = Literal["batch", "support", "running", "per_step"]
 
 REFUSED = {
     "compile": "runs copies of the model, uncompiled; set it to false",
-    "grad_checkpointing": "swaps a task's parameters in, and a block that is computed again would not see them; set it "
-    "to false, and checkpoint_steps to true",
+    "grad_checkpointing": (
+        "swaps a task's parameters in, and a block that is computed again would not see them; set "
+        "it to false, and checkpoint_steps to true"
+    ),
 }
 """What a run may ask of a model and a copy cannot do, with the reason and what to do."""
 
@@ -28,11 +31,13 @@ _MARK = "_isolated_for_tasks"
 
 
 def isolate(model: nn.Module, norm_statistics: NormStatistics = "batch") -> nn.Module:
-    """Return a structural copy of `model`: the same `Parameter` objects, modules and buffers of its own.
+    """Return a structural copy of `model`: the same `Parameter` objects, modules and buffers of its
+    own.
 
-    In the copy everything random or averaged is off (dropout, stochastic depth: as in `eval()`), except that batch
-    norms use the statistics of the batch they are given, unless `norm_statistics` is `running`. Forward hooks that
-    are bound methods of modules of the model are bound to the copy's modules.
+    In the copy everything random or averaged is off (dropout, stochastic depth: as in `eval()`),
+    except that batch norms use the statistics of the batch they are given, unless `norm_statistics`
+    is `running`. Forward hooks that are bound methods of modules of the model are bound to the
+    copy's modules.
 
     Args:
         model: any module; it is left as it is.
@@ -40,8 +45,8 @@ def isolate(model: nn.Module, norm_statistics: NormStatistics = "batch") -> nn.M
     """
     memo: dict[int, object] = {id(parameter): parameter for parameter in model.parameters()}
     for module in model.modules():
-        # Some attention layers keep biases derived from their parameters between evaluations: stale in a task, and
-        # tensors of a graph cannot be copied.
+        # Some attention layers keep biases derived from their parameters between evaluations: stale
+        # in a task, and tensors of a graph cannot be copied.
         cache = getattr(module, "attention_bias_cache", None)
         if isinstance(cache, dict):
             memo[id(cache)] = {}
@@ -68,13 +73,16 @@ def refresh(twin: nn.Module, model: nn.Module) -> None:
             own._buffers[name] = None if buffer is None else buffer.detach().clone()
 
 
-_places: WeakKeyDictionary[nn.Module, dict[str, list[tuple[dict[str, Any], str]]]] = WeakKeyDictionary()
+_places: WeakKeyDictionary[nn.Module, dict[str, list[tuple[dict[str, Any], str]]]] = (
+    WeakKeyDictionary()
+)
 
 
 def places(model: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
     """Return for each parameter where it is kept: one place, or several where modules share it.
 
-    A module that is reached by two names is one place: swapping it twice would leave the swapped tensor in it.
+    A module that is reached by two names is one place: swapping it twice would leave the swapped
+    tensor in it.
     """
     if model not in _places:
         found: dict[int, list[tuple[dict[str, Any], str]]] = {}
@@ -91,7 +99,8 @@ def places(model: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
 def swapped(model: nn.Module, params: Mapping[str, Tensor]) -> Iterator[None]:
     """Put other tensors in the places of a model's parameters for a while.
 
-    What `torch.func.functional_call` does, without its cost of a millisecond a call and with the buffers left alone.
+    What `torch.func.functional_call` does, without its cost of a millisecond a call and with the
+    buffers left alone.
 
     Raises:
         KeyError: the model has no parameter of a name.
@@ -111,10 +120,17 @@ def swapped(model: nn.Module, params: Mapping[str, Tensor]) -> Iterator[None]:
 def norm_names(model: nn.Module) -> frozenset[str]:
     """Return the names of the parameters that normalisation layers hold.
 
-    A layer counts if it is one of torch's or if its class says so in its name and it is neither linear nor a
+    A layer counts if it is one of torch's or if its class says so in its name and it is neither
+    linear nor a
     convolution: timm has a dozen kinds. Containers hold no parameters of their own.
     """
-    torchs = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
+    torchs = (
+        _BatchNorm,
+        nn.LayerNorm,
+        nn.GroupNorm,
+        nn.RMSNorm,
+        nn.modules.instancenorm._InstanceNorm,
+    )
     found = set()
     for prefix, module in model.named_modules():
         named = "Norm" in type(module).__name__ or type(module).__name__ == "Affine"
@@ -125,13 +141,16 @@ def norm_names(model: nn.Module) -> frozenset[str]:
 
 
 def head_names(model: nn.Module) -> frozenset[str]:
-    """Return the names of the classifier's parameters, as timm's `get_classifier` says which that is.
+    """Return the names of the classifier's parameters, as timm's `get_classifier` says which that
+    is.
 
     Raises:
         ValueError: the model does not say.
     """
     if not hasattr(model, "get_classifier"):
-        raise ValueError(f"{type(model).__name__} does not name its classifier (it has no get_classifier)")
+        raise ValueError(
+            f"{type(model).__name__} does not name its classifier (it has no get_classifier)"
+        )
     head = cast(Any, model).get_classifier()
     heads = head if isinstance(head, tuple | list) else [head]
     own = {id(parameter) for module in heads for parameter in module.parameters()}
@@ -154,7 +173,9 @@ Adapt = Literal["all", "head", "body"]
 
 
 def adapted_names(model: nn.Module, which: Adapt = "all") -> tuple[str, ...]:
-    """Return the names that the inner loop moves: `all`, the `head` or the `body` without it; norms never."""
+    """Return the names that the inner loop moves: `all`, the `head` or the `body` without it;
+    norms never.
+    """
     names = [name for name in backbone_names(model) if name not in norm_names(model)]
     if which == "all":
         return tuple(names)

@@ -33,7 +33,10 @@ class PerStepNorms(nn.Module):
     def mappings(self) -> list[dict[str, Tensor]]:
         """Return for each step the parameters by the model's names."""
         steps = len(self.values[0])
-        return [{name: value[k] for name, value in zip(self.names, self.values, strict=True)} for k in range(steps)]
+        return [
+            {name: value[k] for name, value in zip(self.names, self.values, strict=True)}
+            for k in range(steps)
+        ]
 
 
 def what_forbids(norm_statistics: str, plugins: Collection[str]) -> str | None:
@@ -43,10 +46,13 @@ def what_forbids(norm_statistics: str, plugins: Collection[str]) -> str | None:
         norm_statistics: see `trainkit_plugins.maml.inner.InnerLoop`.
         plugins: the names of all plugins that are on.
     """
-    several = next((name for name in ("ghost_batch_norm", "batch_group_norm") if name in plugins), None)
+    several = next(
+        (name for name in ("ghost_batch_norm", "batch_group_norm") if name in plugins), None
+    )
     if norm_statistics == "support" and several:
         return (
-            f"the query is normalised by one set of statistics, and {several} makes several; choose batch, or drop it"
+            f"the query is normalised by one set of statistics, and {several} makes several; choose"
+            " batch, or drop it"
         )
     if norm_statistics != "running" and "example_weighing" in plugins:
         why = "example_weighing mixes into running averages, which batch norms of tasks do not use"

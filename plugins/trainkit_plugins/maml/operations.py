@@ -1,6 +1,7 @@
 """Operations inside a task that torch cannot differentiate twice, replaced by equals that it can.
 
-A mode that is on only while a task computes, and only in its own thread: no module, switch or global is changed.
+A mode that is on only while a task computes, and only in its own thread: no module, switch or
+global is changed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Return scaled dot-product attention by plain matrix products; the fused kernels have no second derivative."""
+    """Return scaled dot-product attention by plain matrix products; the fused kernels have no
+    second derivative.
+    """
     function = torch.ops.aten._scaled_dot_product_attention_math
     result: Tensor = function(
         query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
@@ -51,7 +54,11 @@ class TaskOperations(TorchFunctionMode):
     """While on, in this thread, such operations run as their twice differentiable equals."""
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Call the equal of `func`, or itself."""
         return _REPLACED.get(func, func)(*args, **(kwargs or {}))
@@ -61,14 +68,20 @@ Moments = tuple[Tensor, Tensor]
 
 
 class RecordStatistics(TorchFunctionMode):
-    """While on, keeps the mean and variance [C] of what every batch norm is given, in the order of the calls."""
+    """While on, keeps the mean and variance [C] of what every batch norm is given, in the order
+    of the calls.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[Moments] = []
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Call `func`; if it is a batch norm, measure its input as well."""
         if func is F.batch_norm:
@@ -79,7 +92,8 @@ class RecordStatistics(TorchFunctionMode):
 
 
 class ReplayStatistics(TorchFunctionMode):
-    """While on, every batch norm normalises with the statistics recorded at the same place in the order of calls.
+    """While on, every batch norm normalises with the statistics recorded at the same place in the
+    order of calls.
 
     Unlike with torch's running averages, gradients flow into the statistics.
     """
@@ -89,7 +103,11 @@ class ReplayStatistics(TorchFunctionMode):
         self._next = iter(recorded)
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Call `func`; if it is a batch norm, normalise its input with what was recorded."""
         if func is not F.batch_norm:
@@ -129,7 +147,8 @@ def lacks_second_derivative(error: BaseException) -> bool:
 
 
 def explained(error: BaseException, model: str) -> list[tuple[str, str]]:
-    """Return the option that an error of torch's is about, and what to do; nothing where it is about none.
+    """Return the option that an error of torch's is about, and what to do; nothing where it is
+    about none.
 
     Args:
         error: what came out of a task.
@@ -141,6 +160,8 @@ def explained(error: BaseException, model: str) -> list[tuple[str, str]]:
         return [("order", f"{why}; set order to first, or take another model")]
     if "more than 1 value per" in str(error):
         why = f"a batch norm of {model} has a single value per channel to normalise"
-        fix = "take larger images, more shots, norm_statistics: running, or a model with other norms"
+        fix = (
+            "take larger images, more shots, norm_statistics: running, or a model with other norms"
+        )
         return [("norm_statistics", f"{why}; {fix}")]
     return []

@@ -1,4 +1,6 @@
-"""What is made of adapted parameters: the query loss that meta-learning minimises, and predictions."""
+"""What is made of adapted parameters: the query loss that meta-learning minimises, and
+predictions.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from .plan import Examples, TaskPlan
 
 
 class TaskResult(NamedTuple):
-    """What came of a task: its query loss (a scalar, penalty included) and logits [M, ways] at theta_K."""
+    """What came of a task: its query loss (a scalar, penalty included) and logits [M, ways] at
+    theta_K.
+    """
 
     loss: Tensor
     logits: Tensor
@@ -32,7 +36,8 @@ def task_loss(
     *,
     step_weights: Sequence[float] = (),
 ) -> TaskResult:
-    """Return the mean query cross entropy after adaptation plus the plan's penalty, and the query logits.
+    """Return the mean query cross entropy after adaptation plus the plan's penalty, and the query
+    logits.
 
     Args:
         model: the model, or a copy of it from `isolate`; it is left as it is.
@@ -41,7 +46,8 @@ def task_loss(
         query: what the adapted parameters are judged by.
         loop: K, order, clipping.
         loss: the support loss.
-        step_weights: of the query loss after each step (Antoniou et al. 2019); empty for the last step's alone.
+        step_weights: of the query loss after each step (Antoniou et al. 2019); empty for the last
+            step's alone.
     """
     model = own_copy(model, loop)
     weights = list(step_weights) or [0.0] * (loop.steps - 1) + [1.0] * (loop.steps > 0)
@@ -62,9 +68,15 @@ def task_loss(
 
 
 def query_logits(
-    model: nn.Module, params: Mapping[str, Tensor], support: Examples, inputs: Tensor, loop: InnerLoop
+    model: nn.Module,
+    params: Mapping[str, Tensor],
+    support: Examples,
+    inputs: Tensor,
+    loop: InnerLoop,
 ) -> Tensor:
-    """Return logits [M, ways] of query inputs at adapted parameters, normalised as `loop.norm_statistics` says."""
+    """Return logits [M, ways] of query inputs at adapted parameters, normalised as
+    `loop.norm_statistics` says.
+    """
     if loop.norm_statistics != "support":
         return full(predict(model, params, inputs))
     with RecordStatistics() as recorded:
@@ -83,7 +95,8 @@ def predict_task(
     *,
     every_step: bool = False,
 ) -> Tensor:
-    """Adapt and return query logits [M, ways], or [K + 1, M, ways] after every step; nothing is differentiable.
+    """Adapt and return query logits [M, ways], or [K + 1, M, ways] after every step; nothing is
+    differentiable.
 
     Args:
         model: the model, or a copy of it from `isolate`; it is left as it is.
@@ -104,10 +117,11 @@ def predict_task(
 
 
 def step_weights(steps: int, epoch: int, epochs: int) -> list[float]:
-    """Return the weights of the query losses after each step in `epoch`, which sum to one (Antoniou et al. 2019).
+    """Return the weights of the query losses after each step in `epoch`, which sum to one (Antoniou
+    et al. 2019).
 
-    All steps count alike at first; over `epochs` epochs the weight moves to the last one, and what is left of the
-    others ends with them.
+    All steps count alike at first; over `epochs` epochs the weight moves to the last one, and what
+    is left of the others ends with them.
     """
     if epoch >= epochs:
         return [0.0] * (steps - 1) + [1.0] * (steps > 0)

@@ -1,4 +1,6 @@
-"""`maml`: meta-learned initial parameters as a plugin, and the few-shot papers' network under timm's names."""
+"""`maml`: meta-learned initial parameters as a plugin, and the few-shot papers' network under
+timm's names.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,15 @@ from .episodic.plugin import Episodes, Episodic
 from .head import Head, linear_head
 from .hookspecs import MamlHooks
 from .inner import InnerLoop, support_loss
-from .isolation import META, REFUSED, Adapt, NormStatistics, adapted_names, backbone_names, head_names
+from .isolation import (
+    META,
+    REFUSED,
+    Adapt,
+    NormStatistics,
+    adapted_names,
+    backbone_names,
+    head_names,
+)
 from .norms import PerStepNorms, what_forbids
 from .operations import explained
 from .outer import predict_task, step_weights
@@ -33,7 +43,13 @@ def conv4(pretrained: bool = False, **arguments: Any) -> Conv4:
     """Make the four-layer network of the few-shot papers (`trainkit_plugins.maml.conv4`)."""
     if pretrained:
         raise ValueError("there are no pretrained weights of conv4")
-    return Conv4(**{name: value for name, value in arguments.items() if not name.startswith(("pretrained", "cache"))})
+    return Conv4(
+        **{
+            name: value
+            for name, value in arguments.items()
+            if not name.startswith(("pretrained", "cache"))
+        }
+    )
 
 
 if not timm.is_model("conv4"):
@@ -41,10 +57,12 @@ if not timm.is_model("conv4"):
 
 
 class Maml(Episodic):
-    """Learn initial parameters from which a few gradient steps on a few examples make a good classifier.
+    """Learn initial parameters from which a few gradient steps on a few examples make a good
+    classifier.
 
-    Data are tasks: some classes, a few images of each to adapt on (support), others to be judged by (query). Each
-    optimizer step averages the gradient of the query loss over some tasks, through the adaptation itself.
+    Data are tasks: some classes, a few images of each to adapt on (support), others to be judged by
+    (query). Each optimizer step averages the gradient of the query loss over some tasks, through
+    the adaptation itself.
     """
 
     citation: ClassVar[str] = """\
@@ -55,46 +73,83 @@ class Maml(Episodic):
   year={2017}
 }"""
     hookspecs: ClassVar[type | None] = MamlHooks
-    conflicts: ClassVar[Mapping[str, str]] = {"mixup": "it mixes the images of a batch, and here a batch is tasks"}
+    conflicts: ClassVar[Mapping[str, str]] = {
+        "mixup": "it mixes the images of a batch, and here a batch is tasks"
+    }
 
-    steps: int = Field(5, ge=0, le=10_000, description="gradient steps of the inner loop in training")
-    test_steps: int | None = Field(None, ge=0, le=10_000, description="and in validation and test; null: as many")
+    steps: int = Field(
+        5, ge=0, le=10_000, description="gradient steps of the inner loop in training"
+    )
+    test_steps: int | None = Field(
+        None, ge=0, le=10_000, description="and in validation and test; null: as many"
+    )
     inner_lr: float = Field(
         0.4,
         ge=0,
         le=1e6,
-        description="step size of the inner loop, on the mean loss; Finn et al. divide a sum by the shots alone, so "
-        "that their 0.4 for 5 ways is 2.0 here",
+        description=(
+            "step size of the inner loop, on the mean loss; Finn et al. divide a sum by the shots "
+            "alone, so that their 0.4 for 5 ways is 2.0 here"
+        ),
     )
     order: Literal["second", "first"] = Field(
-        "second", description="second: differentiate through the inner gradients; first: take them as constants"
+        "second",
+        description=(
+            "second: differentiate through the inner gradients; first: take them as constants"
+        ),
     )
-    adapt: Adapt = Field("all", description="what the inner loop moves: all, head or body; norms never")
+    adapt: Adapt = Field(
+        "all", description="what the inner loop moves: all, head or body; norms never"
+    )
     head: Head = Field(
         "learned",
-        description="what the classifier of a task starts from: what is meta-learned, zero (which treats all classes "
-        "alike), or prototypes (the mean features of the support set's classes: Proto-MAML)",
+        description=(
+            "what the classifier of a task starts from: what is meta-learned, zero (which treats "
+            "all classes alike), or prototypes (the mean features of the support set's classes: "
+            "Proto-MAML)"
+        ),
     )
     prototype_scale: float = Field(
-        1.0, gt=0, le=1e6, description="with head: prototypes, what squared distances are multiplied by to make logits"
+        1.0,
+        gt=0,
+        le=1e6,
+        description=(
+            "with head: prototypes, what squared distances are multiplied by to make logits"
+        ),
     )
     norm_statistics: NormStatistics = Field(
         "batch",
-        description="what batch norms normalise with: batch (the query set as a whole: transductive), support (its "
-        "statistics, also for the query), running (the model's averages, which stay), per_step (batch, with norm "
-        "parameters of their own for each step)",
+        description=(
+            "what batch norms normalise with: batch (the query set as a whole: transductive), "
+            "support (its statistics, also for the query), running (the model's averages, which "
+            "stay), per_step (batch, with norm parameters of their own for each step)"
+        ),
     )
-    norm_eps: float | None = Field(None, gt=0, le=1, description="eps of every batch norm; null: the model's own")
+    norm_eps: float | None = Field(
+        None, gt=0, le=1, description="eps of every batch norm; null: the model's own"
+    )
     multi_step_epochs: int = Field(
-        0, ge=0, description="epochs over which the query loss moves from all inner steps alike to the last one alone"
+        0,
+        ge=0,
+        description=(
+            "epochs over which the query loss moves from all inner steps alike to the last one "
+            "alone"
+        ),
     )
-    max_inner_norm: float | None = Field(None, gt=0, description="clip the joint norm of each inner gradient")
+    max_inner_norm: float | None = Field(
+        None, gt=0, description="clip the joint norm of each inner gradient"
+    )
     max_meta_value: float | None = Field(
         None, gt=0, description="clip each entry of the meta-gradient, after averaging over tasks"
     )
-    checkpoint_steps: bool = Field(False, description="compute inner steps again in the backward pass, keep no graph")
+    checkpoint_steps: bool = Field(
+        False, description="compute inner steps again in the backward pass, keep no graph"
+    )
     workers: int | None = Field(
-        None, ge=1, le=1024, description="tasks computed at once; null: on a CPU one per thread that torch may use"
+        None,
+        ge=1,
+        le=1024,
+        description="tasks computed at once; null: on a CPU one per thread that torch may use",
     )
 
     _workers: Workers | None = PrivateAttr(default=None)
@@ -107,9 +162,13 @@ class Maml(Episodic):
         if self.multi_step_epochs and self.steps < 2:
             raise ValueError("multi_step_epochs does nothing with fewer than 2 steps; drop it")
         if self.head == "zero" and (self.adapt == "body" or self.steps == 0):
-            raise ValueError("head: zero never learns a classifier with adapt: body or without steps; change one")
+            raise ValueError(
+                "head: zero never learns a classifier with adapt: body or without steps; change one"
+            )
         if self.head == "learned" and self.ways_of("train") != self.ways:
-            raise ValueError("train_ways: a learned classifier has as many classes as ways; set head to another")
+            raise ValueError(
+                "train_ways: a learned classifier has as many classes as ways; set head to another"
+            )
         return self
 
     def adapted(self, model: nn.Module) -> tuple[str, ...]:
@@ -122,15 +181,24 @@ class Maml(Episodic):
         model = yield
         for option, lack in REFUSED.items():
             if getattr(run.recipe.train, option):
-                raise UserError(f"{run.recipe.source.nearest('train', option)}: train.{option}: {self.name} {lack}")
+                raise UserError(
+                    f"{run.recipe.source.nearest('train', option)}: train.{option}: {self.name} "
+                    f"{lack}"
+                )
         batch_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if self.norm_eps is not None:
             for norm in batch_norms:
                 norm.eps = self.norm_eps
         if why := what_forbids(self.norm_statistics, run.plugins):
             self.refuse(run, why, "norm_statistics")
-        if self.norm_statistics == "running" and any(norm.running_mean is None for norm in batch_norms):
-            self.refuse(run, f"{run.recipe.model.name} keeps no running averages; choose another", "norm_statistics")
+        if self.norm_statistics == "running" and any(
+            norm.running_mean is None for norm in batch_norms
+        ):
+            self.refuse(
+                run,
+                f"{run.recipe.model.name} keeps no running averages; choose another",
+                "norm_statistics",
+            )
         try:
             if not adapted_names(model, self.adapt):
                 self.refuse(run, "the model has no such parameters", "adapt")
@@ -153,7 +221,9 @@ class Maml(Episodic):
         own = {id(p) for name, p in model.named_parameters() if name.startswith(META)}
         groups = yield
         found = [p for group in groups for p in group["params"] if id(p) in own]
-        kept = [group | {"params": [p for p in group["params"] if id(p) not in own]} for group in groups]
+        kept = [
+            group | {"params": [p for p in group["params"] if id(p) not in own]} for group in groups
+        ]
         if found:
             rule = "what plugins of maml meta-learn beside the model"
             kept.append({"params": found, "weight_decay": 0.0, "name": "meta", "rule": rule})
@@ -164,7 +234,9 @@ class Maml(Episodic):
         """The same plan for every task: the model's parameters and one step size."""
         if self._plan is None:
             names = adapted_names(run.model, self.adapt)
-            alpha = torch.tensor(self.inner_lr, dtype=params[names[0]].dtype, device=params[names[0]].device)
+            alpha = torch.tensor(
+                self.inner_lr, dtype=params[names[0]].dtype, device=params[names[0]].device
+            )
             self._plan = TaskPlan({}, names, dict.fromkeys(names, alpha))
         plan = self._plan
         own = cast(Any, run.model).meta[self.name] if self.norm_statistics == "per_step" else None
@@ -172,7 +244,9 @@ class Maml(Episodic):
         return TaskPlan(params, plan.adapt, plan.step_sizes, step_params=norms)
 
     @hookimpl
-    def inner_loss(self, model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Batch) -> Tensor:
+    def inner_loss(
+        self, model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Batch
+    ) -> Tensor:
         """Cross entropy on the support set, with the plan's class weights."""
         return support_loss(model, params, plan, support)
 
@@ -183,8 +257,8 @@ class Maml(Episodic):
         loop = self._loop(run, self.steps)
         found = self._meta_gradient(model, batch, loop, run)
         if loop.scale != 1 and not found.loss.isfinite():
-            # An inner gradient overflows at this scale. As with every overflow, the scaler is to skip the step and to
-            # lower the scale; the loss is what it is without one.
+            # An inner gradient overflows at this scale. As with every overflow, the scaler is to
+            # skip the step and to lower the scale; the loss is what it is without one.
             with run.untouched():
                 found = self._meta_gradient(model, batch, replace(loop, scale=1.0), run)
             found = found._replace(gradients=[torch.full_like(p, math.inf) for p in parameters])
@@ -194,33 +268,51 @@ class Maml(Episodic):
         run.log.record("maml/query_accuracy", accuracy)
         return deliver(found.loss, found.gradients, parameters)
 
-    def _meta_gradient(self, model: nn.Module, batch: Episodes, loop: InnerLoop, run: Run) -> MetaGradient:
+    def _meta_gradient(
+        self, model: nn.Module, batch: Episodes, loop: InnerLoop, run: Run
+    ) -> MetaGradient:
         parameters = [p for p in model.parameters() if p.requires_grad]
         weights = step_weights(self.steps, run.epoch, self.multi_step_epochs)
         try:
-            with run.device.autocast(enabled=False):  # gradients are taken in here; forward passes switch it on
+            with run.device.autocast(
+                enabled=False
+            ):  # gradients are taken in here; forward passes switch it on
                 tasks = [Task(self._plan_of(model, task, "train", 0, run), *task) for task in batch]
                 loss = partial(_inner_loss, run)
-                return meta_gradient(self._workers_of(run), tasks, parameters, loop, loss, step_weights=weights)
+                return meta_gradient(
+                    self._workers_of(run), tasks, parameters, loop, loss, step_weights=weights
+                )
         except (RuntimeError, ValueError) as error:
             raise self._explained(error, run) from error
 
     def predict_tasks(
-        self, model: nn.Module, episodes: Episodes, phase: Phase, run: Run, *, every_step: bool = False
+        self,
+        model: nn.Module,
+        episodes: Episodes,
+        phase: Phase,
+        run: Run,
+        *,
+        every_step: bool = False,
     ) -> list[Tensor]:
         """Return each task's query logits after adapting, as often as its plan says."""
         plans = []
         for episode in episodes:
             first = self._plan_of(model, episode, phase, 0, run)
             further = range(1, first.predictive_draws)
-            plans.append([first, *(self._plan_of(model, episode, phase, draw, run) for draw in further)])
-        jobs = [(plan, episode) for episode, own in zip(episodes, plans, strict=True) for plan in own]
+            plans.append(
+                [first, *(self._plan_of(model, episode, phase, draw, run) for draw in further)]
+            )
+        jobs = [
+            (plan, episode) for episode, own in zip(episodes, plans, strict=True) for plan in own
+        ]
         loop = self._loop(run, self.steps if self.test_steps is None else self.test_steps)
         loss = partial(_inner_loss, run)
 
         def work(twin: nn.Module, i: int) -> Tensor:
             plan, episode = jobs[i]
-            return predict_task(twin, plan, episode.support, episode.query.inputs, loop, loss, every_step=every_step)
+            return predict_task(
+                twin, plan, episode.support, episode.query.inputs, loop, loss, every_step=every_step
+            )
 
         try:
             logits = iter(list(self._workers_of(run).map(work, len(jobs))))
@@ -228,7 +320,9 @@ class Maml(Episodic):
             raise self._explained(error, run) from error
         return [average([next(logits) for _ in own]).float() for own in plans]
 
-    def _plan_of(self, model: nn.Module, episode: Any, phase: Phase, draw: int, run: Run) -> TaskPlan:
+    def _plan_of(
+        self, model: nn.Module, episode: Any, phase: Phase, draw: int, run: Run
+    ) -> TaskPlan:
         names = backbone_names(model)
         named = dict(model.named_parameters())
         return cast(MamlHooks, run.hook).plan_task(
@@ -282,18 +376,30 @@ class Maml(Episodic):
 
     def explain(self, run: Run) -> list[str]:
         """Say what adapts, how, and how tasks share the cores."""
-        plan = self.plan_task({n: run.model.get_parameter(n) for n in backbone_names(run.model)}, run)
+        plan = self.plan_task(
+            {n: run.model.get_parameter(n) for n in backbone_names(run.model)}, run
+        )
         moved = sum(run.model.get_parameter(name).numel() for name in plan.adapt)
         total = sum(run.model.get_parameter(name).numel() for name in backbone_names(run.model))
         test_steps = self.steps if self.test_steps is None else self.test_steps
         workers = self._workers_of(run)
         return [
-            f"{self.order}-order, {self.steps} steps of {self.inner_lr:g} on the mean loss ({test_steps} in validation "
-            f"and test); adapts {moved:,} of {total:,} values ({self.adapt}, norms never); classifier: {self.head}",
-            f"batch norms use {self.norm_statistics} statistics; dropout and stochastic depth are off inside tasks",
+            (
+                f"{self.order}-order, {self.steps} steps of {self.inner_lr:g} on the mean loss "
+                f"({test_steps} in validation and test); adapts {moved:,} of {total:,} values "
+                f"({self.adapt}, norms never); classifier: {self.head}"
+            ),
+            (
+                f"batch norms use {self.norm_statistics} statistics; dropout and stochastic depth "
+                "are off inside tasks"
+            ),
             f"{min(workers.count, self.tasks)} of {self.tasks} tasks at a time",
         ]
 
 
-def _inner_loss(run: Run, model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Any) -> Tensor:
-    return cast(MamlHooks, run.hook).inner_loss(model=model, params=params, plan=plan, support=support, run=run)
+def _inner_loss(
+    run: Run, model: nn.Module, params: Mapping[str, Tensor], plan: TaskPlan, support: Any
+) -> Tensor:
+    return cast(MamlHooks, run.hook).inner_loss(
+        model=model, params=params, plan=plan, support=support, run=run
+    )

@@ -1,9 +1,13 @@
-"""Many tasks: side by side on threads, each with a copy of the model of its own, summed in a fixed order.
+"""Many tasks: side by side on threads, each with a copy of the model of its own, summed in a fixed
+order.
 
-The arrays of a few-shot task are small, and most operations on them do not fill two cores. So cores are given to
-tasks: every thread works on one task at a time, with as many threads inside an operation as are left over. Each task's
-graph ends with the task. The gradients that come out reach the rest of a training loop as the gradient of one scalar,
-so that loss scaling, gradient accumulation and DistributedDataParallel need not know of any of this.
+The arrays of a few-shot task are small, and most operations on them do not fill two cores. So cores
+are given to
+tasks: every thread works on one task at a time, with as many threads inside an operation as are
+    left over. Each task's
+graph ends with the task. The gradients that come out reach the rest of a training loop as the
+gradient of one scalar, so that loss scaling, gradient accumulation and DistributedDataParallel need
+not know of any of this.
 """
 
 from __future__ import annotations
@@ -32,11 +36,14 @@ class Workers:
     Args:
         model: its parameters are shared by all copies.
         norm_statistics: see `InnerLoop`.
-        count: copies and threads; one works in the caller's thread. Together they use as many threads inside
-            operations as the caller has (`torch.get_num_threads()`), at least one each.
+        count: copies and threads; one works in the caller's thread. Together they use as many
+            threads inside operations as the caller has (`torch.get_num_threads()`), at least one
+            each.
     """
 
-    def __init__(self, model: nn.Module, norm_statistics: NormStatistics = "batch", count: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, norm_statistics: NormStatistics = "batch", count: int = 1
+    ) -> None:
         self.model = model
         self.count = count
         self._copies: SimpleQueue[nn.Module] = SimpleQueue()
@@ -45,7 +52,9 @@ class Workers:
         self._pool: ThreadPoolExecutor | None = None
         if count > 1:
             threads = torch.get_num_threads()
-            self._pool = ThreadPoolExecutor(count, "task", torch.set_num_threads, (max(1, threads // count),))
+            self._pool = ThreadPoolExecutor(
+                count, "task", torch.set_num_threads, (max(1, threads // count),)
+            )
 
     def map(self, work: Callable[[nn.Module, int], T], tasks: int) -> Iterator[T]:
         """Yield work(copy, i) for i = 0 … tasks - 1 in this order, whichever is done first."""
@@ -87,7 +96,9 @@ class Task(NamedTuple):
 
 
 class MetaGradient(NamedTuple):
-    """Mean query loss over tasks, its gradient for each parameter asked for, and each task's query logits [M, ways]."""
+    """Mean query loss over tasks, its gradient for each parameter asked for, and each task's
+    query logits [M, ways].
+    """
 
     loss: Tensor
     gradients: list[Tensor]
@@ -105,7 +116,8 @@ def meta_gradient(
 ) -> MetaGradient:
     """Return the mean over tasks of the query loss and of its gradient.
 
-    The result does not depend on the number of workers as long as each has as many threads inside operations.
+    The result does not depend on the number of workers as long as each has as many threads inside
+    operations.
 
     Args:
         workers: copies of the model.
@@ -118,11 +130,20 @@ def meta_gradient(
 
     def work(model: nn.Module, i: int) -> tuple[Tensor, Tensor, list[Tensor]]:
         plan, support, query = tasks[i]
-        found: TaskResult = task_loss(model, plan, support, query, loop, loss, step_weights=step_weights)
+        found: TaskResult = task_loss(
+            model, plan, support, query, loop, loss, step_weights=step_weights
+        )
         value = found.loss * loop.scale if loop.scale != 1 else found.loss
-        gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
-        # Sums are taken in place, and the zeros that torch 2.8 makes for an unused parameter require a gradient.
-        return found.loss.detach(), found.logits.detach(), [gradient.detach() for gradient in gradients]
+        gradients = torch.autograd.grad(
+            value, parameters, allow_unused=True, materialize_grads=True
+        )
+        # Sums are taken in place, and the zeros that torch 2.8 makes for an unused parameter
+        # require a gradient.
+        return (
+            found.loss.detach(),
+            found.logits.detach(),
+            [gradient.detach() for gradient in gradients],
+        )
 
     losses: list[Tensor] = []
     logits: list[Tensor] = []
@@ -141,7 +162,9 @@ def meta_gradient(
 
 class _Deliver(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor], *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, value: Tensor, gradients: Sequence[Tensor], *parameters: Tensor
+    ) -> Tensor:
         ctx.gradients = gradients
         return value.clone()
 
@@ -152,13 +175,17 @@ class _Deliver(torch.autograd.Function):
 
 
 def deliver(value: Tensor, gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """Return `value` as a tensor whose backward pass gives each parameter its gradient, times what comes in."""
+    """Return `value` as a tensor whose backward pass gives each parameter its gradient, times
+    what comes in.
+    """
     result: Tensor = _Deliver.apply(value, gradients, *parameters)
     return result
 
 
 def average(logits: Sequence[Tensor]) -> Tensor:
-    """Return the logits of the mean of several predictions' probabilities; one is returned as it is."""
+    """Return the logits of the mean of several predictions' probabilities; one is returned as it
+    is.
+    """
     if len(logits) == 1:
         return logits[0]
     return torch.stack([z.log_softmax(-1) for z in logits]).logsumexp(0) - math.log(len(logits))

@@ -1,4 +1,6 @@
-"""Meta Dropout: noise whose size is meta-learned, on the support set of a few-shot task (Lee et al., ICLR 2020)."""
+"""Meta Dropout: noise whose size is meta-learned, on the support set of a few-shot task (Lee et
+al., ICLR 2020).
+"""
 
 from .attach import attach
 from .noise import Gate, LogitNoise, MetaDropout, gate

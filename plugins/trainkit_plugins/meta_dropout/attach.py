@@ -8,7 +8,16 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from .noise import Gate, LogitNoise, MetaDropout, Switch, init_logits, init_paper, init_unit, noise_layer
+from .noise import (
+    Gate,
+    LogitNoise,
+    MetaDropout,
+    Switch,
+    init_logits,
+    init_paper,
+    init_unit,
+    noise_layer,
+)
 from .sites import choose, probe
 
 Init = Literal["auto", "paper", "unit"]
@@ -24,17 +33,19 @@ def attach(
     logits: bool = True,
     generator: torch.Generator | None = None,
 ) -> MetaDropout:
-    """Gate layers of `model` through forward hooks, and keep the parameters phi in `model.meta["meta_dropout"]`.
+    """Gate layers of `model` through forward hooks, and keep the parameters phi in
+    `model.meta["meta_dropout"]`.
 
-    The layers themselves and their names stay as they are. Parameters of the noise are every one whose name begins
-    with `meta.`: train them with the others, but do not adapt them to a task.
+    The layers themselves and their names stay as they are. Parameters of the noise are every one
+    whose name begins with `meta.`: train them with the others, but do not adapt them to a task.
 
     Args:
         model: with Conv2d or Linear layers; timm's, for noise on the logits (`get_classifier`).
         example: inputs [N, C, H, W] of the size to come; a copy of the model is run on them once.
         sites: `auto`, or patterns of the names of layers to gate.
-        init: `paper`: weights near 0 and mean gates near 0.69; `unit`: mean gates of exactly 1; `auto`: `paper`
-            where a norm follows, which takes a constant factor back, and `unit` elsewhere.
+        init: `paper`: weights near 0 and mean gates near 0.69; `unit`: mean gates of exactly 1;
+            `auto`: `paper` where a norm follows, which takes a constant factor back, and `unit`
+            elsewhere.
         logits: also disturb the logits, with a deviation learned per example.
         generator: what the initial weights are drawn from.
 
@@ -42,10 +53,13 @@ def attach(
         The noise. Its `sampling` is to be on in the inner loop.
 
     Raises:
-        ValueError: nothing to gate, no such layers, or a classifier whose logits cannot be disturbed.
+        ValueError: nothing to gate, no such layers, or a classifier whose logits cannot be
+            disturbed.
     """
     if isinstance(model, nn.Sequential):
-        raise ValueError("nn.Sequential would call its noise as one more layer; wrap it in a module of its own")
+        raise ValueError(
+            "nn.Sequential would call its noise as one more layer; wrap it in a module of its own"
+        )
     if NAME in getattr(model, "meta", ()):
         raise ValueError("the model has the noise of Meta Dropout already")
     found = choose(model, probe(model, example), sites)
@@ -81,11 +95,15 @@ def _classifier(model: nn.Module) -> nn.Linear:
     )
 
 
-def _logit_noise(classifier: nn.Linear | None, switch: Switch, generator: torch.Generator | None) -> LogitNoise | None:
+def _logit_noise(
+    classifier: nn.Linear | None, switch: Switch, generator: torch.Generator | None
+) -> LogitNoise | None:
     if classifier is None:
         return None
     weight = classifier.weight
-    phi = nn.Linear(classifier.in_features, 1, device="meta", dtype=weight.dtype).to_empty(device=weight.device)
+    phi = nn.Linear(classifier.in_features, 1, device="meta", dtype=weight.dtype).to_empty(
+        device=weight.device
+    )
     init_logits(phi, generator)
     noise = LogitNoise(phi, switch)
     classifier.register_forward_hook(noise.hook)

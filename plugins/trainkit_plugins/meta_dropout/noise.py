@@ -3,9 +3,11 @@
 Letters, as in the authors' code (Lee et al., *Meta Dropout*, ICLR 2020):
 
 - h: what a layer reads; u: what it gives (weights W, b: part of theta, adapted to each task)
-- m: mean of the noise, from the same h by a layer of the same shape (weights V, c: part of phi, never adapted)
+- m: mean of the noise, from the same h by a layer of the same shape (weights V, c: part of phi,
+  never adapted)
 - eps: standard normal, one number per position and channel; a = m + eps
-- f: what the classifier reads; s: standard deviation of the noise on its logits (weights v, e: part of phi)
+- f: what the classifier reads; s: standard deviation of the noise on its logits (weights v, e: part
+  of phi)
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Switch:
     """What all noise of one model does at the moment.
 
     Attributes:
-        mode: `off`: nothing; `mean`: the gate at its mean noise, no noise on the logits; `sample`: draw.
+        mode: `off`: nothing; `mean`: the gate at its mean noise, no noise on the logits; `sample`:
+            draw.
         generator: what `sample` draws from, on the device of the activations.
     """
 
@@ -63,7 +66,8 @@ class Gate(nn.Module):
     """Multiplies what one layer gives by softplus(a).
 
     Args:
-        phi: the layers that give m, one for each time that the gated layer is called in a forward pass.
+        phi: the layers that give m, one for each time that the gated layer is called in a forward
+            pass.
         switch: shared by all noise of the model.
     """
 
@@ -80,11 +84,14 @@ class Gate(nn.Module):
         phi = self.phi[self.calls % len(self.phi)]
         self.calls += 1
         m = phi(_padded(args[0], u, phi))
-        return u * gate(m, self.switch.generator if self.switch.mode == "sample" else None).to(u.dtype)
+        return u * gate(m, self.switch.generator if self.switch.mode == "sample" else None).to(
+            u.dtype
+        )
 
 
 class LogitNoise(nn.Module):
-    """Adds s * eps to the logits, with one s per example for all classes; only where noise is drawn.
+    """Adds s * eps to the logits, with one s per example for all classes; only where noise is
+    drawn.
 
     Args:
         phi: the layer that gives s before softplus, one number per example.
@@ -96,7 +103,9 @@ class LogitNoise(nn.Module):
         self.phi = phi
         self.switch = switch
 
-    def hook(self, classifier: nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
+    def hook(
+        self, classifier: nn.Module, args: tuple[Tensor, ...], logits: Tensor
+    ) -> Tensor | None:
         """Disturb `logits`, which `classifier` has made of `args`: a forward hook."""
         if self.switch.mode != "sample" or self.switch.generator is None:
             return None
@@ -110,7 +119,8 @@ class LogitNoise(nn.Module):
 class MetaDropout(nn.Module):
     """All noise of one model, with its parameters phi; made by `attach`.
 
-    By default the gates are at their mean, as the paper has it for every forward pass but those of the inner loop.
+    By default the gates are at their mean, as the paper has it for every forward pass but those of
+    the inner loop.
 
     Args:
         gates: for each gated layer, by its name.
@@ -118,7 +128,9 @@ class MetaDropout(nn.Module):
         switch: the one that they share.
     """
 
-    def __init__(self, gates: Mapping[str, Gate], logits: LogitNoise | None, switch: Switch) -> None:
+    def __init__(
+        self, gates: Mapping[str, Gate], logits: LogitNoise | None, switch: Switch
+    ) -> None:
         super().__init__()
         # A module's name may hold no dot.
         self.gates = nn.ModuleDict({name.replace(".", "/"): gate for name, gate in gates.items()})
@@ -159,22 +171,33 @@ class MetaDropout(nn.Module):
 
 
 def _padded(h: Tensor, u: Tensor, phi: nn.Module) -> Tensor:
-    """Pad `h` so that a convolution `phi` gives maps as large as `u`: some layers pad by the size of what they read."""
+    """Pad `h` so that a convolution `phi` gives maps as large as `u`: some layers pad by the
+    size of what they read.
+    """
     if not isinstance(phi, nn.Conv2d) or isinstance(phi.padding, str):
         return h
     padding: list[int] = []
     for axis in (1, 0):  # F.pad takes the last axis first
         reach = phi.dilation[axis] * (phi.kernel_size[axis] - 1) + 1
-        missing = (u.shape[2 + axis] - 1) * phi.stride[axis] + reach - h.shape[2 + axis] - 2 * phi.padding[axis]
+        missing = (
+            (u.shape[2 + axis] - 1) * phi.stride[axis]
+            + reach
+            - h.shape[2 + axis]
+            - 2 * phi.padding[axis]
+        )
         padding += [max(missing, 0) // 2, max(missing, 0) - max(missing, 0) // 2]
     return F.pad(h, padding) if any(padding) else h
 
 
 def noise_layer(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """Return a layer of the same shape as `layer`, with a bias; its values are not yet set, and nothing is drawn."""
+    """Return a layer of the same shape as `layer`, with a bias; its values are not yet set, and
+    nothing is drawn.
+    """
     device, dtype = layer.weight.device, layer.weight.dtype
     if isinstance(layer, nn.Linear):
-        return nn.Linear(layer.in_features, layer.out_features, device="meta", dtype=dtype).to_empty(device=device)
+        return nn.Linear(
+            layer.in_features, layer.out_features, device="meta", dtype=dtype
+        ).to_empty(device=device)
     twin = nn.Conv2d(
         layer.in_channels,
         layer.out_channels,
@@ -193,7 +216,9 @@ def noise_layer(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
 
 
 def init_paper(phi: nn.Conv2d | nn.Linear, generator: torch.Generator | None = None) -> None:
-    """Set weights as the authors do, truncated normal with deviation 0.02, and biases to 0: a gate near 0.69."""
+    """Set weights as the authors do, truncated normal with deviation 0.02, and biases to 0: a
+    gate near 0.69.
+    """
     with torch.no_grad():
         nn.init.trunc_normal_(phi.weight, std=0.02, a=-0.04, b=0.04, generator=generator)
         nn.init.zeros_(cast(Tensor, phi.bias))

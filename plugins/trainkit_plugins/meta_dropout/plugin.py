@@ -1,4 +1,6 @@
-"""`meta_dropout`: noise on the support set of every task, whose size is meta-learned, as a plugin of `maml`."""
+"""`meta_dropout`: noise on the support set of every task, whose size is meta-learned, as a
+plugin of `maml`.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
 class MetaDropout(Plugin):
     """Disturb what a task adapts on, as learned: gates on the layers, additive noise on the logits.
 
-    Every gated layer's output is multiplied by softplus(m + eps) in the inner loop and by softplus(m) elsewhere; m is
-    computed from the layer's input by a layer of the same shape. These further layers are meta-learned with the
-    initial parameters and never adapted to a task.
+    Every gated layer's output is multiplied by softplus(m + eps) in the inner loop and by
+    softplus(m) elsewhere; m is computed from the layer's input by a layer of the same shape. These
+    further layers are meta-learned with the initial parameters and never adapted to a task.
     """
 
     citation: ClassVar[str] = """\
@@ -42,22 +44,32 @@ class MetaDropout(Plugin):
 
     mode: Literal["sample", "mean", "off"] = Field(
         "sample",
-        description="sample: the method; mean: its gates without any noise, the control that tells what the noise "
-        "itself does; off: plain maml",
+        description=(
+            "sample: the method; mean: its gates without any noise, the control that tells what the"
+            " noise itself does; off: plain maml"
+        ),
     )
     sites: Literal["auto"] | list[str] = Field(
         "auto",
-        description="layers to gate: those before a norm (convolutions) or an activation (linear layers), or patterns "
-        "of their names, such as [layer4.*.conv2]",
+        description=(
+            "layers to gate: those before a norm (convolutions) or an activation (linear layers), "
+            "or patterns of their names, such as [layer4.*.conv2]"
+        ),
     )
     init: Literal["auto", "paper", "unit"] = Field(
         "auto",
-        description="paper: gates near 0.69; unit: of exactly 1, the network as it was; auto: unit for pretrained "
-        "weights and where no norm follows, paper elsewhere",
+        description=(
+            "paper: gates near 0.69; unit: of exactly 1, the network as it was; auto: unit for "
+            "pretrained weights and where no norm follows, paper elsewhere"
+        ),
     )
     head_noise: bool = Field(True, description="also disturb the logits; only in mode sample")
     test_samples: int = Field(
-        30, ge=1, description="noisy losses averaged at every inner step of a test task; 1 in training and validation"
+        30,
+        ge=1,
+        description=(
+            "noisy losses averaged at every inner step of a test task; 1 in training and validation"
+        ),
     )
 
     @hookimpl(wrapper=True)
@@ -72,8 +84,9 @@ class MetaDropout(Plugin):
         where = recipe.source.nearest("plugins", self.name)
         if recipe.train.grad_checkpointing:
             raise UserError(
-                f"{recipe.source.nearest('train', 'grad_checkpointing')}: train.grad_checkpointing: {self.name} would "
-                "draw other noise when a block is computed a second time; set it to false, and checkpoint_steps of maml"
+                f"{recipe.source.nearest('train', 'grad_checkpointing')}: train.grad_checkpointing:"
+                f" {self.name} would draw other noise when a block is computed a second time; set "
+                "it to false, and checkpoint_steps of maml"
             )
         trained = recipe.model.pretrained or recipe.model.checkpoint is not None
         try:
@@ -90,7 +103,9 @@ class MetaDropout(Plugin):
         return model
 
     @hookimpl(wrapper=True)
-    def plan_task(self, support: Batch, phase: str, draw: int, run: Run) -> Generator[None, Any, Any]:
+    def plan_task(
+        self, support: Batch, phase: str, draw: int, run: Run
+    ) -> Generator[None, Any, Any]:
         """Give the task a stream of noise of its own."""
         plan = yield
         if self.mode != "sample":
@@ -100,16 +115,20 @@ class MetaDropout(Plugin):
         return replace(plan, extras=extras, inner_samples=samples)
 
     def _stream(self, support: Batch, phase: str, draw: int, run: Run) -> torch.Generator:
-        """Return a generator that is a function of the recipe's seed, the support set and, in training, the step.
+        """Return a generator that is a function of the recipe's seed, the support set and, in
+        training, the step.
 
-        So a task meets the same noise whichever rank or micro-batch it falls into, and each time it is validated.
+        So a task meets the same noise whichever rank or micro-batch it falls into, and each time it
+        is validated.
         """
         import torch
 
         moment = (phase, draw, run.step if phase == "train" else 0, self.generator().initial_seed())
         content = support.inputs.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
         digest = blake2b(repr(moment).encode() + content, digest_size=8).digest()
-        return torch.Generator(support.inputs.device).manual_seed(int.from_bytes(digest, "big") >> 1)
+        return torch.Generator(support.inputs.device).manual_seed(
+            int.from_bytes(digest, "big") >> 1
+        )
 
     @hookimpl(wrapper=True)
     def inner_loss(self, model: nn.Module, plan: Any) -> Generator[None, Tensor, Tensor]:
@@ -125,13 +144,24 @@ class MetaDropout(Plugin):
             return ["off: plain maml"]
         noise = _noise(run.model)
         count = sum(p.numel() for p in noise.parameters())
-        shown = ", ".join(noise.sites[:4]) + (f" … {noise.sites[-1]}" if len(noise.sites) > 4 else "")
-        lines = [f"gates {len(noise.sites)} layers ({shown}); {count:,} parameters of the noise, never adapted"]
+        shown = ", ".join(noise.sites[:4]) + (
+            f" … {noise.sites[-1]}" if len(noise.sites) > 4 else ""
+        )
+        lines = [
+            f"gates {len(noise.sites)} layers ({shown}); {count:,} parameters of the noise, never "
+            "adapted"
+        ]
         if self.mode == "mean":
             return [*lines, "mean: no noise is drawn"]
-        lines.append(f"noisy losses averaged at each inner step: 1 in training, {self.test_samples} in the test")
+        lines.append(
+            f"noisy losses averaged at each inner step: 1 in training, {self.test_samples} in the "
+            "test"
+        )
         if noise.logits is not None and getattr(run.plugins.get("maml"), "order", None) == "first":
-            lines.append("maml's order: first gives the noise on the logits no gradient: it stays as large as drawn")
+            lines.append(
+                "maml's order: first gives the noise on the logits no gradient: it stays as large "
+                "as drawn"
+            )
         return lines
 
 

@@ -1,10 +1,11 @@
 """Where a model gets noise: found by running it once, not by the names of its layers.
 
-The paper's rule is "the output of every convolution, before normalization and nonlinearity". Here: the output of each
-Conv2d that a norm reads next, and of each Linear layer that an activation reads next (mlp.fc1 of a transformer); in
-a network that has no such convolution, of each Conv2d that an activation reads next. Convolutions on the shortcut
-of a residual block get none: their input reaches the sum without noise, as the identity does elsewhere. Nor do those
-that compute a gate (squeeze-and-excitation) in networks without norms.
+The paper's rule is "the output of every convolution, before normalization and nonlinearity". Here:
+the output of each Conv2d that a norm reads next, and of each Linear layer that an activation reads
+next (mlp.fc1 of a transformer); in a network that has no such convolution, of each Conv2d that an
+activation reads next. Convolutions on the shortcut of a residual block get none: their input
+reaches the sum without noise, as the identity does elsewhere. Nor do those that compute a gate
+(squeeze-and-excitation) in networks without norms.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 SHORTCUTS = frozenset({"shortcut", "skip", "project"})
 """What timm calls the branch of a residual block that only changes the shape."""
 AMBIGUOUS = "downsample"
-"""In some families such a branch, in others the layers between two stages, which have no other branch beside them."""
+"""In some families such a branch, in others the layers between two stages, which have no other
+branch beside them.
+"""
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 Reader = Literal["norm", "activation", "other"]
@@ -55,7 +58,9 @@ class _Output:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Return whether a module normalizes: torch's norms, and by name those of others that hold vectors only."""
+    """Return whether a module normalizes: torch's norms, and by name those of others that hold
+    vectors only.
+    """
     named = "norm" in type(module).__name__.lower() and not any(
         isinstance(m, nn.Conv2d | nn.Linear) for m in module.modules()
     )
@@ -68,11 +73,17 @@ def is_gate(module: nn.Module) -> bool:
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Return whether a module is a nonlinearity, of torch's or timm's or in a model's own file; gates are not."""
+    """Return whether a module is a nonlinearity, of torch's or timm's or in a model's own file;
+    gates are not.
+    """
     if is_gate(module) or isinstance(module, nn.MultiheadAttention):
         return False
     at_home = type(module).__module__.rpartition(".")[2].startswith("activation")
-    return (at_home or type(module).__name__.endswith("Act")) and not is_norm(module) and not any(module.children())
+    return (
+        (at_home or type(module).__name__.endswith("Act"))
+        and not is_norm(module)
+        and not any(module.children())
+    )
 
 
 class _Probe:
@@ -87,7 +98,9 @@ class _Probe:
                 module.register_forward_hook(self._writer(name))
 
     def _reader(self, name: str, module: nn.Module):  # type: ignore[no-untyped-def]
-        kind: Reader = "norm" if is_norm(module) else "activation" if is_activation(module) else "other"
+        kind: Reader = (
+            "norm" if is_norm(module) else "activation" if is_activation(module) else "other"
+        )
 
         def hook(_: nn.Module, args: tuple[object, ...]) -> None:
             if not args or not isinstance(args[0], Tensor):
@@ -108,7 +121,9 @@ class _Probe:
         return hook
 
     def on_shortcut(self, name: str) -> bool:
-        """Return whether a layer lies in a branch that is called a shortcut, or downsamples beside another one."""
+        """Return whether a layer lies in a branch that is called a shortcut, or downsamples
+        beside another one.
+        """
         parts = name.split(".")
         if not SHORTCUTS.isdisjoint(parts):
             return True
@@ -117,7 +132,11 @@ class _Probe:
         branch = ".".join(parts[: parts.index(AMBIGUOUS) + 1])
         own = self.reads.get(branch) or self.reads.get(name, [])
         for other, read in self.reads.items():
-            kin = other in ("", branch) or other.startswith(branch + ".") or branch.startswith(other + ".")
+            kin = (
+                other in ("", branch)
+                or other.startswith(branch + ".")
+                or branch.startswith(other + ".")
+            )
             if not kin and any(_same(a, b) for a in own for b in read):
                 return True
         return False
@@ -130,7 +149,8 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def probe(model: nn.Module, example: Tensor) -> list[Site]:
-    """Return every Conv2d and Linear layer of the model that could get noise, in the order of their first call.
+    """Return every Conv2d and Linear layer of the model that could get noise, in the order of their
+    first call.
 
     Args:
         model: stays as it is; a copy in evaluation mode is run once, on its device.
@@ -149,13 +169,17 @@ def probe(model: nn.Module, example: Tensor) -> list[Site]:
         reader: Reader = "other"
         if "norm" in readers and not watch.on_shortcut(name):
             reader = "norm"
-        elif "activation" in readers and not any(map(is_gate, model.get_submodule(name.rpartition(".")[0]).children())):
+        elif "activation" in readers and not any(
+            map(is_gate, model.get_submodule(name.rpartition(".")[0]).children())
+        ):
             reader = "activation"
         sites.append(Site(name, len(outputs), reader))
     return sites
 
 
-def choose(model: nn.Module, found: Sequence[Site], wanted: Literal["auto"] | Sequence[str] = "auto") -> list[Site]:
+def choose(
+    model: nn.Module, found: Sequence[Site], wanted: Literal["auto"] | Sequence[str] = "auto"
+) -> list[Site]:
     """Return those layers that get noise.
 
     Args:
@@ -172,11 +196,13 @@ def choose(model: nn.Module, found: Sequence[Site], wanted: Literal["auto"] | Se
     convolutions = [site for site in found if issubclass(kinds[site.name], nn.Conv2d)]
     before_norm = {site.name for site in convolutions if site.reader == "norm"}
     chosen = before_norm or {site.name for site in convolutions if site.reader == "activation"}
-    chosen |= {s.name for s in found if issubclass(kinds[s.name], nn.Linear) and s.reader == "activation"}
+    chosen |= {
+        s.name for s in found if issubclass(kinds[s.name], nn.Linear) and s.reader == "activation"
+    }
     if not chosen:
         raise ValueError(
-            "no layer found whose output a norm or an activation reads next; name layers in `sites`, such as "
-            + ", ".join(site.name for site in found[:3])
+            "no layer found whose output a norm or an activation reads next; name layers in "
+            "`sites`, such as " + ", ".join(site.name for site in found[:3])
         )
     return [site for site in found if site.name in chosen]
 

@@ -19,8 +19,8 @@ from .step_sizes import Per, StepSizes
 class MetaSgd(Plugin):
     """Meta-learn the step sizes of the inner loop along with the initial parameters.
 
-    One for each entry of a parameter (Meta-SGD), each tensor, or each layer; of either sign; the same at every inner
-    step or, as in MAML++, one for each.
+    One for each entry of a parameter (Meta-SGD), each tensor, or each layer; of either sign; the
+    same at every inner step or, as in MAML++, one for each.
     """
 
     citation: ClassVar[str] = """\
@@ -33,31 +33,39 @@ class MetaSgd(Plugin):
     requires: ClassVar[tuple[str, ...]] = ("maml",)
     after: ClassVar[tuple[str, ...]] = ("maml",)
 
-    per: Per = Field("element", description="what has a step size of its own: each element, tensor or layer")
+    per: Per = Field(
+        "element", description="what has a step size of its own: each element, tensor or layer"
+    )
     initial: float | None = Field(
         None,
         allow_inf_nan=False,
         gt=0,
-        description="where every step size starts; null: at maml's inner_lr (the mean loss, as there)",
+        description=(
+            "where every step size starts; null: at maml's inner_lr (the mean loss, as there)"
+        ),
     )
     each_step: bool = Field(False, description="learn separate step sizes for every inner step")
 
     @hookimpl(wrapper=True)
     def build_model(self, run: Run) -> Generator[None, nn.Module, nn.Module]:
-        """Put the step sizes into the model, so that they are optimised, saved and moved with it."""
+        """Put the step sizes into the model, so that they are optimised, saved and moved with
+        it.
+        """
         model = yield
         maml = cast(Any, run.plugins["maml"])
         if self.per == "element" and maml.ways_of("train") != maml.ways and maml.adapt != "body":
             mark = run.recipe.source.nearest("plugins", self.name, "per")
             raise UserError(
-                f"{mark}: plugins.{self.name}.per: the classifier of a training task has {maml.train_ways} classes and "
-                f"that of a test task {maml.ways}, so its elements cannot have step sizes; set per to tensor or layer, "
-                "or drop train_ways of maml"
+                f"{mark}: plugins.{self.name}.per: the classifier of a training task has "
+                f"{maml.train_ways} classes and that of a test task {maml.ways}, so its elements "
+                "cannot have step sizes; set per to tensor or layer, or drop train_ways of maml"
             )
         params = {name: model.get_parameter(name) for name in maml.adapted(model)}
         steps = maml.steps if self.each_step else 0
         meta = getattr(model, "meta", None) or nn.ModuleDict()
-        meta[self.name] = StepSizes(params, self.per, maml.inner_lr if self.initial is None else self.initial, steps)
+        meta[self.name] = StepSizes(
+            params, self.per, maml.inner_lr if self.initial is None else self.initial, steps
+        )
         cast(Any, model).meta = meta
         return model
 
@@ -86,8 +94,13 @@ class MetaSgd(Plugin):
         """Say how many step sizes there are, and where they start."""
         values = list(self._sizes(run).values)
         count = sum(value.numel() for value in values)
-        each = f", for each of {self._sizes(run).steps} inner steps" if self._sizes(run).steps else ""
-        return [f"{count:,} step sizes, one per {self.per}{each}; start at {float(values[0].detach().mean()):g}"]
+        each = (
+            f", for each of {self._sizes(run).steps} inner steps" if self._sizes(run).steps else ""
+        )
+        return [
+            f"{count:,} step sizes, one per {self.per}{each}; start at "
+            f"{float(values[0].detach().mean()):g}"
+        ]
 
     def report(self, history: History) -> list[Section]:
         """Plot the mean step size along training."""
@@ -98,5 +111,8 @@ class MetaSgd(Plugin):
         drawn, axes = figure(width=5.4, height=3.0)
         axes.plot(at, mean)
         axes.set(xlabel="step", ylabel="mean step size")
-        text = f"At the end {negative[-1]:.1%} of the step sizes were negative, and their mean was {mean[-1]:.4g}."
+        text = (
+            f"At the end {negative[-1]:.1%} of the step sizes were negative, and their mean was "
+            f"{mean[-1]:.4g}."
+        )
         return [Section("Learned step sizes", text, [drawn])]

@@ -1,7 +1,7 @@
 """Step sizes that are meta-learned along with the initial parameters.
 
-Meta-SGD (Li et al. 2017): theta' = theta - alpha o grad L, one alpha for each entry of theta, of either sign. MAML++
-(Antoniou et al. 2019) has one for each tensor and inner step instead.
+Meta-SGD (Li et al. 2017): theta' = theta - alpha o grad L, one alpha for each entry of theta, of
+either sign. MAML++ (Antoniou et al. 2019) has one for each tensor and inner step instead.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ class StepSizes(nn.Module):
 
     Args:
         params: the parameters that adapt, by name; only names, shapes and kinds are used.
-        per: what has a step size of its own: each entry, each tensor, or each module (its weight and bias together).
+        per: what has a step size of its own: each entry, each tensor, or each module (its weight
+            and bias together).
         initial: where every step size starts.
         steps: have separate ones for so many inner steps; 0 for the same ones at all steps.
     """
 
-    def __init__(self, params: Mapping[str, Tensor], per: Per, initial: float, steps: int = 0) -> None:
+    def __init__(
+        self, params: Mapping[str, Tensor], per: Per, initial: float, steps: int = 0
+    ) -> None:
         super().__init__()
         self.steps = steps
         self.groups = {name: name.rpartition(".")[0] if per == "layer" else name for name in params}
@@ -35,7 +38,9 @@ class StepSizes(nn.Module):
             shape = torch.Size((steps, *shape)) if steps else shape
             group = self.groups[name]
             if group not in values:
-                values[group] = nn.Parameter(torch.full(shape, initial, dtype=p.dtype, device=p.device))
+                values[group] = nn.Parameter(
+                    torch.full(shape, initial, dtype=p.dtype, device=p.device)
+                )
         self._index = {group: i for i, group in enumerate(values)}
         self.values = nn.ParameterList(values.values())
 

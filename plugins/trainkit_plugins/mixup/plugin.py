@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 
 class Mixup(Plugin):
-    """Train on mixtures of two images and of their labels (mixup), or on one pasted into the other (CutMix).
+    """Train on mixtures of two images and of their labels (mixup), or on one pasted into the other
+    (CutMix).
 
-    mixup: x = lam * x_i + (1 - lam) * x_j with lam ~ Beta(alpha, alpha); CutMix: a rectangle of share 1 - lam of x_i
-    is replaced by x_j's. Labels become lam * y_i + (1 - lam) * y_j either way. j is i counted from the batch's end.
+    mixup: x = lam * x_i + (1 - lam) * x_j with lam ~ Beta(alpha, alpha); CutMix: a rectangle of
+        share 1 - lam of x_i
+    is replaced by x_j's. Labels become lam * y_i + (1 - lam) * y_j either way. j is i counted from
+    the batch's end.
     """
 
     citation: ClassVar[str] = """\
@@ -30,7 +33,8 @@ class Mixup(Plugin):
 }
 @inproceedings{yun2019cutmix,
   title={{CutMix}: Regularization Strategy to Train Strong Classifiers with Localizable Features},
-  author={Yun, Sangdoo and Han, Dongyoon and Oh, Seong Joon and Chun, Sanghyuk and Choe, Junsuk and Yoo, Youngjoon},
+  author={Yun, Sangdoo and Han, Dongyoon and Oh, Seong Joon and Chun, Sanghyuk and Choe,
+      Junsuk and Yoo, Youngjoon},
   booktitle={IEEE/CVF International Conference on Computer Vision},
   pages={6023--6032},
   year={2019}
@@ -38,18 +42,32 @@ class Mixup(Plugin):
     neutral: ClassVar[dict[str, Any]] = {"prob": 0.0, "label_smoothing": 0.0}
 
     mixup_alpha: float = Field(
-        0.2, allow_inf_nan=False, ge=0, description="alpha of mixup's Beta distribution; 0 switches mixup off"
+        0.2,
+        allow_inf_nan=False,
+        ge=0,
+        description="alpha of mixup's Beta distribution; 0 switches mixup off",
     )
     cutmix_alpha: float = Field(
-        0.0, allow_inf_nan=False, ge=0, description="alpha of CutMix's Beta distribution; 0 switches CutMix off"
+        0.0,
+        allow_inf_nan=False,
+        ge=0,
+        description="alpha of CutMix's Beta distribution; 0 switches CutMix off",
     )
-    prob: float = Field(1.0, ge=0, le=1, description="probability of mixing (per batch, pair or image: `mode`)")
-    switch_prob: float = Field(0.5, ge=0, le=1, description="where both are on: probability of CutMix")
+    prob: float = Field(
+        1.0, ge=0, le=1, description="probability of mixing (per batch, pair or image: `mode`)"
+    )
+    switch_prob: float = Field(
+        0.5, ge=0, le=1, description="where both are on: probability of CutMix"
+    )
     mode: Literal["batch", "pair", "elem"] = Field(
-        "batch", description="one lam for the whole batch, for each pair of images, or for each image"
+        "batch",
+        description="one lam for the whole batch, for each pair of images, or for each image",
     )
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="smoothing of the labels before mixing (instead of train.loss.smoothing)"
+        0.0,
+        ge=0,
+        lt=1,
+        description="smoothing of the labels before mixing (instead of train.loss.smoothing)",
     )
 
     _mix: Any = PrivateAttr(default=None)
@@ -58,7 +76,8 @@ class Mixup(Plugin):
     def _check(self) -> Mixup:
         if self.prob > 0 and self.mixup_alpha == 0 and self.cutmix_alpha == 0:
             raise ValueError(
-                "mixup_alpha and cutmix_alpha are both 0, so nothing would be mixed; set one above 0, or prob to 0"
+                "mixup_alpha and cutmix_alpha are both 0, so nothing would be mixed; set one above "
+                "0, or prob to 0"
             )
         return self
 
@@ -69,14 +88,24 @@ class Mixup(Plugin):
         if self._off:
             return
         if loss.name == "asymmetric":
-            why = "asymmetric takes one class per image, and mixed images have two; use cross_entropy or bce, or drop"
-            raise UserError(f"{self._place(run, 'train', 'loss', 'name')}: train.loss.name: {why} {self.name}")
-        if loss.smoothing and (self.label_smoothing or loss.name == "bce"):
-            happens = "ignores its own smoothing when labels are mixed" if loss.name == "bce" else "smooths them again"
+            why = (
+                "asymmetric takes one class per image, and mixed images have two; use cross_entropy"
+                " or bce, or drop"
+            )
             raise UserError(
-                f"{self._place(run, 'train', 'loss', 'smoothing')}: train.loss.smoothing: is {loss.smoothing:g} and "
-                f"mixup.label_smoothing is {self.label_smoothing:g}, but {loss.name} {happens}; set "
-                "train.loss.smoothing to 0 and use mixup.label_smoothing"
+                f"{self._place(run, 'train', 'loss', 'name')}: train.loss.name: {why} {self.name}"
+            )
+        if loss.smoothing and (self.label_smoothing or loss.name == "bce"):
+            happens = (
+                "ignores its own smoothing when labels are mixed"
+                if loss.name == "bce"
+                else "smooths them again"
+            )
+            raise UserError(
+                f"{self._place(run, 'train', 'loss', 'smoothing')}: train.loss.smoothing: is "
+                f"{loss.smoothing:g} and mixup.label_smoothing is {self.label_smoothing:g}, but "
+                f"{loss.name} {happens}; set train.loss.smoothing to 0 and use "
+                "mixup.label_smoothing"
             )
 
     @staticmethod
@@ -95,9 +124,13 @@ class Mixup(Plugin):
             return batch
         if not isinstance(batch, Batch) or batch.targets.ndim != 1:
             raise UserError(
-                f"{self._place(run, 'plugins', self.name)}: plugins.{self.name}: needs batches of images with one "
-                "class each, and got "
-                + (f"targets of shape {tuple(batch.targets.shape)}" if isinstance(batch, Batch) else repr(type(batch)))
+                f"{self._place(run, 'plugins', self.name)}: plugins.{self.name}: needs batches of "
+                "images with one class each, and got "
+                + (
+                    f"targets of shape {tuple(batch.targets.shape)}"
+                    if isinstance(batch, Batch)
+                    else repr(type(batch))
+                )
                 + "; switch off the plugin that makes them so, or mixup"
             )
         if self._mix is None:
@@ -124,7 +157,9 @@ class Mixup(Plugin):
 
         inputs, targets = batch
         even = len(inputs) // 2 * 2
-        own: Tensor = mixup_target(targets[even:], self._mix.num_classes, smoothing=self.label_smoothing)
+        own: Tensor = mixup_target(
+            targets[even:], self._mix.num_classes, smoothing=self.label_smoothing
+        )
         if even == 0:
             return Batch(inputs, own)
         # timm writes into the batch that it is given, and that may be the data source's own memory.
@@ -137,7 +172,8 @@ class Mixup(Plugin):
     def _own_numpy_stream(self, rank: int) -> Iterator[None]:
         """Let timm, which draws from numpy's global stream, draw from this plugin's own instead.
 
-        One number of the plugin's generator per batch seeds it; ranks, whose generators are alike, draw differently.
+        One number of the plugin's generator per batch seeds it; ranks, whose generators are alike,
+        draw differently.
         """
         import numpy as np
         import torch
@@ -154,7 +190,9 @@ class Mixup(Plugin):
         """Say what waits for another option."""
         alone = not (self.mixup_alpha > 0 and self.cutmix_alpha > 0)
         if alone and self.switch_prob != type(self).model_fields["switch_prob"].default:
-            return {"switch_prob": "does nothing unless mixup_alpha and cutmix_alpha are both above 0"}
+            return {
+                "switch_prob": "does nothing unless mixup_alpha and cutmix_alpha are both above 0"
+            }
         return {}
 
     def explain(self, run: Run) -> list[str]:
@@ -163,6 +201,9 @@ class Mixup(Plugin):
         cutmix = self.prob * (self.switch_prob if both else float(self.cutmix_alpha > 0))
         unit = {"batch": "batches", "pair": "pairs of images", "elem": "images"}[self.mode]
         return [
-            f"mixes {self.prob - cutmix:.0%} of {unit} by mixup (alpha {self.mixup_alpha:g}) and {cutmix:.0%} by "
-            f"CutMix (alpha {self.cutmix_alpha:g}); the last image of an odd batch stays as it is",
+            (
+                f"mixes {self.prob - cutmix:.0%} of {unit} by mixup (alpha {self.mixup_alpha:g}) "
+                f"and {cutmix:.0%} by CutMix (alpha {self.cutmix_alpha:g}); the last image of an "
+                "odd batch stays as it is"
+            ),
         ]

@@ -1,4 +1,6 @@
-"""Norm-bias: pull the norm of the parameters to a chosen value; with the other experiments of its paper."""
+"""Norm-bias: pull the norm of the parameters to a chosen value; with the other experiments of
+its paper.
+"""
 
 from .norm import Push, norm_bias, push_to_norm, squared_norm
 

@@ -1,19 +1,20 @@
-"""Pull the norm of the parameters to a value of one's choice instead of to zero (Goldblum et al. 2020, section 3).
+"""Pull the norm of the parameters to a value of one's choice instead of to zero (Goldblum et al.
+2020, section 3).
 
-The letters: phi are the parameters that count, N = sum of phi_i^2 over all of them together, mu^2 the target of N, c
-the coefficient. The penalty that is minimised is
+The letters: phi are the parameters that count, N = sum of phi_i^2 over all of them together, mu^2
+the target of N, c the coefficient. The penalty that is minimised is
 
     absolute:  (c / 2) |N - mu^2|                    gradient  c sign(N - mu^2) phi
     squared:   (c / 4) (N - mu^2)^2 / mu^2           gradient  c (N / mu^2 - 1) phi
 
-With the factor 1/2, c is the coefficient of torch's weight decay: mu^2 = 0 is weight decay. It is also the coefficient
-of the authors' code, which adds ``c sign(N - mu^2) phi`` to the gradient; their equation (2), taken by the letter,
-would give twice that, so lambda there is c / 2.
+With the factor 1/2, c is the coefficient of torch's weight decay: mu^2 = 0 is weight decay. It is
+also the coefficient of the authors' code, which adds ``c sign(N - mu^2) phi`` to the gradient;
+their equation (2), taken by the letter, would give twice that, so lambda there is c / 2.
 
-The squared form is divided by mu^2 because without it the factor before phi grows with the norm itself: at N = 0,
-mu^2 = 2500 and lambda = 5e-3 the authors' (uncalled) code multiplies by -25 and training explodes. Divided, the factor
-is -c at N = 0 and c at N = 2 mu^2 for every mu^2, and steps of plain gradient descent contract toward the target if
-lr c < 1. Their lambda is c / (2 mu^2) here.
+The squared form is divided by mu^2 because without it the factor before phi grows with the norm
+itself: at N = 0, mu^2 = 2500 and lambda = 5e-3 the authors' (uncalled) code multiplies by -25 and
+training explodes. Divided, the factor is -c at N = 0 and c at N = 2 mu^2 for every mu^2, and steps
+of plain gradient descent contract toward the target if lr c < 1. Their lambda is c / (2 mu^2) here.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from torch import Tensor
 
 Form = Literal["absolute", "squared"]
 
-# torch sums a CPU tensor's squares in float32 in one go, and a long sum loses its small terms: 25 M normal numbers in
-# one tensor come out 0.3 % short, in pieces of this many 2e-5.
+# torch sums a CPU tensor's squares in float32 in one go, and a long sum loses its small terms: 25 M
+# normal numbers in one tensor come out 0.3 % short, in pieces of this many 2e-5.
 _PIECE = 2**20
 
 
@@ -50,8 +51,8 @@ def norm_bias(
 ) -> Tensor:
     """Return the penalty, differentiable, to be added to a loss.
 
-    Equation (2) of Goldblum et al. 2020 with the factor 1/2 of this module. :func:`push_to_norm` does the same to
-    gradients that exist already, in a fraction of the time.
+    Equation (2) of Goldblum et al. 2020 with the factor 1/2 of this module. :func:`push_to_norm`
+    does the same to gradients that exist already, in a fraction of the time.
 
     Args:
         parameters: tensors of any shape; all count in one sum.
@@ -63,8 +64,8 @@ def norm_bias(
         A scalar. At N = mu^2 its gradient is 0.
 
     Raises:
-        ValueError: ``mu_squared`` or ``coefficient`` is negative or not finite, or the form is squared and
-            ``mu_squared`` is 0.
+        ValueError: ``mu_squared`` or ``coefficient`` is negative or not finite, or the form is
+            squared and ``mu_squared`` is 0.
     """
     check_target(mu_squared, coefficient, form)
     squares = [_widened(p).square().sum() for p in parameters]
@@ -83,11 +84,13 @@ def push_to_norm(
     form: Form = "absolute",
     counted: Iterable[Tensor] | None = None,
 ) -> Push:
-    """Add the gradient of the penalty to the gradients of ``pushed``, in place, without waiting for a device.
+    """Add the gradient of the penalty to the gradients of ``pushed``, in place, without waiting for
+    a device.
 
-    Call it after the backward pass (once per step, on unscaled gradients) and before clipping and the optimizer: the
-    push is part of the gradient, and momentum sees it. N is taken once, before anything moves. With ``mu_squared`` 0
-    the gradients are those of torch's SGD with ``weight_decay=coefficient``, bit for bit.
+    Call it after the backward pass (once per step, on unscaled gradients) and before clipping and
+    the optimizer: the push is part of the gradient, and momentum sees it. N is taken once, before
+    anything moves. With ``mu_squared`` 0 the gradients are those of torch's SGD with
+    ``weight_decay=coefficient``, bit for bit.
 
     Args:
         pushed: parameters whose ``.grad`` is changed; those without a gradient are left alone.
@@ -115,8 +118,8 @@ def squared_norm(tensors: Iterable[Tensor]) -> Tensor:
     Half precision is squared and summed in float32. A tensor listed twice counts once.
 
     Returns:
-        A scalar, float32 (float64 if any tensor is), on the first accelerator found or else on the CPU; 0 for no
-        tensors.
+        A scalar, float32 (float64 if any tensor is), on the first accelerator found or else on the
+        CPU; 0 for no tensors.
     """
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     for tensor in _once(tensors):
@@ -128,7 +131,8 @@ def squared_norm(tensors: Iterable[Tensor]) -> Tensor:
         norms += torch._foreach_norm(parts, 2, dtype=torch.float32 if half else None)
     if not norms:
         return torch.zeros(())
-    # A CPU number reaches an accelerator without a wait; the other way round the host would have to wait.
+    # A CPU number reaches an accelerator without a wait; the other way round the host would have to
+    # wait.
     device = next((n.device for n in norms if n.device.type != "cpu"), norms[0].device)
     wide = torch.float64 if any(n.dtype == torch.float64 for n in norms) else torch.float32
     return torch.stack([n.to(device, wide) for n in norms]).square().sum()
@@ -144,7 +148,10 @@ def check_target(mu_squared: float, coefficient: float, form: Form) -> None:
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} must be at least 0 and finite, got {value}")
     if form == "squared" and mu_squared == 0:
-        raise ValueError("the squared form is relative to mu_squared and has no meaning at 0; use form absolute there")
+        raise ValueError(
+            "the squared form is relative to mu_squared and has no meaning at 0; use form absolute "
+            "there"
+        )
 
 
 def _factor(n: Tensor, mu_squared: float, coefficient: float, form: Form) -> Tensor:
@@ -153,16 +160,22 @@ def _factor(n: Tensor, mu_squared: float, coefficient: float, form: Form) -> Ten
     return coefficient * (n / mu_squared - 1)
 
 
-def _add(grads: list[Tensor], params: list[Tensor], factor: Tensor | float, device: torch.device) -> None:
+def _add(
+    grads: list[Tensor], params: list[Tensor], factor: Tensor | float, device: torch.device
+) -> None:
     if isinstance(factor, float | int):
         torch._foreach_add_(grads, params, alpha=factor)
     elif device.type == "cpu":
-        # Reading a CPU number costs nothing, and adding a multiple by one takes one pass and no memory.
+        # Reading a CPU number costs nothing, and adding a multiple by one takes one pass and no
+        # memory.
         if (alpha := factor.item()) != 0:
             torch._foreach_add_(grads, params, alpha=alpha)
     else:
-        # Two fused passes, as torch's own foreach optimizers decay weights: the factor stays on the device.
-        torch._foreach_add_(grads, torch._foreach_mul(params, factor.to(device, params[0].dtype.to_real())))
+        # Two fused passes, as torch's own foreach optimizers decay weights: the factor stays on the
+        # device.
+        torch._foreach_add_(
+            grads, torch._foreach_mul(params, factor.to(device, params[0].dtype.to_real()))
+        )
 
 
 def _with_gradients(
@@ -174,8 +187,8 @@ def _with_gradients(
             continue
         if p.grad.layout != torch.strided:
             raise ValueError(
-                f"cannot push a gradient with layout {p.grad.layout}; make its layer return dense ones, as "
-                "nn.Embedding(sparse=False) does"
+                f"cannot push a gradient with layout {p.grad.layout}; make its layer return dense "
+                "ones, as nn.Embedding(sparse=False) does"
             )
         held, grads = groups.setdefault((p.device, p.dtype), ([], []))
         held.append(p)

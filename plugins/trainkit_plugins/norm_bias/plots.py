@@ -1,4 +1,6 @@
-"""What the report shows of the norm and its target, drawn on matplotlib axes that the caller made."""
+"""What the report shows of the norm and its target, drawn on matplotlib axes that the caller
+made.
+"""
 
 from collections.abc import Sequence
 from statistics import median
@@ -22,11 +24,19 @@ def draw_squared_norm(axes: Any, steps: Sequence[int], norms: Sequence[float], g
     axes.plot(at, [median(norms[p]) for p in parts], color="C0", label="squared norm")
     axes.axhline(goal, color="C2", linestyle=(0, (4, 3)), linewidth=1, label=f"target {goal:.6g}")
     axes.set_ylabel("sum of squares")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0, borderpad=0.2, frameon=False)
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=2,
+        borderaxespad=0,
+        borderpad=0.2,
+        frameon=False,
+    )
 
 
 def draw_distance(axes: Any, steps: Sequence[int], distances: Sequence[float]) -> None:
-    """Draw the size of the distance to the target over steps, logarithmically: its range and its median.
+    """Draw the size of the distance to the target over steps, logarithmically: its range and its
+    median.
 
     Args:
         axes: matplotlib axes.

@@ -1,4 +1,6 @@
-"""`norm_bias`: a pull of the parameters' norm toward a chosen value, as a plugin. The arithmetic is in `norm.py`."""
+"""`norm_bias`: a pull of the parameters' norm toward a chosen value, as a plugin. The arithmetic
+is in `norm.py`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from .plots import draw_distance, draw_squared_norm
 CITATION = """\
 @inproceedings{goldblum2020truth,
   title={Truth or Backpropaganda? An Empirical Investigation of Deep Learning Theory},
-  author={Goldblum, Micah and Geiping, Jonas and Schwarzschild, Avi and Moeller, Michael and Goldstein, Tom},
+  author={Goldblum, Micah and Geiping, Jonas and Schwarzschild, Avi and Moeller, Michael
+      and Goldstein, Tom},
   booktitle={International Conference on Learning Representations},
   year={2020}
 }"""
@@ -34,10 +37,12 @@ def _number_or_auto(value: Any) -> Any:
 
 
 class NormBias(Plugin):
-    """Pull the sum of squared parameters N toward a value instead of toward zero: norm-bias weight decay.
+    """Pull the sum of squared parameters N toward a value instead of toward zero: norm-bias weight
+    decay.
 
-    gradient += coefficient * sign(N - mu_squared) * parameter, once per step, before clipping and momentum. The
-    coefficient is that of weight decay, which mu_squared 0 is: the paper's equation (2) has half of it as lambda.
+    gradient += coefficient * sign(N - mu_squared) * parameter, once per step, before clipping and
+    momentum. The coefficient is that of weight decay, which mu_squared 0 is: the paper's equation
+    (2) has half of it as lambda.
     """
 
     citation: ClassVar[str] = CITATION
@@ -45,30 +50,47 @@ class NormBias(Plugin):
     before: ClassVar[tuple[str, ...]] = ("grad_clip",)
 
     mu_squared: Annotated[
-        Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"], BeforeValidator(_number_or_auto)
+        Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"],
+        BeforeValidator(_number_or_auto),
     ] = Field(
         "auto",
-        description="where N is pulled: a number (0 is weight decay), or auto: auto_multiple times N at the start",
+        description=(
+            "where N is pulled: a number (0 is weight decay), or auto: auto_multiple times N at the"
+            " start"
+        ),
     )
     auto_multiple: float = Field(
-        2.0, gt=0, allow_inf_nan=False, description="auto: target as a multiple of N before the first step"
+        2.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="auto: target as a multiple of N before the first step",
     )
     coefficient: float = Field(
-        5e-3, ge=0, allow_inf_nan=False, description="strength of the pull, counted as weight decay is; 0 only measures"
+        5e-3,
+        ge=0,
+        allow_inf_nan=False,
+        description="strength of the pull, counted as weight decay is; 0 only measures",
     )
     form: Literal["absolute", "squared"] = Field(
         "absolute",
-        description="a pull of the same strength on either side (the paper's), or one that fades near the target: "
-        "coefficient * (N / mu_squared - 1)",
+        description=(
+            "a pull of the same strength on either side (the paper's), or one that fades near the "
+            "target: coefficient * (N / mu_squared - 1)"
+        ),
     )
     target: Literal["all", "weights"] = Field(
-        "all", description="what counts in N: every trainable parameter, or only matrices and kernels"
+        "all",
+        description="what counts in N: every trainable parameter, or only matrices and kernels",
     )
     pushed: Literal["target", "weights"] = Field(
-        "target", description="what is pushed: everything that counts, or of that only matrices and kernels"
+        "target",
+        description="what is pushed: everything that counts, or of that only matrices and kernels",
     )
     with_weight_decay: bool = Field(
-        False, description="allow the optimizer to decay weights at the same time, which pulls them to zero"
+        False,
+        description=(
+            "allow the optimizer to decay weights at the same time, which pulls them to zero"
+        ),
     )
 
     _counted: list[Tensor] = PrivateAttr(default_factory=list)
@@ -77,10 +99,18 @@ class NormBias(Plugin):
 
     @model_validator(mode="after")
     def _check(self) -> NormBias:
-        if self.mu_squared != "auto" and self.auto_multiple != type(self).model_fields["auto_multiple"].default:
-            raise ValueError("auto_multiple does nothing when mu_squared is a number; drop it, or set mu_squared: auto")
+        if (
+            self.mu_squared != "auto"
+            and self.auto_multiple != type(self).model_fields["auto_multiple"].default
+        ):
+            raise ValueError(
+                "auto_multiple does nothing when mu_squared is a number; drop it, or set "
+                "mu_squared: auto"
+            )
         if self.mu_squared == 0 and self.form == "squared":
-            raise ValueError("form squared is relative to mu_squared and has no meaning at 0; use form: absolute")
+            raise ValueError(
+                "form squared is relative to mu_squared and has no meaning at 0; use form: absolute"
+            )
         return self
 
     @hookimpl(wrapper=True)
@@ -90,17 +120,27 @@ class NormBias(Plugin):
         counted, pushed = self._parameters(run.model, optimizer)
         if not counted:
             raise UserError(
-                f"{self._mark(run, 'target')}: {self.name}.target: {run.recipe.model.name} has no trainable "
-                f"{'matrices or kernels' if self.target == 'weights' else 'parameters'}, so there is no norm to pull"
+                f"{self._mark(run, 'target')}: {self.name}.target: {run.recipe.model.name} has no "
+                f"trainable {'matrices or kernels' if self.target == 'weights' else 'parameters'}, "
+                "so there is no norm to pull"
             )
         mine = {id(p) for p in pushed}
-        decays = {g.get("weight_decay", 0.0) for g in optimizer.param_groups if mine & {id(p) for p in g["params"]}}
+        decays = {
+            g.get("weight_decay", 0.0)
+            for g in optimizer.param_groups
+            if mine & {id(p) for p in g["params"]}
+        }
         if self.coefficient > 0 and not self.with_weight_decay and max(decays) > 0:
-            unsaid = "" if "weight_decay" in run.recipe.source.data.get("optimizer", {}) else " by default"
+            unsaid = (
+                ""
+                if "weight_decay" in run.recipe.source.data.get("optimizer", {})
+                else " by default"
+            )
             raise UserError(
-                f"{run.recipe.source.nearest('optimizer', 'weight_decay')}: optimizer.weight_decay: is "
-                f"{max(decays):g}{unsaid} and pulls to zero what {self.name} pulls to its target; set "
-                f"optimizer.weight_decay=0, or plugins.{self.name}.with_weight_decay=true if both are meant"
+                f"{run.recipe.source.nearest('optimizer', 'weight_decay')}: optimizer.weight_decay:"
+                f" is {max(decays):g}{unsaid} and pulls to zero what {self.name} pulls to its "
+                "target; set optimizer.weight_decay=0, or "
+                f"plugins.{self.name}.with_weight_decay=true if both are meant"
             )
         return optimizer
 
@@ -115,13 +155,19 @@ class NormBias(Plugin):
     def before_optimizer_step(self, run: Run) -> None:
         """Add the pull to the gradients."""
         goal = cast(float, self._goal)  # settled before the first step
-        push = push_to_norm(self._pushed, goal, coefficient=self.coefficient, form=self.form, counted=self._counted)
+        push = push_to_norm(
+            self._pushed, goal, coefficient=self.coefficient, form=self.form, counted=self._counted
+        )
         run.log.record("norm_bias/squared_norm", push.squared_norm)
         run.log.record("norm_bias/distance", push.squared_norm - goal)
 
-    def _parameters(self, model: nn.Module, optimizer: Optimizer) -> tuple[list[Tensor], list[Tensor]]:
+    def _parameters(
+        self, model: nn.Module, optimizer: Optimizer
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Return what counts and what is pushed, in the optimizer's order."""
-        trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        trained = [
+            p for group in optimizer.param_groups for p in group["params"] if p.requires_grad
+        ]
         kernels = {id(p) for p in matrices_and_kernels(model)}
         weights = [p for p in trained if id(p) in kernels]
         counted = trained if self.target == "all" else weights
@@ -148,14 +194,22 @@ class NormBias(Plugin):
         counted, pushed = self._parameters(run.model, run.optimizer)
         now = squared_norm(counted).item()
         goal = self._settle(counted) if self._goal is None else self._goal
-        meaning = f" ({self.auto_multiple:g} times that at the start)" if self.mu_squared == "auto" else ""
+        meaning = (
+            f" ({self.auto_multiple:g} times that at the start)"
+            if self.mu_squared == "auto"
+            else ""
+        )
         lines = [
-            f"sum of squares of {_count(counted)} parameters: {now:.6g} now, pulled to {goal:.6g}{meaning}; "
-            f"{_count(pushed)} of them are pushed",
+            (
+                f"sum of squares of {_count(counted)} parameters: {now:.6g} now, pulled to "
+                f"{goal:.6g}{meaning}; {_count(pushed)} of them are pushed"
+            ),
         ]
         if not isinstance(run.optimizer, SGD):
             name = type(run.optimizer).__name__
-            lines.append(f"{name} rescales gradients, and the pull with them; the authors pull under SGD")
+            lines.append(
+                f"{name} rescales gradients, and the pull with them; the authors pull under SGD"
+            )
         elif self.form == "absolute" and self.coefficient > 0 and 0 < goal != now > 0:
             group = run.optimizer.param_groups[0]
             lr = run.recipe.optimizer.lr
@@ -165,30 +219,36 @@ class NormBias(Plugin):
                 run.recipe.train.epochs * run.data.train.steps_per_epoch,
             )
             lines.append(
-                f"the pull alone takes about {steps:,.0f} steps to get there at lr {lr:g}; this run has {all_steps:,}"
+                f"the pull alone takes about {steps:,.0f} steps to get there at lr {lr:g}; this run"
+                f" has {all_steps:,}"
             )
         return lines
 
     def report(self, history: History) -> list[Section]:
         """Plot the squared norm beside its target, and the distance between them."""
         steps, rows = history.together("norm_bias/squared_norm", "norm_bias/distance")
-        finite = [(step, *row) for step, row in zip(steps, rows, strict=True) if math.isfinite(row[0])]
+        finite = [
+            (step, *row) for step, row in zip(steps, rows, strict=True) if math.isfinite(row[0])
+        ]
         if not finite:
             return []
         at, norms, distances = (list(column) for column in zip(*finite, strict=True))
         goal = norms[-1] - distances[-1]
         tail = slice(-max(1, len(at) // 10), None)
-        text = f"The sum of squares was {norms[0]:.6g} at the first step and {norms[-1]:.6g} at the last"
+        text = (
+            f"The sum of squares was {norms[0]:.6g} at the first step and {norms[-1]:.6g} at the "
+            "last"
+        )
         if goal > 0:
             off = [abs(distance) / goal for distance in distances[tail]]
             text += (
-                f"; its target is {goal:.6g}. Over the last tenth of the steps it was {fmean(off):.2%} away on "
-                f"average, {max(off):.2%} at most."
+                f"; its target is {goal:.6g}. Over the last tenth of the steps it was "
+                f"{fmean(off):.2%} away on average, {max(off):.2%} at most."
             )
             if fmean(off) > 0.01:
                 text += (
-                    " It has not arrived: the run is too short for this coefficient and learning rate, or the loss "
-                    "pulls as strongly the other way."
+                    " It has not arrived: the run is too short for this coefficient and learning "
+                    "rate, or the loss pulls as strongly the other way."
                 )
         else:
             text += "; its target is 0, which is weight decay."
@@ -199,10 +259,14 @@ class NormBias(Plugin):
 
 
 def matrices_and_kernels(model: nn.Module) -> list[nn.Parameter]:
-    """Return what weight decay usually applies to: no vectors, scalars or biases, nor what the model itself exempts."""
+    """Return what weight decay usually applies to: no vectors, scalars or biases, nor what the
+    model itself exempts.
+    """
     exempt = exempt_names(model)
     return [
-        p for name, p in model.named_parameters() if p.ndim > 1 and not name.endswith(".bias") and name not in exempt
+        p
+        for name, p in model.named_parameters()
+        if p.ndim > 1 and not name.endswith(".bias") and name not in exempt
     ]
 
 

@@ -1,4 +1,6 @@
-"""RAdam, the controls of its paper, and the quantities behind the rectification. Imports torch only."""
+"""RAdam, the controls of its paper, and the quantities behind the rectification. Imports torch
+only.
+"""
 
 from .measure import adaptive_rate_quantiles, gradient_histogram, sample_coordinates, steps_taken
 from .optimizers import Adam2k, AdamEps, AdamWarmup, RAdam

@@ -27,7 +27,9 @@ class Shared(TypedDict, total=False):
 
 
 class _Lane:
-    """Parameters of one group, device and dtype that take their t-th step now, and how they take it."""
+    """Parameters of one group, device and dtype that take their t-th step now, and how they take
+    it.
+    """
 
     def __init__(self, group: dict[str, Any], update: Update, theta: Tensor) -> None:
         self.update = update
@@ -51,8 +53,13 @@ class _Lane:
             # Adam treats the real and the imaginary part as two coordinates.
             theta, grad, m, v = (torch.view_as_real(t.resolve_conj()) for t in (theta, grad, m, v))
         stride = theta.stride()
-        # The kernel pairs memory, not indices. The moments are dense: equal strides say that theta is, too.
-        if self.fuse and stride == m.stride() == v.stride() and theta.dtype == grad.dtype == m.dtype:
+        # The kernel pairs memory, not indices. The moments are dense: equal strides say that theta
+        # is, too.
+        if (
+            self.fuse
+            and stride == m.stride() == v.stride()
+            and theta.dtype == grad.dtype == m.dtype
+        ):
             if grad.stride() != stride:
                 grad = torch.empty_like(m).copy_(grad)
             self.fused.append(theta, grad, m, v)
@@ -68,20 +75,24 @@ class _Lane:
 
 
 class MomentOptimizer(Optimizer, ABC):
-    """Base of the optimizers of this room. Subclasses say what step t does (`update_at`); this class does it.
+    """Base of the optimizers of this room. Subclasses say what step t does (`update_at`); this
+    class does it.
 
     The state of a parameter is `step` (a Python int: its own count, so that a parameter whose first
-    gradient comes late starts its own warm-up), `exp_avg` (m) and `exp_avg_sq` (v), under torch's names, so
-    that state dicts of torch.optim.Adam, AdamW and RAdam load here. Step counts live on the host: no step
-    waits for the device. Two consequences: a step cannot be captured in a CUDA graph (refused), and
-    torch.amp.GradScaler unscales in its ordinary way rather than inside the kernel.
+    gradient comes late starts its own warm-up), `exp_avg` (m) and `exp_avg_sq` (v), under torch's
+    names, so that state dicts of torch.optim.Adam, AdamW and RAdam load here. Step counts live on
+    the host: no step waits for the device. Two consequences: a step cannot be captured in a CUDA
+    graph (refused), and torch.amp.GradScaler unscales in its ordinary way rather than inside the
+    kernel.
 
     Each parameter takes the first of three paths that its group allows; they agree to rounding:
 
-    - fused, torch's one-pass Adam kernel: real floating parameters on CPU or CUDA, when theta moves by
-      m/(sqrt(v) + eps). A gradient whose memory layout differs from its parameter's is copied into it first;
+    - fused, torch's one-pass Adam kernel: real floating parameters on CPU or CUDA, when theta moves
+      by m/(sqrt(v) + eps). A gradient whose memory layout differs from its parameter's is copied
+      into it first;
     - foreach, torch's list operations: everything else on accelerators;
-    - one tensor at a time: everything else on the CPU, where it is faster than lists and needs less memory.
+    - one tensor at a time: everything else on the CPU, where it is faster than lists and needs less
+      memory.
 
     Args:
         params: parameters, named parameters or parameter groups.
@@ -127,7 +138,9 @@ class MomentOptimizer(Optimizer, ABC):
 
     @abstractmethod
     def update_at(self, t: int, group: dict[str, Any]) -> Update:
-        """Return what step t (from 1) does to the parameters of `group` that take their t-th step."""
+        """Return what step t (from 1) does to the parameters of `group` that take their t-th
+        step.
+        """
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Raise ValueError if a setting of `group` is outside its range."""
@@ -138,7 +151,9 @@ class MomentOptimizer(Optimizer, ABC):
         if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
         if group["fused"] and group["foreach"]:
-            raise ValueError("fused=True and foreach=True exclude each other: give at most one of them")
+            raise ValueError(
+                "fused=True and foreach=True exclude each other: give at most one of them"
+            )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; settings that it lacks come from the defaults.
@@ -156,7 +171,8 @@ class MomentOptimizer(Optimizer, ABC):
             ValueError: the state was written with amsgrad=True.
         """
         super().__setstate__(state)
-        # torch adds this to whatever it restores; a loaded group must not differ from one that never stopped.
+        # torch adds this to whatever it restores; a loaded group must not differ from one that
+        # never stopped.
         self.defaults.pop("differentiable", None)
         for group in self.param_groups:
             if group.get("amsgrad"):
@@ -193,8 +209,9 @@ class MomentOptimizer(Optimizer, ABC):
         self._advance()
         return loss
 
-    # Left out of torch.compile: the fused kernel is fast already, and t would be compiled in as a constant.
-    # torch.compiler.disable does the same, but imports the whole compiler with this module.
+    # Left out of torch.compile: the fused kernel is fast already, and t would be compiled in as a
+    # constant. torch.compiler.disable does the same, but imports the whole compiler with this
+    # module.
     @_disable_dynamo
     @torch.no_grad()
     def _advance(self) -> None:
@@ -227,14 +244,16 @@ class MomentOptimizer(Optimizer, ABC):
                 if theta.grad.layout is not torch.strided:
                     name = group["param_names"][i] if "param_names" in group else f"number {i}"
                     raise ValueError(
-                        f"{type(self).__name__} takes dense gradients only; that of parameter {name}, shape "
-                        f"{tuple(theta.shape)}, is {theta.grad.layout}: build the embedding with "
-                        "sparse=False, or give this parameter to torch.optim.SparseAdam"
+                        f"{type(self).__name__} takes dense gradients only; that of parameter "
+                        f"{name}, shape {tuple(theta.shape)}, is {theta.grad.layout}: build the "
+                        "embedding with sparse=False, or give this parameter to "
+                        "torch.optim.SparseAdam"
                     )
         if on_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
-                f"{type(self).__name__}.step cannot be captured in a CUDA graph: the factors of each step "
-                "are computed on the host and would be frozen; capture the forward and backward pass only"
+                f"{type(self).__name__}.step cannot be captured in a CUDA graph: the factors of "
+                "each step are computed on the host and would be frozen; capture the forward and "
+                "backward pass only"
             )
 
 
@@ -251,6 +270,6 @@ def _adopt_state(theta: Tensor, state: dict[str, Any]) -> None:
     for name in _MOMENTS:
         moment = state.get(name)
         if moment is not None and moment.stride() != theta.stride():
-            state[name] = torch.empty_like(theta, dtype=moment.dtype, device=moment.device, requires_grad=False).copy_(
-                moment
-            )
+            state[name] = torch.empty_like(
+                theta, dtype=moment.dtype, device=moment.device, requires_grad=False
+            ).copy_(moment)

@@ -1,5 +1,5 @@
-"""What the paper looks at: the spread of the adaptive learning rate, and the sizes of the gradient's
-coordinates.
+"""What the paper looks at: the spread of the adaptive learning rate, and the sizes of the
+gradient's coordinates.
 
 Everything here reads and never writes, draws no random numbers, and stays on the tensors' device.
 """
@@ -18,8 +18,8 @@ def sample_coordinates(tensors: Sequence[Tensor], size: int) -> list[Tensor]:
 
     Args:
         tensors: any shapes; complex ones count as pairs of real coordinates.
-        size: number wanted. All coordinates are returned if there are no more than that; otherwise between
-            size/2 and size of them, from each tensor in proportion to its length.
+        size: number wanted. All coordinates are returned if there are no more than that; otherwise
+            between size/2 and size of them, from each tensor in proportion to its length.
 
     Returns:
         One flat real tensor per given tensor, possibly empty.
@@ -39,19 +39,24 @@ def sample_coordinates(tensors: Sequence[Tensor], size: int) -> list[Tensor]:
 
 
 def steps_taken(optimizer: Optimizer) -> int:
-    """Return the largest number of steps that a parameter has taken with an adaptive rate; 0 if there is none.
+    """Return the largest number of steps that a parameter has taken with an adaptive rate; 0 if
+    there is none.
 
-    0 before the first step, and for ever with an optimizer that keeps no second moment per parameter.
+    0 before the first step, and for ever with an optimizer that keeps no second moment per
+    parameter.
     """
     return max((int(state["step"]) for state, _ in _held(optimizer)), default=0)
 
 
-def adaptive_rate_quantiles(optimizer: Optimizer, levels: Sequence[float], size: int = 65_536) -> Tensor:
-    """Return quantiles over coordinates of Adam's adaptive learning rate psi = sqrt(1 - beta2^t) / (sqrt(v)
-    + eps).
+def adaptive_rate_quantiles(
+    optimizer: Optimizer, levels: Sequence[float], size: int = 65_536
+) -> Tensor:
+    """Return quantiles over coordinates of Adam's adaptive learning rate psi = sqrt(1 - beta2^t) /
+    (sqrt(v) + eps).
 
-    Its spread early in training is what the variance argument of Liu et al. 2020 (Eq. 1) is about. Coordinates
-    that never had a gradient (v = 0: kernel taps that only ever see padding, say) are left out.
+    Its spread early in training is what the variance argument of Liu et al. 2020 (Eq. 1) is about.
+    Coordinates that never had a gradient (v = 0: kernel taps that only ever see padding, say) are
+    left out.
 
     Args:
         optimizer: any of this room, or torch's Adam, AdamW or RAdam, after its first step.
@@ -59,28 +64,37 @@ def adaptive_rate_quantiles(optimizer: Optimizer, levels: Sequence[float], size:
         size: number of coordinates looked at, see `sample_coordinates`.
 
     Returns:
-        One entry per level, float32 or wider, on the parameters' device; NaN if every coordinate was left out.
+        One entry per level, float32 or wider, on the parameters' device; NaN if every coordinate
+        was left out.
 
     Raises:
         ValueError: no parameter has a second moment yet.
     """
     held = _held(optimizer)
     if not held:
-        raise ValueError(f"{type(optimizer).__name__} has no second moment yet: measure after its first step")
+        raise ValueError(
+            f"{type(optimizer).__name__} has no second moment yet: measure after its first step"
+        )
     pieces = sample_coordinates([state["exp_avg_sq"] for state, _ in held], size)
     rates = [
-        torch.where(v > 0.0, (1.0 - group["betas"][1] ** state["step"]) ** 0.5 / (v.sqrt() + group["eps"]), torch.nan)
+        torch.where(
+            v > 0.0,
+            (1.0 - group["betas"][1] ** state["step"]) ** 0.5 / (v.sqrt() + group["eps"]),
+            torch.nan,
+        )
         for v, (state, group) in zip(map(_wide, pieces), held, strict=True)
     ]
     psi = torch.cat(rates)
     return torch.nanquantile(psi, torch.tensor(list(levels), dtype=psi.dtype, device=psi.device))
 
 
-def gradient_histogram(gradients: Sequence[Tensor], low: int = -40, high: int = 8, size: int = 65_536) -> Tensor:
+def gradient_histogram(
+    gradients: Sequence[Tensor], low: int = -40, high: int = 8, size: int = 65_536
+) -> Tensor:
     """Return which share of the gradient's coordinates has which binary exponent.
 
-    Liu et al. 2020 (Fig. 2) follow this histogram through the first updates: without warm-up it collapses
-    towards small magnitudes within ten of them.
+    Liu et al. 2020 (Fig. 2) follow this histogram through the first updates: without warm-up it
+    collapses towards small magnitudes within ten of them.
 
     Args:
         gradients: dense tensors of one device.
@@ -89,8 +103,9 @@ def gradient_histogram(gradients: Sequence[Tensor], low: int = -40, high: int = 
         size: number of coordinates looked at, see `sample_coordinates`.
 
     Returns:
-        float32 tensor of high - low + 1 shares that add up to 1. Entry 0 is that of |g| < 2^low and zeros, entry
-        k >= 1 that of 2^(low + k - 1) <= |g| < 2^(low + k); the last one has everything larger, infinity and NaN too.
+        float32 tensor of high - low + 1 shares that add up to 1. Entry 0 is that of |g| < 2^low and
+        zeros, entry k >= 1 that of 2^(low + k - 1) <= |g| < 2^(low + k); the last one has
+        everything larger, infinity and NaN too.
 
     Raises:
         ValueError: low not below high, or no gradient.
@@ -109,12 +124,15 @@ def gradient_histogram(gradients: Sequence[Tensor], low: int = -40, high: int = 
 
 
 def _held(optimizer: Optimizer) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Return the state and the group of every parameter that has a step count and a second moment."""
+    """Return the state and the group of every parameter that has a step count and a second
+    moment.
+    """
     return [
         (optimizer.state[theta], group)
         for group in optimizer.param_groups
         for theta in group["params"]
-        if {"step", "exp_avg_sq"} <= optimizer.state.get(theta, {}).keys() and {"betas", "eps"} <= group.keys()
+        if {"step", "exp_avg_sq"} <= optimizer.state.get(theta, {}).keys()
+        and {"betas", "eps"} <= group.keys()
     ]
 
 

@@ -1,8 +1,9 @@
 """RAdam and the three controls that its paper compares with it (Liu et al. 2020).
 
-All four add eps to sqrt(v) before the bias correction, as the paper's psi (Eq. 1) and the authors' code do:
-theta -= lr * m_hat * sqrt(1 - beta2^t) / (sqrt(v) + eps). torch.optim.Adam adds eps after it; its eps of
-1e-4 is therefore weaker, 32 times at t = 1 and 3 times at t = 105 with beta2 = 0.999.
+All four add eps to sqrt(v) before the bias correction, as the paper's psi (Eq. 1) and the authors'
+code do: theta -= lr * m_hat * sqrt(1 - beta2^t) / (sqrt(v) + eps). torch.optim.Adam adds eps after
+it; its eps of 1e-4 is therefore weaker, 32 times at t = 1 and 3 times at t = 105 with beta2 =
+0.999.
 """
 
 import math
@@ -23,7 +24,8 @@ class RAdam(MomentOptimizer):
         rho_t > 5:   theta -= lr * r_t * m_hat * sqrt(1 - beta2^t) / (sqrt(v) + eps)
         otherwise:   theta -= lr * m_hat        (unrectified="sgd"), or nothing (unrectified="skip")
 
-    Decoupled weight decay, theta *= 1 - lr * weight_decay, comes first; a skipped step does not decay either.
+    Decoupled weight decay, theta *= 1 - lr * weight_decay, comes first; a skipped step does not
+    decay either.
 
     Args:
         params: parameters, named parameters or parameter groups.
@@ -31,11 +33,12 @@ class RAdam(MomentOptimizer):
         betas: decay of the first and of the second moment.
         eps: added to sqrt(v), before the bias correction.
         weight_decay: decay of the parameters.
-        decoupled_weight_decay: decay as in AdamW, as the paper does; False adds weight_decay * theta to the
-            gradient.
-        unrectified: what the first steps do, 5 of them for beta2 from 0.9 up. "sgd" is momentum SGD with
-            the same lr (the paper's algorithm, and torch's). It is not scale-free: with a summed loss and a
-            large lr these steps can diverge. "skip" only fills the moments (the authors' present default).
+        decoupled_weight_decay: decay as in AdamW, as the paper does; False adds weight_decay *
+            theta to the gradient.
+        unrectified: what the first steps do, 5 of them for beta2 from 0.9 up. "sgd" is momentum SGD
+            with the same lr (the paper's algorithm, and torch's). It is not scale-free: with a
+            summed loss and a large lr these steps can diverge. "skip" only fills the moments (the
+            authors' present default).
         maximize: go up the gradient.
         foreach: True for the list path, False for one tensor at a time, None to choose.
         fused: True for torch's fused kernel wherever it can run, False never, None to choose.
@@ -43,10 +46,10 @@ class RAdam(MomentOptimizer):
     Raises:
         ValueError: a setting outside its range.
 
-    Differs from the paper's Algorithm 2, which rectifies from rho_t > 4 (t = 5): the authors' code and
-    torch wait for 5 (t = 6), and so does this class, because at rho = 5 the approximation behind r_t is off
-    by a factor of 3.3 in variance. With unrectified="sgd" it equals torch.optim.RAdam with the same
-    decoupled_weight_decay to rounding.
+    Differs from the paper's Algorithm 2, which rectifies from rho_t > 4 (t = 5): the authors' code
+    and torch wait for 5 (t = 6), and so does this class, because at rho = 5 the approximation
+    behind r_t is off by a factor of 3.3 in variance. With unrectified="sgd" it equals
+    torch.optim.RAdam with the same decoupled_weight_decay to rounding.
 
     >>> import torch
     >>> x = torch.tensor([3.0, -2.0, 1.0], requires_grad=True)
@@ -59,7 +62,8 @@ class RAdam(MomentOptimizer):
     >>> x.abs().max().item() < 0.01
     True
 
-    Reference: Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, ICLR 2020, Algorithm 2.
+    Reference: Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, ICLR 2020,
+        Algorithm 2.
     """
 
     def __init__(
@@ -107,14 +111,15 @@ class RAdam(MomentOptimizer):
 
 
 class AdamWarmup(MomentOptimizer):
-    """Adam with a linear warm-up of the learning rate: the heuristic that RAdam sets out to explain.
+    """Adam with a linear warm-up of the learning rate: the heuristic that RAdam sets out to
+    explain.
 
         lr_t = 1e-8 + lr * t / warmup_steps while t < warmup_steps, then lr
         theta -= lr_t * m_hat * sqrt(1 - beta2^t) / (sqrt(v) + eps)
 
-    Decoupled weight decay is warmed up too, theta *= 1 - lr_t * weight_decay. t is each parameter's own
-    step count; a schedule of lr multiplies on top. warmup_steps=0 is plain AdamW with the paper's place of
-    eps.
+    Decoupled weight decay is warmed up too, theta *= 1 - lr_t * weight_decay. t is each parameter's
+    own step count; a schedule of lr multiplies on top. warmup_steps=0 is plain AdamW with the
+    paper's place of eps.
 
     Args:
         params: parameters, named parameters or parameter groups.
@@ -122,13 +127,15 @@ class AdamWarmup(MomentOptimizer):
         betas: decay of the first and of the second moment.
         eps: added to sqrt(v), before the bias correction.
         weight_decay: decay of the parameters.
-        warmup_steps: length of the warm-up; 4000 in the paper's translation runs, 100 to 1000 on CIFAR-10.
+        warmup_steps: length of the warm-up; 4000 in the paper's translation runs, 100 to 1000 on
+            CIFAR-10.
         shared: decoupled_weight_decay, maximize, foreach, fused, as in `RAdam`.
 
     Raises:
         ValueError: a setting outside its range.
 
-    Reference: Liu et al. 2020, section 5.3. The offset 1e-8 is that of AdamW in the authors' radam.py.
+    Reference: Liu et al. 2020, section 5.3. The offset 1e-8 is that of AdamW in the authors'
+        radam.py.
     """
 
     def __init__(
@@ -142,7 +149,9 @@ class AdamWarmup(MomentOptimizer):
         warmup_steps: int,
         **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, {"warmup_steps": warmup_steps}, **shared)
+        super().__init__(
+            params, lr, betas, eps, weight_decay, {"warmup_steps": warmup_steps}, **shared
+        )
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Raise ValueError if a setting of `group` is outside its range."""
@@ -160,10 +169,10 @@ class AdamWarmup(MomentOptimizer):
 class Adam2k(MomentOptimizer):
     """Adam that spends its first steps on the second moment alone: the paper's Adam-2k.
 
-    For t <= freeze_steps only v advances; theta, m and weight decay stand still. Afterwards it is Adam,
-    with both bias corrections at the global t as in the authors' code. m starts from zero at that point
-    while 1 - beta1^t is already 1, so the first real step is (1 - beta1) g / sqrt(v_hat), a tenth of Adam's
-    with beta1 = 0.9; m needs about 1/(1 - beta1) steps to fill.
+    For t <= freeze_steps only v advances; theta, m and weight decay stand still. Afterwards it is
+    Adam, with both bias corrections at the global t as in the authors' code. m starts from zero at
+    that point while 1 - beta1^t is already 1, so the first real step is (1 - beta1) g /
+    sqrt(v_hat), a tenth of Adam's with beta1 = 0.9; m needs about 1/(1 - beta1) steps to fill.
 
     Args:
         params: parameters, named parameters or parameter groups.
@@ -191,7 +200,9 @@ class Adam2k(MomentOptimizer):
         freeze_steps: int = 2000,
         **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, {"freeze_steps": freeze_steps}, **shared)
+        super().__init__(
+            params, lr, betas, eps, weight_decay, {"freeze_steps": freeze_steps}, **shared
+        )
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Raise ValueError if a setting of `group` is outside its range."""
@@ -210,14 +221,15 @@ class AdamEps(MomentOptimizer):
 
         theta -= lr * m_hat * sqrt(1 - beta2^t) / (sqrt(v) + eps)
 
-    eps acts on the uncorrected sqrt(v): in terms of torch.optim.Adam's eps it is eps / sqrt(1 - beta2^t).
+    eps acts on the uncorrected sqrt(v): in terms of torch.optim.Adam's eps it is eps / sqrt(1 -
+    beta2^t).
 
     Args:
         params: parameters, named parameters or parameter groups.
         lr: learning rate.
         betas: decay of the first and of the second moment.
-        eps: added to sqrt(v); 1e-4 in the paper. Its size is relative to the gradients: compare it with
-            sqrt(v).
+        eps: added to sqrt(v); 1e-4 in the paper. Its size is relative to the gradients: compare it
+            with sqrt(v).
         weight_decay: decay of the parameters.
         shared: decoupled_weight_decay, maximize, foreach, fused, as in `RAdam`.
 

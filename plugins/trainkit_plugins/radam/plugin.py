@@ -1,4 +1,6 @@
-"""RAdam, the controls of its paper and their monitor as plugins. The arithmetic is in the other modules."""
+"""RAdam, the controls of its paper and their monitor as plugins. The arithmetic is in the other
+modules.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
 CITATION = """@inproceedings{liu2020variance,
   title={On the Variance of the Adaptive Learning Rate and Beyond},
-  author={Liu, Liyuan and Jiang, Haoming and He, Pengcheng and Chen, Weizhu and Liu, Xiaodong and Gao, Jianfeng and
+  author={Liu, Liyuan and Jiang, Haoming and He, Pengcheng and Chen, Weizhu and Liu, Xiaodong
+      and Gao, Jianfeng and
     Han, Jiawei},
   booktitle={International Conference on Learning Representations},
   year={2020}
@@ -34,10 +37,17 @@ class _AdamLike(Plugin):
     citation: ClassVar[str] = CITATION
 
     lr: float | None = Field(
-        None, allow_inf_nan=False, gt=0, description="peak learning rate; default: optimizer.lr of the recipe"
+        None,
+        allow_inf_nan=False,
+        gt=0,
+        description="peak learning rate; default: optimizer.lr of the recipe",
     )
-    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the first and of the second moment")
-    eps: float = Field(1e-8, allow_inf_nan=False, ge=0, description="added to sqrt(v), before the bias correction")
+    betas: tuple[float, float] = Field(
+        (0.9, 0.999), description="decay of the first and of the second moment"
+    )
+    eps: float = Field(
+        1e-8, allow_inf_nan=False, ge=0, description="added to sqrt(v), before the bias correction"
+    )
 
     @field_validator("betas")
     @classmethod
@@ -58,11 +68,13 @@ class _AdamLike(Plugin):
         """Say what takes the place of the recipe's optimizer, and warn of two warm-ups at once."""
         spec = run.recipe.optimizer
         lr = f"{self.lr:g}" if self.lr is not None else f"{spec.lr:g} (optimizer.lr)"
-        lines = [f"takes the place of {spec.name}; lr {lr}, weight decay as the parameter groups have it"]
+        lines = [
+            f"takes the place of {spec.name}; lr {lr}, weight decay as the parameter groups have it"
+        ]
         if run.recipe.scheduler.warmup_epochs > 0:
             lines.append(
-                f"the schedule warms up too, for {run.recipe.scheduler.warmup_epochs:g} epochs, and multiplies; "
-                "scheduler.warmup_epochs=0 leaves this one alone"
+                f"the schedule warms up too, for {run.recipe.scheduler.warmup_epochs:g} epochs, and"
+                " multiplies; scheduler.warmup_epochs=0 leaves this one alone"
             )
         return lines
 
@@ -70,12 +82,16 @@ class _AdamLike(Plugin):
 class RAdam(_AdamLike):
     """Damp Adam's first steps by how uncertain its second moment still is: RAdam.
 
-    theta -= lr * r_t * m_hat * sqrt(1 - beta2^t) / (sqrt(v) + eps) once rho_t > 5; before that a step of momentum
-    SGD, or none. Runs on torch's fused Adam kernel.
+    theta -= lr * r_t * m_hat * sqrt(1 - beta2^t) / (sqrt(v) + eps) once rho_t > 5; before that a
+    step of momentum SGD, or none. Runs on torch's fused Adam kernel.
     """
 
     unrectified: Literal["sgd", "skip"] = Field(
-        "sgd", description="the first steps, five for betas[1] from 0.9 up: momentum SGD at the same lr, or nothing"
+        "sgd",
+        description=(
+            "the first steps, five for betas[1] from 0.9 up: momentum SGD at the same lr, or "
+            "nothing"
+        ),
     )
 
     @hookimpl
@@ -89,11 +105,14 @@ class RAdam(_AdamLike):
         first = first_rectified_step(beta2)
         before = "momentum SGD" if self.unrectified == "sgd" else "no update"
         if first is None:
-            line = f"rho_inf = {rho_inf(beta2):.4g} is not above 5: {before} for the whole run; raise betas[1]"
+            line = (
+                f"rho_inf = {rho_inf(beta2):.4g} is not above 5: {before} for the whole run; raise "
+                "betas[1]"
+            )
         else:
             line = (
-                f"{before} before step {first}; r_t reaches 0.5 at step {steps_until(0.5, beta2)} and 0.9 at step "
-                f"{steps_until(0.9, beta2)}, and this run has {run.total_steps}"
+                f"{before} before step {first}; r_t reaches 0.5 at step {steps_until(0.5, beta2)} "
+                f"and 0.9 at step {steps_until(0.9, beta2)}, and this run has {run.total_steps}"
             )
         return [*super().explain(run), line]
 
@@ -104,21 +123,31 @@ class RAdam(_AdamLike):
         if first is not None and first <= run.total_steps:
             return {}
         when = "never" if first is None else f"from step {first}"
-        return {"betas": f"rectified {when}, and this run has {run.total_steps:,} steps: {before} in all of them"}
+        return {
+            "betas": (
+                f"rectified {when}, and this run has {run.total_steps:,} steps: {before} in all of "
+                "them"
+            )
+        }
 
 
 class AdamWarmup(_AdamLike):
     """Warm up Adam's learning rate linearly, in the optimizer: the heuristic that RAdam explains.
 
-    lr_t = lr * t / warmup_steps until then, also for the weight decay; eps in the paper's place. A control for RAdam.
+    lr_t = lr * t / warmup_steps until then, also for the weight decay; eps in the paper's place. A
+    control for RAdam.
     """
 
-    warmup_steps: int = Field(100, ge=0, description="length of the warm-up; the paper tries 100, 200, 500, 1000")
+    warmup_steps: int = Field(
+        100, ge=0, description="length of the warm-up; the paper tries 100, 200, 500, 1000"
+    )
 
     @hookimpl
     def build_optimizer(self, param_groups: ParamGroups, run: Run) -> Optimizer:
         """Adam with warm-up over the given groups."""
-        return optimizers.AdamWarmup(param_groups, warmup_steps=self.warmup_steps, **self._settings(run))
+        return optimizers.AdamWarmup(
+            param_groups, warmup_steps=self.warmup_steps, **self._settings(run)
+        )
 
     def idle(self, run: Run) -> dict[str, str]:
         """Say that the warm-up does not end."""
@@ -129,7 +158,8 @@ class AdamWarmup(_AdamLike):
 class Adam2k(_AdamLike):
     """Spend Adam's first steps on the second moment alone: the paper's Adam-2k.
 
-    For `freeze_steps` steps neither parameters nor the first moment nor weight decay move. A control for RAdam.
+    For `freeze_steps` steps neither parameters nor the first moment nor weight decay move. A
+    control for RAdam.
     """
 
     freeze_steps: int = Field(2000, ge=0, description="steps without an update; 2000 in the paper")
@@ -137,12 +167,18 @@ class Adam2k(_AdamLike):
     @hookimpl
     def build_optimizer(self, param_groups: ParamGroups, run: Run) -> Optimizer:
         """Adam-2k over the given groups."""
-        return optimizers.Adam2k(param_groups, freeze_steps=self.freeze_steps, **self._settings(run))
+        return optimizers.Adam2k(
+            param_groups, freeze_steps=self.freeze_steps, **self._settings(run)
+        )
 
     def idle(self, run: Run) -> dict[str, str]:
         """Say that no step moves the parameters."""
         why = run.past_end(self.freeze_steps + 1)
-        return {"freeze_steps": why and f"the first update comes after {self.freeze_steps:,} steps: there is none"}
+        return {
+            "freeze_steps": (
+                why and f"the first update comes after {self.freeze_steps:,} steps: there is none"
+            )
+        }
 
 
 class AdamEps(_AdamLike):
@@ -152,7 +188,10 @@ class AdamEps(_AdamLike):
     """
 
     eps: float = Field(
-        1e-4, allow_inf_nan=False, ge=0, description="added to sqrt(v), before the bias correction; 1e-4 in the paper"
+        1e-4,
+        allow_inf_nan=False,
+        ge=0,
+        description="added to sqrt(v), before the bias correction; 1e-4 in the paper",
     )
 
     @hookimpl
@@ -167,24 +206,35 @@ LOWEST, HIGHEST = -40, 8
 
 
 class RAdamMonitor(Plugin):
-    """Watch what RAdam is about: rho_t, r_t, the spread of the adaptive learning rate, the first gradients' sizes.
+    """Watch what RAdam is about: rho_t, r_t, the spread of the adaptive learning rate, the first
+    gradients' sizes.
 
-    Works with every optimizer of the Adam family; r_t is then what RAdam would apply. Training is not touched.
-    Gradients are seen as they are when this plugin's turn comes: list it before or after grad_clip accordingly.
+    Works with every optimizer of the Adam family; r_t is then what RAdam would apply. Training is
+    not touched. Gradients are seen as they are when this plugin's turn comes: list it before or
+    after grad_clip accordingly.
     """
 
     citation: ClassVar[str] = CITATION
     neutral: ClassVar[dict[str, Any]] = {}
 
-    first: int = Field(100, ge=0, description="measure after each of the first steps, gradients' sizes only there")
+    first: int = Field(
+        100, ge=0, description="measure after each of the first steps, gradients' sizes only there"
+    )
     every: int = Field(20, ge=1, description="measure after every so many steps later on")
-    sample: int = Field(65_536, ge=1, description="coordinates looked at, equally spaced through all parameters")
+    sample: int = Field(
+        65_536, ge=1, description="coordinates looked at, equally spaced through all parameters"
+    )
 
     @hookimpl
     def before_optimizer_step(self, optimizer: Optimizer, run: Run) -> None:
         """Log the sizes of the gradient's coordinates during the first steps."""
         if run.step < self.first:
-            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            gradients = [
+                p.grad
+                for group in optimizer.param_groups
+                for p in group["params"]
+                if p.grad is not None
+            ]
             if gradients:
                 shares = gradient_histogram(gradients, LOWEST, HIGHEST, self.sample)
                 run.log.record("radam_monitor/gradient_exponents", shares)
@@ -198,7 +248,10 @@ class RAdamMonitor(Plugin):
         if not t:
             if run.optimizer.state:
                 kind = type(run.optimizer).__name__
-                run.log.note(f"radam_monitor: {kind} has no adaptive learning rate, so that only gradients are logged")
+                run.log.note(
+                    f"radam_monitor: {kind} has no adaptive learning rate, so that only gradients "
+                    "are logged"
+                )
             return
         beta2 = run.optimizer.param_groups[0]["betas"][1]
         r = rectification(t, beta2)
@@ -210,19 +263,28 @@ class RAdamMonitor(Plugin):
             run.log.record(f"radam_monitor/rate_{name}", rate)
 
     def report(self, history: History) -> list[Section]:
-        """Draw the spread of the adaptive learning rate, r_t, and the gradient's sizes in the first steps."""
+        """Draw the spread of the adaptive learning rate, r_t, and the gradient's sizes in the
+        first steps.
+        """
         sections = []
         steps, rates = history.together(*(f"radam_monitor/rate_{name}" for name in QUANTILES))
         if steps:
             text = (
-                "1/sqrt of the bias-corrected second moment, over the coordinates that have had a gradient. Where it "
-                "is large and unsettled at the start, r_t damps the step."
+                "1/sqrt of the bias-corrected second moment, over the coordinates that have had a "
+                "gradient. Where it is large and unsettled at the start, r_t damps the step."
             )
-            sections.append(Section("Adaptive learning rate", text, [_draw_rates(steps, rates, history)]))
+            sections.append(
+                Section("Adaptive learning rate", text, [_draw_rates(steps, rates, history)])
+            )
         steps, shares = history.series("radam_monitor/gradient_exponents")
         if steps:
-            text = "Share of the gradient's coordinates by magnitude; those that are zero are left out."
-            sections.append(Section("Gradient in the first steps", text, [_draw_gradients(steps, shares)]))
+            text = (
+                "Share of the gradient's coordinates by magnitude; those that are zero are left "
+                "out."
+            )
+            sections.append(
+                Section("Gradient in the first steps", text, [_draw_gradients(steps, shares)])
+            )
         return sections
 
     def idle(self, run: Run) -> dict[str, str]:
@@ -250,7 +312,9 @@ def _draw_gradients(steps: list[int], shares: list[list[float]]) -> Figure:
     low, high = rows[0], rows[-1] + 1
     drawn, axes = figure(width=9.6)
     image = axes.imshow(
-        [[share[k] or math.nan for share in shares] for k in range(low, high)],  # nothing is drawn where nothing is
+        [
+            [share[k] or math.nan for share in shares] for k in range(low, high)
+        ],  # nothing is drawn where nothing is
         aspect="auto",
         origin="lower",
         interpolation="nearest",

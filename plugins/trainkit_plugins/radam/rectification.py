@@ -1,4 +1,5 @@
-"""How uncertain Adam's adaptive learning rate is after t steps, and the factor by which RAdam damps it.
+"""How uncertain Adam's adaptive learning rate is after t steps, and the factor by which RAdam damps
+it.
 
 Letters as in Liu et al. 2020 (https://arxiv.org/abs/1908.03265):
 rho = length of the simple moving average that has the same centre of mass as the exponential one,
@@ -9,8 +10,9 @@ modelled as psi^2 ~ Scale-inv-chi^2(rho, tau^2).
 import math
 
 RHO_THRESHOLD = 5.0
-"""Steps with rho_t above this are rectified: the value of the authors' code and of torch (the paper's box
-has 4)."""
+"""Steps with rho_t above this are rectified: the value of the authors' code and of torch (the
+paper's box has 4).
+"""
 
 
 def rho_inf(beta2: float) -> float:
@@ -40,8 +42,9 @@ def rho(t: int, beta2: float) -> float:
 def rectification(t: int, beta2: float) -> float | None:
     """Return r_t in (0, 1), or None while the step is not rectified (rho_t <= 5).
 
-    r_t = sqrt((rho_t - 4)(rho_t - 2) rho_inf / ((rho_inf - 4)(rho_inf - 2) rho_t)), Algorithm 2 of the paper.
-    The first rectified step is t = 6 for every beta2 from 0.9 up; with beta2 <= 2/3 there is none.
+    r_t = sqrt((rho_t - 4)(rho_t - 2) rho_inf / ((rho_inf - 4)(rho_inf - 2) rho_t)), Algorithm 2 of
+    the paper. The first rectified step is t = 6 for every beta2 from 0.9 up; with beta2 <= 2/3
+    there is none.
 
     Raises:
         ValueError: t below 1, or beta2 outside [0, 1).
@@ -77,7 +80,8 @@ def first_rectified_step(beta2: float, threshold: float = RHO_THRESHOLD) -> int 
 
 
 def steps_until(level: float, beta2: float) -> int | None:
-    """Return the first t with r_t >= level: how long the implicit warm-up lasts. None if no step is rectified.
+    """Return the first t with r_t >= level: how long the implicit warm-up lasts. None if no step is
+    rectified.
 
     Raises:
         ValueError: level outside (0, 1), or beta2 outside [0, 1).
@@ -108,9 +112,9 @@ def steps_until(level: float, beta2: float) -> int | None:
 def adaptive_variance(length: float) -> float:
     """Return the exact Var[psi] / tau^2 at rho = `length` (Eq. 2).
 
-    rho/(rho - 2) - (rho/2) (Gamma((rho - 1)/2) / Gamma(rho/2))^2, which is the paper's expression with its
-    beta function written out. The two terms nearly cancel for long averages: relative accuracy is about
-    1e-8 at rho = 2000 and 1e-5 at 50,000.
+    rho/(rho - 2) - (rho/2) (Gamma((rho - 1)/2) / Gamma(rho/2))^2, which is the paper's expression
+    with its beta function written out. The two terms nearly cancel for long averages: relative
+    accuracy is about 1e-8 at rho = 2000 and 1e-5 at 50,000.
 
     Raises:
         ValueError: rho <= 2, where the variance is infinite.
@@ -122,10 +126,11 @@ def adaptive_variance(length: float) -> float:
 
 
 def adaptive_variance_first_order(length: float) -> float:
-    """Return the paper's approximation of Var[psi] / tau^2, rho / (2 (rho - 2)(rho - 4)), which r_t uses
-    (Eq. 5).
+    """Return the paper's approximation of Var[psi] / tau^2, rho / (2 (rho - 2)(rho - 4)), which r_t
+    uses (Eq. 5).
 
-    It overstates the variance where it matters most: 3.3 times at rho = 5, 1.4 times at 10, 1.05 times at 50.
+    It overstates the variance where it matters most: 3.3 times at rho = 5, 1.4 times at 10, 1.05
+    times at 50.
 
     Raises:
         ValueError: rho <= 4, where the approximation has no meaning.

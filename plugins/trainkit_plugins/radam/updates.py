@@ -4,8 +4,8 @@ Every optimizer of this room moves a parameter theta by the same two moments,
 
     m = beta1 m + (1 - beta1) g          v = beta2 v + (1 - beta2) g^2,
 
-and differs only in a few numbers per step (`Update`). Bias corrections, rectification and warm-up are all
-folded into the one factor `Update.rate`, computed on the host in double precision.
+and differs only in a few numbers per step (`Update`). Bias corrections, rectification and warm-up
+are all folded into the one factor `Update.rate`, computed on the host in double precision.
 """
 
 from enum import Enum
@@ -57,7 +57,9 @@ class Hyper(NamedTuple):
 
 
 class Tensors(NamedTuple):
-    """Parallel lists: real parameters theta, gradients g, moments m and v, all of one device and dtype."""
+    """Parallel lists: real parameters theta, gradients g, moments m and v, all of one device and
+    dtype.
+    """
 
     thetas: list[Tensor]
     grads: list[Tensor]
@@ -72,9 +74,9 @@ class Tensors(NamedTuple):
         self.vs.append(v)
 
 
-# The kernel divides by 1 - beta1^t and sqrt(1 - beta2^t). A step count this large makes both exactly 1,
-# which leaves theta -= rate * m / (sqrt(v) + eps): the rest is in `rate`, in double precision, also where
-# the kernel uses float32.
+# The kernel divides by 1 - beta1^t and sqrt(1 - beta2^t). A step count this large makes both
+# exactly 1, which leaves theta -= rate * m / (sqrt(v) + eps): the rest is in `rate`, in double
+# precision, also where the kernel uses float32.
 _NO_BIAS_CORRECTION = 1e30
 
 
@@ -112,9 +114,9 @@ def fused_step(tensors: Tensors, update: Update, hyper: Hyper) -> None:
 def foreach_step(tensors: Tensors, update: Update, hyper: Hyper) -> None:
     """Take a step of any phase with torch's list operations, any layout.
 
-    Half-precision tensors are computed in float32 and rounded once at the end, as in the fused kernel.
-    Temporary memory: the size of the parameters in `tensors`, twice that when gradients have to be changed
-    first.
+    Half-precision tensors are computed in float32 and rounded once at the end, as in the fused
+    kernel. Temporary memory: the size of the parameters in `tensors`, twice that when gradients
+    have to be changed first.
     """
     work = _work_dtype(tensors.thetas[0].dtype)
     thetas, grads, ms, vs = ([t.to(work) for t in some] for some in tensors)
@@ -139,12 +141,16 @@ def foreach_step(tensors: Tensors, update: Update, hyper: Hyper) -> None:
 
 
 def single_step(tensors: Tensors, update: Update, hyper: Hyper) -> None:
-    """Take a step of any phase one tensor at a time: temporary memory is that of the largest parameter."""
+    """Take a step of any phase one tensor at a time: temporary memory is that of the largest
+    parameter.
+    """
     for theta, grad, m, v in zip(*tensors, strict=True):
         foreach_step(Tensors([theta], [grad], [m], [v]), update, hyper)
 
 
-def _move_adaptively(thetas: list[Tensor], ms: list[Tensor], vs: list[Tensor], rate: float, eps: float) -> None:
+def _move_adaptively(
+    thetas: list[Tensor], ms: list[Tensor], vs: list[Tensor], rate: float, eps: float
+) -> None:
     denominators = torch._foreach_sqrt(vs)
     torch._foreach_add_(denominators, eps)
     torch._foreach_addcdiv_(thetas, ms, denominators, -rate)

@@ -1,4 +1,6 @@
-"""The variable sparsity problem as a number: does a model's output follow how much of its input is observed?"""
+"""The variable sparsity problem as a number: does a model's output follow how much of its input
+is observed?
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,15 @@ from torch import Tensor, nn
 from .normalization import observed
 
 Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From outputs and targets of a batch: one number per row for the output, and the true value of it [N], [N]."""
+"""From outputs and targets of a batch: one number per row for the output, and the true value of
+it [N], [N].
+"""
 
 
 class Correlation(NamedTuple):
-    """Pearson's correlation with its 95% interval by Fisher's transform; NaN where it is not defined."""
+    """Pearson's correlation with its 95% interval by Fisher's transform; NaN where it is not
+    defined.
+    """
 
     value: float
     low: float
@@ -66,7 +72,9 @@ def pearson(x: Tensor, y: Tensor) -> Correlation:
 
 
 def mean_prediction(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers: the mean of a row's outputs, and of its targets that are known (NaN is not known)."""
+    """Numbers: the mean of a row's outputs, and of its targets that are known (NaN is not
+    known).
+    """
     return outputs.mean(dim=1), targets.nanmean(dim=1)
 
 
@@ -82,15 +90,23 @@ def mean_logit(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def measure_for(targets: Tensor) -> Measure:
-    """Return the measure that is used unless another is asked for: by whether targets are classes or numbers."""
+    """Return the measure that is used unless another is asked for: by whether targets are
+    classes or numbers.
+    """
     return mean_prediction if targets.is_floating_point() and targets.ndim == 2 else confidence
 
 
 @torch.no_grad()
 def points_of(
-    inputs: Tensor, outputs: Tensor, targets: Tensor, measure: Measure | None = None, mask: Tensor | None = None
+    inputs: Tensor,
+    outputs: Tensor,
+    targets: Tensor,
+    measure: Measure | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Return observed entries, output and truth of a batch's rows [3, N] on the CPU; see `sparsity_bias`."""
+    """Return observed entries, output and truth of a batch's rows [3, N] on the CPU; see
+    `sparsity_bias`.
+    """
     count = observed(inputs, mask).flatten(1).sum(dim=1)
     output, truth = (measure or measure_for(targets))(outputs, targets)
     return torch.stack([values.float().cpu() for values in (count, output, truth)])
@@ -102,15 +118,15 @@ def sparsity_bias(
 ) -> SparsityBias:
     """Return what `model` makes of rows with many and with few observed entries.
 
-    The model is measured in evaluation mode and left in the mode in which it was. Rows of which nothing is observed do
-    not count in correlations.
+    The model is measured in evaluation mode and left in the mode in which it was. Rows of which
+    nothing is observed do not count in correlations.
 
     Args:
         model: takes inputs [N, ...].
-        loader: batches of inputs with NaN for what is missing, and targets; or of inputs as the model takes them,
-            targets and masks.
-        measure: how an output becomes one number, and what is true; default: `mean_prediction` for targets that are
-            numbers [N, K], `confidence` for classes.
+        loader: batches of inputs with NaN for what is missing, and targets; or of inputs as the
+            model takes them, targets and masks.
+        measure: how an output becomes one number, and what is true; default: `mean_prediction` for
+            targets that are numbers [N, K], `confidence` for classes.
 
     Raises:
         ValueError: there is no batch.

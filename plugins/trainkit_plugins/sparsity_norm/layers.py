@@ -1,8 +1,10 @@
-"""What a model sees where entries of its input are missing: sparsity normalization, and what it is compared with.
+"""What a model sees where entries of its input are missing: sparsity normalization, and what it is
+compared with.
 
-Each layer takes inputs [N, F] or [N, C, H, W] with NaN for what is missing, or an explicit mask beside them, and
-returns inputs without gaps. What it needs to know of the training rows it learns from them alone, once, and keeps in
-buffers, which its state holds; a state with other values is refused.
+Each layer takes inputs [N, F] or [N, C, H, W] with NaN for what is missing, or an explicit mask
+beside them, and returns inputs without gaps. What it needs to know of the training rows it learns
+from them alone, once, and keeps in buffers, which its state holds; a state with other values is
+refused.
 """
 
 from __future__ import annotations
@@ -17,14 +19,18 @@ from .normalization import factor, observed, without_gaps
 from .statistics import Statistics, statistics_of
 
 Mask = Literal["entry", "pixel"]
-"""`entry`: each number of the input by itself; `pixel`: one with a missing channel is missing in all channels."""
+"""`entry`: each number of the input by itself; `pixel`: one with a missing channel is missing in
+all channels.
+"""
 
 
 class MissingInput(nn.Module):
-    """The part that all layers share: the mask, centring, and what is learned from the training rows.
+    """The part that all layers share: the mask, centring, and what is learned from the training
+    rows.
 
     Args:
-        center: take the mean of the observed training entries off first, by channel of an image or by feature.
+        center: take the mean of the observed training entries off first, by channel of an image or
+            by feature.
         mask: what is observed or missing as one.
     """
 
@@ -80,7 +86,10 @@ class MissingInput(nn.Module):
             RuntimeError: the layer has learned nothing yet.
         """
         if not self.learned:
-            raise RuntimeError(f"{type(self).__name__} knows nothing of the training rows yet; call fit(batches) first")
+            raise RuntimeError(
+                f"{type(self).__name__} knows nothing of the training rows yet; call fit(batches) "
+                "first"
+            )
         by_nan = m is None and self.mask == "entry"
         m = observed(x, m, whole_pixels=self.mask == "pixel")
         if self.center and self.mean is not None:
@@ -88,7 +97,9 @@ class MissingInput(nn.Module):
         return self.fill(without_gaps(x) if by_nan else torch.where(m, x, 0), m)
 
     def fill(self, x: Tensor, m: Tensor) -> Tensor:
-        """Return what the model sees of inputs that are 0 where `m`, a boolean for every entry, says missing."""
+        """Return what the model sees of inputs that are 0 where `m`, a boolean for every entry,
+        says missing.
+        """
         raise NotImplementedError
 
     def _load_from_state_dict(
@@ -107,8 +118,8 @@ class MissingInput(nn.Module):
                 setattr(self, name, saved.detach().clone())
             elif saved is not None and not torch.equal(saved.to(own.device, own.dtype), own):
                 error_msgs.append(
-                    f"{prefix}{name} was {_shown(saved)} when the weights were saved, and is {_shown(own)} by the "
-                    "training rows here: they are not the same rows"
+                    f"{prefix}{name} was {_shown(saved)} when the weights were saved, and is "
+                    f"{_shown(own)} by the training rows here: they are not the same rows"
                 )
                 return
         super()._load_from_state_dict(
@@ -122,13 +133,16 @@ def _shown(value: Tensor) -> str:
 
 
 class SparsityNorm(MissingInput):
-    """K * (x * m) / ||m||_1, in training and at test alike; zeros for a row of which nothing is observed.
+    """K * (x * m) / ||m||_1, in training and at test alike; zeros for a row of which nothing is
+    observed.
 
     Args:
         k: K; None: the mean of ||m||_1 over the training rows.
-        center: take the mean of the observed training entries off first, by channel of an image or by feature.
+        center: take the mean of the observed training entries off first, by channel of an image or
+            by feature.
         mask: what is observed or missing as one.
-        per: `row` counts all observed entries of an input; `channel` those of each channel of an image by itself.
+        per: `row` counts all observed entries of an input; `channel` those of each channel of an
+            image by itself.
 
     Raises:
         ValueError: `k` is not above 0.
@@ -174,7 +188,9 @@ class SparsityNorm(MissingInput):
 
 
 class ZeroImputation(MissingInput):
-    """x * m: zeros where nothing is observed; with `center`, the mean of the training entries stands there."""
+    """x * m: zeros where nothing is observed; with `center`, the mean of the training entries
+    stands there.
+    """
 
     def fill(self, x: Tensor, m: Tensor) -> Tensor:
         """Return the inputs with zeros."""
@@ -182,7 +198,8 @@ class ZeroImputation(MissingInput):
 
 
 class MeanImputation(MissingInput):
-    """The mean of the observed training entries where nothing is observed, by channel of an image or by feature.
+    """The mean of the observed training entries where nothing is observed, by channel of an image
+    or by feature.
 
     Args:
         mask: what is observed or missing as one.
@@ -198,7 +215,8 @@ class MeanImputation(MissingInput):
 
 
 class MaskAsInput(ZeroImputation):
-    """x * m with the mask as further channels behind it: the model has twice the channels or features.
+    """x * m with the mask as further channels behind it: the model has twice the channels or
+    features.
 
     With masks by pixel there is one further channel.
     """
@@ -211,8 +229,9 @@ class MaskAsInput(ZeroImputation):
 class InvertedDropout(MissingInput):
     """x * m / p with one p for all rows: the share of the training entries that is observed.
 
-    What inverted dropout does in training, with the data's gaps for its mask. It differs from sparsity normalization
-    with K = d, the number of entries, in that there p = ||m||_1 / d is each row's own.
+    What inverted dropout does in training, with the data's gaps for its mask. It differs from
+    sparsity normalization with K = d, the number of entries, in that there p = ||m||_1 / d is each
+    row's own.
     """
 
     def __init__(self, *, center: bool = False, mask: Mask = "entry") -> None:

@@ -1,4 +1,6 @@
-"""`sparsity_norm` and `sparsity_bias`: the layer before a model, and the monitor of what it is there for."""
+"""`sparsity_norm` and `sparsity_bias`: the layer before a model, and the monitor of what it is
+there for.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +45,8 @@ _CITATION = """\
 class SparsityNormalization(Plugin):
     """Scale each input with missing entries by how many it has, or fill the gaps in another way.
 
-    x_SN = K * (x * m) / ||m||_1 with the mask m of what is observed (not NaN), in training and at test alike. What it
-    needs to know of the data is learned from the training rows before training.
+    x_SN = K * (x * m) / ||m||_1 with the mask m of what is observed (not NaN), in training and at
+    test alike. What it needs to know of the data is learned from the training rows before training.
     """
 
     citation: ClassVar[str] = _CITATION
@@ -53,20 +55,31 @@ class SparsityNormalization(Plugin):
 
     method: Literal["sparsity_norm", "zero", "mean", "zero_and_mask", "inverted_dropout"] = Field(
         "sparsity_norm",
-        description="K x m / ||m||_1; x m; training means in the gaps; x m with m as further channels; x m / p with "
-        "one p for all rows",
+        description=(
+            "K x m / ||m||_1; x m; training means in the gaps; x m with m as further channels; x m "
+            "/ p with one p for all rows"
+        ),
     )
     center: bool = Field(
-        True, description="first take off the mean of the observed training entries, by channel of images or by feature"
+        True,
+        description=(
+            "first take off the mean of the observed training entries, by channel of images or by "
+            "feature"
+        ),
     )
     k: Literal["mean"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        "mean", description="sparsity_norm: K; mean: the mean number of observed entries of a training row"
+        "mean",
+        description="sparsity_norm: K; mean: the mean number of observed entries of a training row",
     )
     mask: Literal["entry", "pixel"] = Field(
         "entry", description="pixel: a pixel with a missing channel is missing in all of them"
     )
     per: Literal["row", "channel"] = Field(
-        "row", description="sparsity_norm: count all of an input's observed entries, or those of each channel by itself"
+        "row",
+        description=(
+            "sparsity_norm: count all of an input's observed entries, or those of each channel by "
+            "itself"
+        ),
     )
 
     _statistics: Statistics | None = PrivateAttr(default=None)
@@ -74,20 +87,35 @@ class SparsityNormalization(Plugin):
     @model_validator(mode="after")
     def _check(self) -> SparsityNormalization:
         if self.method != "sparsity_norm" and (self.k != "mean" or self.per != "row"):
-            raise ValueError(f"k and per are of method sparsity_norm; leave them out with {self.method}")
+            raise ValueError(
+                f"k and per are of method sparsity_norm; leave them out with {self.method}"
+            )
         if self.method == "mean" and not self.center:
-            raise ValueError("method mean puts the training means into the gaps; leave center out, or take method zero")
+            raise ValueError(
+                "method mean puts the training means into the gaps; leave center out, or take "
+                "method zero"
+            )
         return self
 
     def _layer(self) -> MissingInput:
-        from .layers import InvertedDropout, MaskAsInput, MeanImputation, SparsityNorm, ZeroImputation
+        from .layers import (
+            InvertedDropout,
+            MaskAsInput,
+            MeanImputation,
+            SparsityNorm,
+            ZeroImputation,
+        )
 
         if self.method == "sparsity_norm":
             k = None if self.k == "mean" else self.k
             return SparsityNorm(k, center=self.center, mask=self.mask, per=self.per)
         if self.method == "mean":
             return MeanImputation(mask=self.mask)
-        others = {"zero": ZeroImputation, "zero_and_mask": MaskAsInput, "inverted_dropout": InvertedDropout}
+        others = {
+            "zero": ZeroImputation,
+            "zero_and_mask": MaskAsInput,
+            "inverted_dropout": InvertedDropout,
+        }
         return others[self.method](center=self.center, mask=self.mask)
 
     @hookimpl(wrapper=True)
@@ -119,10 +147,14 @@ class SparsityNormalization(Plugin):
             rows = f"{found.rows:,} training rows: {found.rate:.1%} of entries observed"
             lines.append(f"learned from {rows}, {found.mean_count:.6g} of a row on average")
             if never := int((found.count == 0).sum()):
-                lines.append(f"{never} channels or features are never observed: their mean counts as 0")
+                lines.append(
+                    f"{never} channels or features are never observed: their mean counts as 0"
+                )
         if wanted:
             names = ", ".join(f"sparsity_norm.{name}" for name in wanted)
-            lines.append(f"kept weights: timm's keys, and {names}; plain timm loads them with strict=False")
+            lines.append(
+                f"kept weights: timm's keys, and {names}; plain timm loads them with strict=False"
+            )
         return lines
 
 
@@ -134,7 +166,9 @@ def _inputs(run: Run) -> Iterator[Tensor]:
     """Yield this rank's training inputs, once, as the first epoch has them."""
     for batch in run.data.train.batches(0, 0):
         if not isinstance(batch, Batch):
-            raise ValueError(f"needs batches of inputs and targets, and these data give {type(batch).__name__}")
+            raise ValueError(
+                f"needs batches of inputs and targets, and these data give {type(batch).__name__}"
+            )
         yield batch.inputs
 
 
@@ -147,8 +181,9 @@ def _of_all_ranks(own: Statistics, run: Run) -> Statistics:
 class SparsityBiasMonitor(Plugin):
     """Measure whether the model's output follows how much of its input is observed.
 
-    At the start and after every validation: the correlation, over validation rows, of log(number of observed entries)
-    with the output, and that with the truth beside it. The run stays bit-identical to one without this plugin.
+    At the start and after every validation: the correlation, over validation rows, of log(number of
+    observed entries) with the output, and that with the truth beside it. The run stays
+    bit-identical to one without this plugin.
     """
 
     citation: ClassVar[str] = _CITATION
@@ -156,13 +191,23 @@ class SparsityBiasMonitor(Plugin):
 
     output: Literal["auto", "prediction", "confidence", "logit"] = Field(
         "auto",
-        description="what of the output: mean predicted number; largest probability, beside whether it is right; mean "
-        "size of the logits. auto: the first for numbers, the second for classes",
+        description=(
+            "what of the output: mean predicted number; largest probability, beside whether it is "
+            "right; mean size of the logits. auto: the first for numbers, the second for classes"
+        ),
     )
     baseline: str | None = Field(
-        None, description="folder of a finished run with this monitor, shown as the state before: with method zero, say"
+        None,
+        description=(
+            "folder of a finished run with this monitor, shown as the state before: with method "
+            "zero, say"
+        ),
     )
-    points: int = Field(400, ge=2, description="validation rows that the plot shows, evenly chosen; all are measured")
+    points: int = Field(
+        400,
+        ge=2,
+        description="validation rows that the plot shows, evenly chosen; all are measured",
+    )
 
     _found: list[Tensor] = PrivateAttr(default_factory=list)
     _last: Tensor | None = PrivateAttr(default=None)
@@ -171,15 +216,24 @@ class SparsityBiasMonitor(Plugin):
     def _measure(self) -> Measure | None:
         from .bias import confidence, mean_logit, mean_prediction
 
-        named: dict[str, Measure] = {"prediction": mean_prediction, "confidence": confidence, "logit": mean_logit}
+        named: dict[str, Measure] = {
+            "prediction": mean_prediction,
+            "confidence": confidence,
+            "logit": mean_logit,
+        }
         return named.get(self.output)
 
     @hookimpl(wrapper=True)
     def build_data(self, run: Run) -> Generator[None, Data, Data]:
-        """Refuse tasks, whose model adapts before it predicts: it has no output of its own to measure."""
+        """Refuse tasks, whose model adapts before it predicts: it has no output of its own to
+        measure.
+        """
         data = yield
         if isinstance(data.train, DrawnStream):
-            raise UserError(f"{_where(self, run)}: needs batches of inputs and targets, and these data are drawn tasks")
+            raise UserError(
+                f"{_where(self, run)}: needs batches of inputs and targets, and these data are "
+                "drawn tasks"
+            )
         return data
 
     @hookimpl
@@ -189,7 +243,8 @@ class SparsityBiasMonitor(Plugin):
 
         if self.baseline is not None and not self._points(_history(self.baseline)):
             raise UserError(
-                f"{_where(self, run)}.baseline: {self.baseline} is not the folder of a finished run with {self.name}"
+                f"{_where(self, run)}.baseline: {self.baseline} is not the folder of a finished run"
+                f" with {self.name}"
             )
         if run.step > 0:
             return
@@ -237,12 +292,17 @@ class SparsityBiasMonitor(Plugin):
 
         stacked = torch.stack([own.count, own.output, own.truth])
         rows = torch.cat(run.device.gather(stacked), dim=1)
-        chosen = torch.linspace(0, rows.shape[1] - 1, min(self.points, rows.shape[1])).round().long()
+        chosen = (
+            torch.linspace(0, rows.shape[1] - 1, min(self.points, rows.shape[1])).round().long()
+        )
         self._last = rows[:, chosen]
         return SparsityBias(*rows)
 
     def _log(self, found: SparsityBias, run: Run) -> None:
-        for name, value in (("correlation", found.correlation), ("true_correlation", found.true_correlation)):
+        for name, value in (
+            ("correlation", found.correlation),
+            ("true_correlation", found.true_correlation),
+        ):
             run.log.record(f"{self.name}/{name}", value.value)
             run.log.record(f"{self.name}/{name}_interval", _pair(value.low, value.high))
 
@@ -253,7 +313,9 @@ class SparsityBiasMonitor(Plugin):
             run.log.record(f"{self.name}/{name}", values)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows of the last validation, and which of their numbers are known; what is saved is finite."""
+        """Return the rows of the last validation, and which of their numbers are known; what is
+        saved is finite.
+        """
         if self._last is None:
             return {}
         known = self._last.isfinite()
@@ -269,17 +331,23 @@ class SparsityBiasMonitor(Plugin):
         return history.together(*names)[1]
 
     def report(self, history: History) -> list[Section]:
-        """Plot the output over the number of observed entries, before and after, and the correlation over training."""
+        """Plot the output over the number of observed entries, before and after, and the
+        correlation over training.
+        """
         from .report import describe
 
         now = self._points(history)
         if not now:
             return []
         earlier = self._points(_history(self.baseline)) if self.baseline is not None else []
-        title = "the untrained model" if not earlier else f"before: {Path(self.baseline or '').name}"
+        title = (
+            "the untrained model" if not earlier else f"before: {Path(self.baseline or '').name}"
+        )
         left, right = (earlier or now)[-1 if earlier else 0], now[-1]
         drawn, axes = figure(1, 3, height=3.1)
-        series = [history.series(f"{self.name}/{name}") for name in ("correlation", "true_correlation")]
+        series = [
+            history.series(f"{self.name}/{name}") for name in ("correlation", "true_correlation")
+        ]
         text, table = describe(axes, (title, left), ("this run, trained", right), series)
         return [Section("Output and number of observed entries", text, [drawn], table)]
 

@@ -29,7 +29,8 @@ def describe(
         axes: three matplotlib axes.
         before: title and rows.
         after: title and rows.
-        series: the steps of each measurement and the correlation then, with the output and with the truth.
+        series: the steps of each measurement and the correlation then, with the output and with the
+            truth.
     """
     for panel, (title, points) in zip(axes, (before, after), strict=False):
         draw_points(panel, points)
@@ -46,15 +47,17 @@ def describe(
         found = SparsityBias(*(torch.tensor(values, dtype=torch.float64) for values in points))
         rows.append([title, _said(found.correlation), _said(found.true_correlation)])
     text = (
-        "Each point is a validation row: how many entries of its input are observed, and what the model makes of it. "
-        "Lines join the means of rows with about equally many. Where the output's line rises or falls and that of the "
-        "truth does not, the model reads the number of observed entries as if it said something."
+        "Each point is a validation row: how many entries of its input are observed, and what the "
+        "model makes of it. Lines join the means of rows with about equally many. Where the "
+        "output's line rises or falls and that of the truth does not, the model reads the number "
+        "of observed entries as if it said something."
     )
     return text, rows
 
 
 def draw_points(axes: Any, points: Points) -> None:
-    """Draw outputs of rows over their observed entries, and the means of outputs and truth in groups of rows.
+    """Draw outputs of rows over their observed entries, and the means of outputs and truth in
+    groups of rows.
 
     Args:
         axes: matplotlib axes.
@@ -65,13 +68,23 @@ def draw_points(axes: Any, points: Points) -> None:
     axes.set_ylabel("output")
     if not rows:
         return
-    axes.scatter([c for c, _, _ in rows], [o for _, o, _ in rows], s=5, color="C0", alpha=0.35, linewidths=0)
+    axes.scatter(
+        [c for c, _, _ in rows], [o for _, o, _ in rows], s=5, color="C0", alpha=0.35, linewidths=0
+    )
     size = max(1, len(rows) // _GROUPS)
     groups = [rows[i : i + size] for i in range(0, len(rows) - size + 1, size)]
     at = [math.exp(fmean(math.log(c) for c, _, _ in group)) for group in groups]
-    axes.plot(at, [fmean(o for _, o, _ in group) for group in groups], color="C0", marker="o", label="output")
+    axes.plot(
+        at,
+        [fmean(o for _, o, _ in group) for group in groups],
+        color="C0",
+        marker="o",
+        label="output",
+    )
     known = [[t for _, _, t in group if math.isfinite(t)] for group in groups]
-    true = [(a, fmean(values), _error(values)) for a, values in zip(at, known, strict=True) if values]
+    true = [
+        (a, fmean(values), _error(values)) for a, values in zip(at, known, strict=True) if values
+    ]
     if true:
         x, y, half = (list(column) for column in zip(*true, strict=True))
         axes.errorbar(x, y, half, color="C1", marker="s", elinewidth=1, label="truth, 95% interval")
@@ -90,9 +103,13 @@ def draw_series(axes: Any, series: Sequence[tuple[Sequence[int], Sequence[float]
         axes: matplotlib axes.
         series: steps and values, of the output's and of the truth's.
     """
-    for (steps, values), colour, name in zip(series, ("C0", "C1"), ("output", "truth"), strict=True):
+    for (steps, values), colour, name in zip(
+        series, ("C0", "C1"), ("output", "truth"), strict=True
+    ):
         if any(math.isfinite(value) for value in values):
-            axes.plot(steps, values, color=colour, marker="." if len(steps) < 30 else None, label=name)
+            axes.plot(
+                steps, values, color=colour, marker="." if len(steps) < 30 else None, label=name
+            )
     axes.axhline(0, color="#000000", linewidth=0.7)
     axes.set_ylim(-1.05, 1.05)
     axes.set_xlabel("step")

@@ -1,4 +1,6 @@
-"""What is learned from the training rows, in one pass: how much of them is observed, and its mean."""
+"""What is learned from the training rows, in one pass: how much of them is observed, and its
+mean.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,12 @@ class Statistics:
             ValueError: their inputs have different shapes.
         """
         if self.shape != other.shape:
-            raise ValueError(f"inputs of shape {self.shape} and of {other.shape} are not of one data set")
-        return Statistics(self.rows + other.rows, self.spatial, self.count + other.count, self.total + other.total)
+            raise ValueError(
+                f"inputs of shape {self.shape} and of {other.shape} are not of one data set"
+            )
+        return Statistics(
+            self.rows + other.rows, self.spatial, self.count + other.count, self.total + other.total
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,7 +70,9 @@ class Statistics:
         return self.total / self.count.clamp(min=1)
 
     def aligned(self, values: Tensor) -> Tensor:
-        """Return a number per channel [C] in the shape that goes with inputs: [C, 1, 1], or [F]; in float32."""
+        """Return a number per channel [C] in the shape that goes with inputs: [C, 1, 1], or [F];
+        in float32.
+        """
         return values.float().view(-1, *(1,) * len(self.spatial))
 
 
@@ -76,7 +84,8 @@ def statistics_of(
     Sums are in float64, on the CPU: the same on every machine for the same batches.
 
     Args:
-        batches: inputs [N, F] or [N, C, H, W] with NaN for what is missing, or pairs of inputs and masks.
+        batches: inputs [N, F] or [N, C, H, W] with NaN for what is missing, or pairs of inputs and
+            masks.
         whole_pixels: as in `observed`.
 
     Raises:
@@ -92,5 +101,7 @@ def statistics_of(
         if len(x):
             found = one if found is None else found + one
     if found is None or not found.count.any():
-        raise ValueError("nothing is observed in the training rows" if found else "there are no training rows")
+        raise ValueError(
+            "nothing is observed in the training rows" if found else "there are no training rows"
+        )
     return found

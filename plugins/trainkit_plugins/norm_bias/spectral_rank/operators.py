@@ -1,17 +1,20 @@
-"""Singular values of convolutions as linear maps of feature maps, and projections of them (Goldblum et al. 2020, 5).
+"""Singular values of convolutions as linear maps of feature maps, and projections of them (Goldblum
+et al. 2020, 5).
 
-A convolution with circular padding is, in Fourier space, one small matrix per frequency (Sedghi, Gupta and Long, The
-Singular Values of Convolutional Layers, 2019): its singular values are those of all these matrices together. Zero
-padding differs at the border only, and is treated as circular here, as the paper does.
+A convolution with circular padding is, in Fourier space, one small matrix per frequency (Sedghi,
+Gupta and Long, The Singular Values of Convolutional Layers, 2019): its singular values are those of
+all these matrices together. Zero padding differs at the border only, and is treated as circular
+here, as the paper does.
 
-The letters: o and i are output and input channels of one group, n the side of the feature map, s the stride, m = n / s
-the side of the output; f runs over the n x n input frequencies, g over the m x m output frequencies. Picking every s-th
-output folds the frequencies g + j m onto g, so that a strided convolution is, at each g, the o x (i s s) matrix
+The letters: o and i are output and input channels of one group, n the side of the feature map, s
+the stride, m = n / s the side of the output; f runs over the n x n input frequencies, g over the m
+x m output frequencies. Picking every s-th output folds the frequencies g + j m onto g, so that a
+strided convolution is, at each g, the o x (i s s) matrix
 
     M(g) = [K(g), K(g + m), ...] / s         K(f) = the o x i Fourier transform of the kernel at f
 
-Groups are separate convolutions, and a dilated kernel is a larger one with holes. A linear layer, and a convolution
-with a 1 x 1 kernel, is its own matrix.
+Groups are separate convolutions, and a dilated kernel is a larger one with holes. A linear layer,
+and a convolution with a 1 x 1 kernel, is its own matrix.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ class Geometry(NamedTuple):
     """How a layer's weight acts on its input.
 
     Attributes:
-        grid: sides of the grid on which the operator is looked at; (1, 1) for a plain matrix. It is the feature map,
-            made as large as the kernel and a multiple of the stride where it is smaller.
+        grid: sides of the grid on which the operator is looked at; (1, 1) for a plain matrix. It is
+            the feature map, made as large as the kernel and a multiple of the stride where it is
+            smaller.
         stride: of the convolution.
         dilation: of the convolution.
         groups: of the convolution.
@@ -43,7 +47,8 @@ class Geometry(NamedTuple):
 
 
 class Spectrum(NamedTuple):
-    """Singular values of an operator: half of them, because a real kernel has each frequency's twin too.
+    """Singular values of an operator: half of them, because a real kernel has each frequency's twin
+    too.
 
     Attributes:
         values: [..., k], one row per matrix.
@@ -59,7 +64,8 @@ class Projected(NamedTuple):
 
     Attributes:
         weight: the new weight; the old tensor itself where no singular value was to be changed.
-        effective_rank: of the old operator, as a share of the largest possible (see :func:`effective_rank`).
+        effective_rank: of the old operator, as a share of the largest possible (see
+            :func:`effective_rank`).
         changed: share of the singular values that were changed.
     """
 
@@ -68,7 +74,9 @@ class Projected(NamedTuple):
     changed: Tensor
 
 
-def geometry(module: nn.Module, size: tuple[int, int] | None, known: tuple[type, ...] = ()) -> Geometry | str:
+def geometry(
+    module: nn.Module, size: tuple[int, int] | None, known: tuple[type, ...] = ()
+) -> Geometry | str:
     """Return how a layer acts as an operator, or why that is not defined here.
 
     Args:
@@ -91,7 +99,9 @@ def geometry(module: nn.Module, size: tuple[int, int] | None, known: tuple[type,
     if size is None:
         return f"{kind} took no part in the forward pass, so the size of its input is not known"
     reach = [d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    height, width = (s * math.ceil(max(n, r) / s) for n, r, s in zip(size, reach, module.stride, strict=True))
+    height, width = (
+        s * math.ceil(max(n, r) / s) for n, r, s in zip(size, reach, module.stride, strict=True)
+    )
     return Geometry((height, width), _pair(module.stride), _pair(module.dilation), module.groups)
 
 
@@ -109,10 +119,12 @@ def spectrum(weight: Tensor, geometry: Geometry) -> Spectrum:
 
 
 def effective_rank(spectrum: Spectrum) -> Tensor:
-    """Return the effective rank r = ||W||_nuclear / ||W||_Frobenius as a share of the largest possible, in (0, 1].
+    """Return the effective rank r = ||W||_nuclear / ||W||_Frobenius as a share of the largest
+    possible, in (0, 1].
 
-    r is at most the square root of the number d of singular values, reached when all are equal; this is r / sqrt(d),
-    which unlike r does not grow with the feature map. NaN for an operator of zeros.
+    r is at most the square root of the number d of singular values, reached when all are equal;
+    this is r / sqrt(d), which unlike r does not grow with the feature map. NaN for an operator of
+    zeros.
     """
     values, weights = spectrum.values, spectrum.weights[..., None]
     count = weights.sum() * values.shape[-1]
@@ -121,18 +133,21 @@ def effective_rank(spectrum: Spectrum) -> Tensor:
 
 @torch.no_grad()
 def project(weight: Tensor, geometry: Geometry, mode: Mode, threshold: float) -> Projected:
-    """Change the singular values of a layer's operator and return the nearest kernel of the same size.
+    """Change the singular values of a layer's operator and return the nearest kernel of the same
+    size.
 
-    RankMin sets singular values below ``threshold`` to zero, RankMax caps them at ``threshold``, which raises the
-    effective rank. The changed operator is a convolution with a kernel as large as the feature map; all of it outside
-    the support of the old kernel is cut off, which moves the singular values again. One projection does therefore not
-    keep the bound, except where kernel and grid are of the same size (and for matrices).
+    RankMin sets singular values below ``threshold`` to zero, RankMax caps them at ``threshold``,
+    which raises the effective rank. The changed operator is a convolution with a kernel as large as
+    the feature map; all of it outside the support of the old kernel is cut off, which moves the
+    singular values again. One projection does therefore not keep the bound, except where kernel and
+    grid are of the same size (and for matrices).
 
     Args:
         weight: [out, in] or [out, in / groups, height, width], real; not changed.
         geometry: from :func:`geometry`.
         mode: maximize or minimize.
-        threshold: in units of the singular values; infinite with maximize, or 0 with minimize, changes nothing.
+        threshold: in units of the singular values; infinite with maximize, or 0 with minimize,
+            changes nothing.
 
     Raises:
         ValueError: ``threshold`` is negative or NaN.
@@ -149,7 +164,8 @@ def project(weight: Tensor, geometry: Geometry, mode: Mode, threshold: float) ->
     touched = new != old
     share = (before.weights[..., None] * touched).sum() / (before.weights.sum() * old.shape[-1])
     if touched.any():
-        # What is taken away, not what is left: frequencies that are in bounds keep their bits, nearly.
+        # What is taken away, not what is left: frequencies that are in bounds keep their bits,
+        # nearly.
         matrices = matrices - (u * (old - new)[..., None, :].to(u.dtype)) @ vh
         weight = _kernel(matrices, weight, geometry)
     return Projected(weight, effective_rank(before), share)
@@ -167,13 +183,17 @@ def _svd(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _matrices(weight: Tensor, geometry: Geometry) -> Tensor:
-    """Return M(g) for one of each pair of twin frequencies: [groups, m_h, m_w // 2 + 1, o, i s_h s_w]."""
+    """Return M(g) for one of each pair of twin frequencies: [groups, m_h, m_w // 2 + 1, o, i s_h
+    s_w].
+    """
     if geometry.grid == (1, 1):
         return _wide(weight).reshape(geometry.groups, 1, 1, -1, weight.shape[1])
     (n_h, n_w), (s_h, s_w) = geometry.grid, geometry.stride
     kernel = weight.new_zeros(*weight.shape[:2], n_h, n_w, dtype=_wide(weight).dtype)
     kernel[_taps(weight, geometry)] = weight
-    at = torch.fft.fft2(kernel).view(geometry.groups, -1, weight.shape[1], s_h, n_h // s_h, s_w, n_w // s_w)
+    at = torch.fft.fft2(kernel).view(
+        geometry.groups, -1, weight.shape[1], s_h, n_h // s_h, s_w, n_w // s_w
+    )
     half: Tensor = at[..., : n_w // s_w // 2 + 1].permute(0, 4, 6, 1, 2, 3, 5).flatten(4)
     return half / math.sqrt(s_h * s_w)
 

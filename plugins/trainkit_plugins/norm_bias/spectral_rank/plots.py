@@ -9,7 +9,8 @@ Series = tuple[Sequence[int], Sequence[float]]
 
 
 def draw_layers(axes: Any, ranks: Mapping[str, Series]) -> None:
-    """Draw one line per layer over steps; many layers are coloured from the first (blue) to the last (orange).
+    """Draw one line per layer over steps; many layers are coloured from the first (blue) to the
+    last (orange).
 
     Args:
         axes: matplotlib axes.
@@ -22,19 +23,34 @@ def draw_layers(axes: Any, ranks: Mapping[str, Series]) -> None:
         named = few or share in (0, 1)
         colour = f"C{i}" if few else _between(share)
         marker = "o" if len(steps) < 30 else None
-        axes.plot(steps, values, color=colour, marker=marker, linewidth=1.1, label=name if named else None)
+        axes.plot(
+            steps, values, color=colour, marker=marker, linewidth=1.1, label=name if named else None
+        )
     axes.set_ylim(0, 1.03)
     axes.set_xlabel("step")
     axes.set_ylabel("effective rank, share")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, borderpad=0.2, frameon=False)
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=3,
+        borderaxespad=0,
+        borderpad=0.2,
+        frameon=False,
+    )
 
 
-def rank_table(ranks: Mapping[str, Sequence[float]], changed: Mapping[str, Sequence[float]]) -> list[list[str]]:
-    """Return first and last effective rank and share of changed singular values per layer, a header first."""
+def rank_table(
+    ranks: Mapping[str, Sequence[float]], changed: Mapping[str, Sequence[float]]
+) -> list[list[str]]:
+    """Return first and last effective rank and share of changed singular values per layer, a
+    header first.
+    """
     rows = [["layer", "first rank", "last rank", "changed first", "changed last"]]
     for name, values in ranks.items():
         shares = changed[name]
-        rows.append([name, f"{values[0]:.3f}", f"{values[-1]:.3f}", f"{shares[0]:.1%}", f"{shares[-1]:.1%}"])
+        rows.append(
+            [name, f"{values[0]:.3f}", f"{values[-1]:.3f}", f"{shares[0]:.1%}", f"{shares[-1]:.1%}"]
+        )
     return rows
 
 

@@ -1,4 +1,6 @@
-"""`spectral_rank`: projections of layers that raise or lower their rank, and a monitor of it, as a plugin."""
+"""`spectral_rank`: projections of layers that raise or lower their rank, and a monitor of it, as
+a plugin.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,12 @@ class Layer(NamedTuple):
 
 
 class SpectralRank(Plugin):
-    """Raise or lower the rank of layers during training by projecting their singular values: RankMax and RankMin.
+    """Raise or lower the rank of layers during training by projecting their singular values:
+    RankMax and RankMin.
 
-    Every few steps: minimize sets the singular values of each layer's operator below the threshold to zero, maximize
-    caps them at it. Convolutions are taken as maps of their feature maps, by FFT, and cut back to their kernels.
+    Every few steps: minimize sets the singular values of each layer's operator below the threshold
+    to zero, maximize caps them at it. Convolutions are taken as maps of their feature maps, by FFT,
+    and cut back to their kernels.
     """
 
     citation: ClassVar[str] = CITATION
@@ -45,18 +49,25 @@ class SpectralRank(Plugin):
     before: ClassVar[tuple[str, ...]] = ("ema",)
 
     mode: Literal["maximize", "minimize"] = Field(
-        "maximize", description="cap singular values at the threshold, or set those below it to zero"
+        "maximize",
+        description="cap singular values at the threshold, or set those below it to zero",
     )
     threshold: float | None = Field(
         None,
         ge=0,
         allow_inf_nan=False,
-        description="in units of the singular values; default: the paper's, 1.5 to maximize and 0.5 to minimize; "
-        "0 with minimize only measures",
+        description=(
+            "in units of the singular values; default: the paper's, 1.5 to maximize and 0.5 to "
+            "minimize; 0 with minimize only measures"
+        ),
     )
     every: int = Field(200, ge=1, description="optimizer steps from one projection to the next")
     exclude: tuple[str, ...] | None = Field(
-        None, description="names of layers to leave alone, * and ? as in file names; default: the model's first layer"
+        None,
+        description=(
+            "names of layers to leave alone, * and ? as in file names; default: the model's first "
+            "layer"
+        ),
     )
 
     _layers: list[Layer] = PrivateAttr(default_factory=list)
@@ -64,7 +75,10 @@ class SpectralRank(Plugin):
     @model_validator(mode="after")
     def _check(self) -> SpectralRank:
         if self.threshold == 0 and self.mode == "maximize":
-            raise ValueError("threshold 0 would set every weight to zero; give one above 0, or set mode to minimize")
+            raise ValueError(
+                "threshold 0 would set every weight to zero; give one above 0, or set mode to "
+                "minimize"
+            )
         return self
 
     @property
@@ -78,8 +92,9 @@ class SpectralRank(Plugin):
         if not self._layers:
             name = run.recipe.model.name
             raise UserError(
-                f"{run.recipe.source.nearest('plugins', self.name, 'exclude')}: {self.name}.exclude: of {name} no "
-                f"layer is left to project; `trainkit plan` says why for each"
+                f"{run.recipe.source.nearest('plugins', self.name, 'exclude')}: "
+                f"{self.name}.exclude: of {name} no layer is left to project; `trainkit plan` says "
+                "why for each"
             )
 
     @hookimpl
@@ -96,7 +111,9 @@ class SpectralRank(Plugin):
                 weight.copy_(found.weight)
 
     def _find(self, run: Run) -> tuple[list[Layer], dict[str, str]]:
-        """Return the layers to project, and for every other tensor with two or more dimensions why it is not."""
+        """Return the layers to project, and for every other tensor with two or more dimensions
+        why it is not.
+        """
         sizes = input_sizes(run.model, lambda: self._forward(run))
         excluded = self._excluded(run.model)
         layers: dict[int, Layer] = {}
@@ -118,21 +135,29 @@ class SpectralRank(Plugin):
     def _excluded(self, model: nn.Module) -> dict[str, str]:
         if self.exclude is None:
             first = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
-            return dict.fromkeys([first] if isinstance(first, str) else first, "the model's first layer")
+            return dict.fromkeys(
+                [first] if isinstance(first, str) else first, "the model's first layer"
+            )
         names = [name for name, _ in model.named_modules()]
-        return {name: "excluded" for pattern in self.exclude for name in fnmatch.filter(names, pattern)}
+        return {
+            name: "excluded" for pattern in self.exclude for name in fnmatch.filter(names, pattern)
+        }
 
     def _forward(self, run: Run) -> None:
         image = torch.zeros(1, *run.data.input_size, device=run.device.torch)
         # Compiled code would be compiled for a batch of one.
         compiled = run.recipe.train.compile
         try:
-            with run.untouched(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            with (
+                run.untouched(),
+                torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
+            ):
                 run.model(image)
         except RuntimeError as error:
             raise UserError(
-                f"{run.recipe.source.nearest('plugins', self.name)}: {self.name}: cannot find out the size of the "
-                f"feature maps, because {run.recipe.model.name} does not take one input of the data: {error}"
+                f"{run.recipe.source.nearest('plugins', self.name)}: {self.name}: cannot find out "
+                f"the size of the feature maps, because {run.recipe.model.name} does not take one "
+                f"input of the data: {error}"
             ) from None
 
     def idle(self, run: Run) -> dict[str, str]:
@@ -142,12 +167,25 @@ class SpectralRank(Plugin):
     def explain(self, run: Run) -> list[str]:
         """Say for every layer as what it is projected, or why not."""
         layers, refused = self._find(run)
-        what = "caps singular values at" if self.mode == "maximize" else "sets to zero singular values below"
+        what = (
+            "caps singular values at"
+            if self.mode == "maximize"
+            else "sets to zero singular values below"
+        )
         lines = [f"every {self.every} steps: {what} {self._bound:g}, in {len(layers)} layers"]
         if self._bound == (math.inf if self.mode == "maximize" else 0):
-            lines = [f"every {self.every} steps: measures the effective rank of {len(layers)} layers, changes nothing"]
-        lines += [f"{names}: {kind}" for kind, names in _grouped((layer.kind, layer.name) for layer in layers)]
-        return lines + [f"{names}: left alone, {why}" for why, names in _grouped((w, n) for n, w in refused.items())]
+            lines = [
+                f"every {self.every} steps: measures the effective rank of {len(layers)} layers, "
+                "changes nothing"
+            ]
+        lines += [
+            f"{names}: {kind}"
+            for kind, names in _grouped((layer.kind, layer.name) for layer in layers)
+        ]
+        return lines + [
+            f"{names}: left alone, {why}"
+            for why, names in _grouped((w, n) for n, w in refused.items())
+        ]
 
     def report(self, history: History) -> list[Section]:
         """Plot the effective rank of every layer, and tabulate where it began and ended."""
@@ -158,9 +196,10 @@ class SpectralRank(Plugin):
         ranks = {n: history.series(prefix + n) for n in names}
         changed = {n: history.series(f"spectral_rank/changed/{n}")[1] for n in names}
         text = (
-            "Nuclear over Frobenius norm of each layer's operator, as a share of the largest possible value (all "
-            "singular values equal), measured before each projection. The table has the share of singular values that "
-            "the first and the last projection changed: a projection cut back to the kernel does not keep its bound."
+            "Nuclear over Frobenius norm of each layer's operator, as a share of the largest "
+            "possible value (all singular values equal), measured before each projection. The "
+            "table has the share of singular values that the first and the last projection "
+            "changed: a projection cut back to the kernel does not keep its bound."
         )
         drawn, axes = figure(width=9.6, height=3.4)
         draw_layers(axes, ranks)
@@ -174,7 +213,11 @@ def _kind(module: nn.Module, acts: Geometry) -> str:
     conv = cast(Any, module)
     height, width = conv.kernel_size
     text = f"convolution {conv.in_channels} to {conv.out_channels}, {height} x {width}"
-    for label, value in (("stride", max(conv.stride)), ("dilation", max(conv.dilation)), ("groups", conv.groups)):
+    for label, value in (
+        ("stride", max(conv.stride)),
+        ("dilation", max(conv.dilation)),
+        ("groups", conv.groups),
+    ):
         text += f", {label} {value}" if value > 1 else ""
     return text + ("" if acts.grid == (1, 1) else f", on {acts.grid[0]} x {acts.grid[1]}")
 

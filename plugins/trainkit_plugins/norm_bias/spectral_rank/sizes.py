@@ -13,14 +13,16 @@ Sizes = dict[str, tuple[int, int]]
 
 @torch.no_grad()
 def input_sizes(model: nn.Module, forward: Callable[[], Any]) -> Sizes:
-    """Run ``forward`` and return height and width of the input of each 2-D convolution that took part.
+    """Run ``forward`` and return height and width of the input of each 2-D convolution that took
+    part.
 
-    The model is in evaluation mode meanwhile; training flags and torch's random state are put back. A layer used
-    several times has its largest input.
+    The model is in evaluation mode meanwhile; training flags and torch's random state are put back.
+    A layer used several times has its largest input.
 
     Args:
         model: whose layers to look at, by name.
-        forward: passes anything through the model, such as ``lambda: model(torch.zeros(1, 3, 224, 224))``.
+        forward: passes anything through the model, such as ``lambda: model(torch.zeros(1, 3, 224,
+            224))``.
     """
     found: Sizes = {}
 
@@ -34,7 +36,11 @@ def input_sizes(model: nn.Module, forward: Callable[[], Any]) -> Sizes:
         return hook
 
     training = [(m, m.training) for m in model.modules()]
-    handles = [m.register_forward_pre_hook(note(k)) for k, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    handles = [
+        m.register_forward_pre_hook(note(k))
+        for k, m in model.named_modules()
+        if isinstance(m, nn.Conv2d)
+    ]
     try:
         model.eval()
         with torch.random.fork_rng(devices=_accelerators(model), device_type=_kind(model)):
@@ -48,8 +54,12 @@ def input_sizes(model: nn.Module, forward: Callable[[], Any]) -> Sizes:
 
 
 def _kind(model: nn.Module) -> str:
-    return next((p.device.type for p in model.parameters() if p.device.type not in ("cpu", "meta")), "cuda")
+    return next(
+        (p.device.type for p in model.parameters() if p.device.type not in ("cpu", "meta")), "cuda"
+    )
 
 
 def _accelerators(model: nn.Module) -> list[int]:
-    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type not in ("cpu", "meta")})
+    return sorted(
+        {p.device.index or 0 for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+    )

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 
 class Units(NamedTuple):
-    """Hidden units on a set of points: the smallest value before a ReLU, and the share of values that are positive."""
+    """Hidden units on a set of points: the smallest value before a ReLU, and the share of values
+    that are positive.
+    """
 
     smallest: Tensor
     active: Tensor
@@ -22,7 +24,8 @@ def linear_layers(model: nn.Module, ahead: Collection[str] = ()) -> list[nn.Line
 
     Args:
         model: any module.
-        ahead: names of modules through which inputs go before they reach the network, and which are no part of it.
+        ahead: names of modules through which inputs go before they reach the network, and which are
+            no part of it.
     """
     kinds: list[str] = []
     layers: list[nn.Linear] = []
@@ -47,7 +50,9 @@ def linear_layers(model: nn.Module, ahead: Collection[str] = ()) -> list[nn.Line
 
 @torch.no_grad()
 def inputs_of(layer: nn.Module, model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return what `layer` is given [N, ...] when `inputs` [N, ...] pass through `model` in evaluation mode."""
+    """Return what `layer` is given [N, ...] when `inputs` [N, ...] pass through `model` in
+    evaluation mode.
+    """
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:

@@ -22,25 +22,33 @@ _ATTAINED = 1e-5
 
 
 class TrapInit(Plugin):
-    """Start a plain ReLU network at its best affine model, a local minimum that training does not leave.
+    """Start a plain ReLU network at its best affine model, a local minimum that training does not
+    leave.
 
-    The affine model that minimises the recipe's loss on the training data is written into the network, with every unit
-    positive on every example (Lemma 1 of the paper). Compare with the same recipe without the plugin.
+    The affine model that minimises the recipe's loss on the training data is written into the
+    network, with every unit positive on every example (Lemma 1 of the paper). Compare with the same
+    recipe without the plugin.
     """
 
     citation: ClassVar[str] = CITATION
-    # What it puts before the network comes first: the trap is set for inputs as the network sees them.
+    # What it puts before the network comes first: the trap is set for inputs as the network sees
+    # them.
     before: ClassVar[tuple[str, ...]] = ("sparsity_norm",)
 
     margin: float = Field(
         1.0,
         gt=0,
         allow_inf_nan=False,
-        description="how far above zero every hidden unit is on every training example; more makes the trap wider and "
-        "its walls steeper",
+        description=(
+            "how far above zero every hidden unit is on every training example; more makes the trap"
+            " wider and its walls steeper"
+        ),
     )
     noise: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="standard deviation of noise on every parameter: does it fall back?"
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="standard deviation of noise on every parameter: does it fall back?",
     )
 
     _examples: Batch | None = PrivateAttr(default=None)
@@ -54,8 +62,8 @@ class TrapInit(Plugin):
         layers = linear_layers(model, ahead=("sparsity_norm",))
         if isinstance(layers, str):
             raise UserError(
-                f"{run.recipe.source.nearest('model')}: model: {self.name} needs a plain ReLU network, and "
-                f"{run.recipe.model.name} {layers}; mlp is one"
+                f"{run.recipe.source.nearest('model')}: model: {self.name} needs a plain ReLU "
+                f"network, and {run.recipe.model.name} {layers}; mlp is one"
             )
         self._examples = examples = self._read(run)
         inputs = inputs_of(layers[0], model, examples.inputs)
@@ -63,7 +71,9 @@ class TrapInit(Plugin):
         try:
             embed_affine(layers, affine.weight, affine.bias, inputs, self.margin)
         except ValueError as error:
-            raise UserError(f"{run.recipe.source.nearest('model', 'args')}: model: {self.name}: {error}") from None
+            raise UserError(
+                f"{run.recipe.source.nearest('model', 'args')}: model: {self.name}: {error}"
+            ) from None
         parameters = [p for layer in layers for p in layer.parameters() if p.requires_grad]
         self._lines = self._describe(model, parameters, affine, examples, run)
         self._disturb(model)
@@ -74,18 +84,22 @@ class TrapInit(Plugin):
         where = run.recipe.source.nearest
         if run.device.world > 1:
             raise UserError(
-                f"{where('plugins', self.name)}: {self.name}: fits a model to all training data, and each of "
-                f"{run.device.world} ranks reads a part; train on one"
+                f"{where('plugins', self.name)}: {self.name}: fits a model to all training data, "
+                f"and each of {run.device.world} ranks reads a part; train on one"
             )
         if getattr(run.recipe.data, "augment", None) is not None:
             raise UserError(
-                f"{where('data', 'augment')}: data.augment: {self.name} needs a finite set of training examples; leave "
-                "augmentation out"
+                f"{where('data', 'augment')}: data.augment: {self.name} needs a finite set of "
+                "training examples; leave augmentation out"
             )
         batches = [run.device.move(batch) for batch in run.data.train.batches(0, 0)]
         if not all(isinstance(batch, Batch) for batch in batches):
-            raise UserError(f"{where('data')}: data: {self.name} needs batches of inputs and targets")
-        return Batch(torch.cat([b.inputs for b in batches]), torch.cat([b.targets for b in batches]))
+            raise UserError(
+                f"{where('data')}: data: {self.name} needs batches of inputs and targets"
+            )
+        return Batch(
+            torch.cat([b.inputs for b in batches]), torch.cat([b.targets for b in batches])
+        )
 
     def _fit(self, layers: list[nn.Linear], inputs: Tensor, examples: Batch, run: Run) -> Affine:
         def loss(predictions: Tensor) -> Tensor:
@@ -93,31 +107,48 @@ class TrapInit(Plugin):
 
         with run.untouched():
             affine = fit_affine(loss, inputs, layers[-1].out_features)
-            # Where the minimum lies at infinity the gradient vanishes too, but a map twice as large is better still.
+            # Where the minimum lies at infinity the gradient vanishes too, but a map twice as large
+            # is better still.
             predictions = torch.addmm(affine.bias, inputs.double(), affine.weight.t())
             with torch.no_grad():  # as a loss that nothing is to be learned from
-                attained = affine.gradient_norm < _ATTAINED and not loss(2 * predictions) < affine.loss
+                attained = (
+                    affine.gradient_norm < _ATTAINED and not loss(2 * predictions) < affine.loss
+                )
         if not attained:
             raise UserError(
-                f"{run.recipe.source.nearest('train', 'loss')}: train.loss: {self.name} found no affine model that "
-                f"minimises it on these data (gradient norm {affine.gradient_norm:.2g} in the end), most likely "
-                "because planes separate the classes; set train.loss.smoothing=0.1, or give inputs that say less, such "
-                "as a smaller data.image_size"
+                f"{run.recipe.source.nearest('train', 'loss')}: train.loss: {self.name} found no "
+                "affine model that minimises it on these data (gradient norm "
+                f"{affine.gradient_norm:.2g} in the end), most likely because planes separate the "
+                "classes; set train.loss.smoothing=0.1, or give inputs that say less, such as a "
+                "smaller data.image_size"
             )
         return affine
 
     def _describe(
-        self, model: nn.Module, parameters: list[nn.Parameter], affine: Affine, examples: Batch, run: Run
+        self,
+        model: nn.Module,
+        parameters: list[nn.Parameter],
+        affine: Affine,
+        examples: Batch,
+        run: Run,
     ) -> list[str]:
         """Say how the network stands, before noise, as far as these parameters go."""
         loss = partial(run.hook.compute_loss, model=model, batch=examples, run=run)
         with run.untouched():
-            slope, curvature = gradient_norm(loss, parameters), largest_curvature(loss, parameters, iterations=30)
+            slope, curvature = (
+                gradient_norm(loss, parameters),
+                largest_curvature(loss, parameters, iterations=30),
+            )
         lr, bound = run.recipe.optimizer.lr, 2 / curvature
         lines = [
-            f"starts as the affine model of {len(examples.inputs):,} training examples: loss {affine.loss:.6g}, "
-            f"gradient norm {slope:.2g}",
-            f"largest curvature {curvature:.4g}: plain gradient descent stays at learning rates below {bound:.3g}",
+            (
+                f"starts as the affine model of {len(examples.inputs):,} training examples: loss "
+                f"{affine.loss:.6g}, gradient norm {slope:.2g}"
+            ),
+            (
+                f"largest curvature {curvature:.4g}: plain gradient descent stays at learning rates"
+                f" below {bound:.3g}"
+            ),
         ]
         if lr > bound:
             lines.append(f"optimizer.lr is {lr:g}, above that: training may jump out")
@@ -128,7 +159,9 @@ class TrapInit(Plugin):
             with torch.no_grad():
                 for p in model.parameters():
                     p.add_(self.noise * torch.randn(p.shape, generator=self.generator()).to(p))
-            self._lines.append(f"then noise of standard deviation {self.noise:g} on every parameter")
+            self._lines.append(
+                f"then noise of standard deviation {self.noise:g} on every parameter"
+            )
 
     @hookimpl
     def on_fit_start(self, run: Run) -> None:
@@ -156,15 +189,20 @@ class TrapInit(Plugin):
         return self._lines
 
     def report(self, history: History) -> list[Section]:
-        """Plot the training loss against that of the affine model, and how much of the network is still affine."""
-        steps, rows = history.together("trap_init/loss", "trap_init/affine_loss", "trap_init/active")
+        """Plot the training loss against that of the affine model, and how much of the network
+        is still affine.
+        """
+        steps, rows = history.together(
+            "trap_init/loss", "trap_init/affine_loss", "trap_init/active"
+        )
         if not rows:
             return []
         losses, affine, active = (list(column) for column in zip(*rows, strict=True))
         text = (
-            f"The loss on the training data was {losses[0]:.6g} at the start and {losses[-1]:.6g} at the end; that of "
-            f"the best affine model is {affine[-1]:.6g}. In the end {active[-1]:.1%} of the hidden values were "
-            "positive: while all are, the network is affine on the training data and cannot do better."
+            f"The loss on the training data was {losses[0]:.6g} at the start and {losses[-1]:.6g} "
+            f"at the end; that of the best affine model is {affine[-1]:.6g}. In the end "
+            f"{active[-1]:.1%} of the hidden values were positive: while all are, the network is "
+            "affine on the training data and cannot do better."
         )
         drawn, (left, right) = figure(1, 2)
         draw_losses(left, steps, losses, affine[-1])
