@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 import trainkit.testing
-from trainkit.testing import Case
-from trainkit.testing.case import NotApplicableError
+from trainkit.testing import Case, Check, NotApplicableError
+from trainkit.testing.compared import check_effect
+from trainkit.testing.trained import check_kept_weights, check_resume
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "ghost_batch_norm": {"size": 4},
@@ -52,7 +53,7 @@ def test_tuning_conforms_and_leaves_training_alone(check: Callable[[Case], None]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-@pytest.mark.parametrize("check", ["resume", "kept_weights", "effect"])
-def test_every_pair_composes(pair: tuple[str, str], check: str) -> None:
+@pytest.mark.parametrize("check", [check_resume, check_kept_weights, check_effect])
+def test_every_pair_composes(pair: tuple[str, str], check: Check) -> None:
     first, second = pair
-    getattr(trainkit.testing.trained, f"check_{check}")(beside(second, first))
+    check(beside(second, first))

@@ -15,6 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from trainkit.errors import suggest
 from trainkit.hooks.plugin import Plugin
 from trainkit.testing.case import Case, CheckError, NotApplicableError, Options
+from trainkit.testing.compared import (
+    check_effect,
+    check_invisible,
+    check_isolated,
+    check_neutral,
+    check_repeatable,
+    check_streams,
+)
 from trainkit.testing.declared import (
     check_citation,
     check_descriptions,
@@ -26,18 +34,12 @@ from trainkit.testing.declared import (
 from trainkit.testing.trained import (
     check_accumulation,
     check_bf16,
-    check_effect,
-    check_invisible,
-    check_isolated,
     check_kept_weights,
     check_missing_gradients,
-    check_neutral,
-    check_repeatable,
     check_report,
     check_resume,
     check_short_batch,
     check_state,
-    check_streams,
     check_trains,
 )
 from trainkit.testing.training import undisturbed

@@ -69,6 +69,11 @@ class Trace:
     steps_per_epoch: int
     best: tuple[dict[str, torch.Tensor], dict[str, Any]] | None
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The name of every value that was logged."""
+        return frozenset(name for record in self.records for name in record.values)
+
 
 class FewDigits:
     """Provides the first few of scikit-learn's digits, where no plugin provides data."""
