@@ -269,4 +269,4 @@ def _against_known(case: Case, outcome: Outcome) -> Outcome:
 
 def sentence(check: Check) -> str:
     """Return what a check says of a plugin that passes it."""
-    return inspect.getdoc(check) or ""
+    return " ".join((inspect.getdoc(check) or "").split())
