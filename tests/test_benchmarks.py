@@ -103,6 +103,7 @@ SCRIPTS = {
     "glyph_sheet": Smallest(["sheet.png"]),
     "grad_clip": Smallest(["--rounds", "1"], {"resnet50_shapes": lambda: [(8, 8), (8,)]}),
     "grad_clip_study": Smallest(["lstm", "--seeds", "1"]),
+    "house": Smallest(),
     "learning_to_balance": Smallest(["--rounds", "1"]),
     "long_run": Smallest(["--steps", "2000"]),
     "maml": Smallest(
