@@ -1,11 +1,11 @@
-"""Few-shot arms against each other: the same test tasks, several seeds, paired differences with
-intervals.
+"""Few-shot arms against each other, in paired differences with intervals over tasks and seeds.
 
 Run: python benchmarks/few_shot_study.py study.jsonl \\
-        "maml=recipes/maml_glyphs.yaml" "first order=recipes/maml_glyphs.yaml
-        plugins.maml.order=first"
-     python benchmarks/few_shot_study.py study.jsonl baselines.jsonl        (only print what the
-     files hold)
+        "maml=recipes/maml_glyphs.yaml" \\
+        "first order=recipes/maml_glyphs.yaml plugins.maml.order=first"
+     python benchmarks/few_shot_study.py study.jsonl baselines.jsonl
+
+The second only prints what the files hold.
 
 An arm is `name=recipe`, then overrides, in one argument; `--set` gives an override to every arm.
 What an arm found with a seed is appended to the first file as one line as soon as it is known, the

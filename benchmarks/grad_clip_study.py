@@ -1,10 +1,11 @@
 """Ask two claims of Zhang et al. 2020 of small models: does smoothness follow the gradient norm,
 does clipping help?
 
-Run: python benchmarks/grad_clip_study.py lstm      the paper's kind of model, 4 settings x 5 seeds,
-    half a minute
-     python benchmarks/grad_clip_study.py resnet    timm's test_resnet with SGD, 6 settings x 3
-     seeds, some minutes
+Run: python benchmarks/grad_clip_study.py lstm
+     python benchmarks/grad_clip_study.py resnet
+
+The first trains the paper's kind of model, 4 settings and 5 seeds, in half a minute; the second
+timm's test_resnet with SGD, 6 settings and 3 seeds, in some minutes.
 
 Both read scikit-learn's digits. Numbers are means over seeds, with the standard deviation in
 brackets.

@@ -13,8 +13,7 @@ class RDrop(Plugin):
   title={R-Drop: Regularized Dropout for Neural Networks},
   author={Wu, Lijun and Li, Juntao and Wang, Yue and Meng, Qi and Qin, Tao and others},
   booktitle={Advances in Neural Information Processing Systems},
-  year={2021}
-}"""
+  year={2021}}"""
     neutral = {"alpha": 0.0}
     before = ("mixup",)  # so that both copies of an image are mixed alike
     alpha: float = Field(1.0, ge=0, allow_inf_nan=False, description="weight of the divergence")
@@ -25,9 +24,8 @@ class RDrop(Plugin):
         batch = yield
         if self.alpha == 0:
             return batch
-        return batch._replace(
-            inputs=torch.cat([batch.inputs] * 2), targets=torch.cat([batch.targets] * 2)
-        )
+        inputs, targets = (torch.cat([part] * 2) for part in (batch.inputs, batch.targets))
+        return batch._replace(inputs=inputs, targets=targets)
 
     @hookimpl(wrapper=True)
     def compute_criterion(self, output, run):

@@ -9,8 +9,8 @@
         for window of `accumulate` micro-batches:
             for batch in window:
                 prepare_batch
-                compute_loss                 loss weighted by its share of the window's examples,
-                    then backward compute_output           the model's forward pass
+                compute_loss                 loss by its share of the window, then backward
+                    compute_output           the model's forward pass
                     compute_criterion        the loss of its output
             unscale, averaged over ranks
             before_optimizer_step            gradients final, parameters untouched

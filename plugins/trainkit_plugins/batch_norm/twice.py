@@ -10,8 +10,9 @@ For cotangents h of dx, e of dgamma and f of dbeta, and t = <h q> - <h> <q> - <h
 
     of dy     gamma inv (h - <h> - v <h v>) + e v + f
     of gamma  sum over blocks of inv (sum h dy - <h> sum dy - <h v> sum dy v)
-    of x      inv (u - <u> - v <u v>) - inv^2 v t,  where u = (e - inv gamma <h v>) dy - inv <q v> h
-    is that of v.
+    of x      inv (u - <u> - v <u v>) - inv^2 v t
+
+where u = (e - inv gamma <h v>) dy - inv <q v> h is that of v.
 """
 
 from __future__ import annotations
