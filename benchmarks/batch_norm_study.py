@@ -26,7 +26,7 @@ from trainkit_plugins.batch_norm.choice import tune
 from trainkit_plugins.batch_norm.tuning import ALPHAS, evaluating, sweep
 
 from trainkit.training.build import Setup, build, compose
-from trainkit.training.checkpoint import Keeper
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import evaluate, fit
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -27,7 +27,7 @@ import trainkit.training.loop
 from trainkit.commands.app import app
 from trainkit.system import writes
 from trainkit.system.signals import ENDING
-from trainkit.training.checkpoint import Keeper
+from trainkit.training.checkpointer import Keeper
 
 PHASES = ("building", "training", "validating", "saving", "finishing")
 Arrange = Callable[[], None]

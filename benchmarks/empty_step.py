@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from trainkit import hookimpl
 from trainkit.training.build import build, compose
-from trainkit.training.checkpoint import Keeper
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import fit
 
 BATCH, WARM_UP = 32, 2

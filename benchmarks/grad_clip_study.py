@@ -32,7 +32,7 @@ from trainkit_plugins.grad_clip import (
 from trainkit import History
 from trainkit.errors import TrainingError
 from trainkit.training.build import build, compose
-from trainkit.training.checkpoint import Keeper
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import fit
 
 RECIPE = """\

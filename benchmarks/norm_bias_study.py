@@ -28,7 +28,7 @@ from trainkit_plugins.norm_bias import squared_norm
 from trainkit import Run, hookimpl
 from trainkit.log.records import Record
 from trainkit.training.build import build, compose
-from trainkit.training.checkpoint import Keeper
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import evaluate, fit
 
 RECIPES = Path(__file__).parents[1] / "recipes"

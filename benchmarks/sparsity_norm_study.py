@@ -27,7 +27,7 @@ from trainkit_plugins.sparsity_norm import mean_logit, sparsity_bias
 
 from trainkit import Record, hookimpl
 from trainkit.training.build import build, compose
-from trainkit.training.checkpoint import Keeper
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import fit
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -26,9 +26,9 @@ from trainkit_plugins.mixup.plugin import Mixup
 
 from trainkit import Plugin, Run
 from trainkit.errors import Mark
-from trainkit.hooks.manager import Entry
+from trainkit.hooks.order import Entry
 from trainkit.training.build import Setup, build, compose
-from trainkit.training.checkpoint import Keeper
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import publish, train_step
 from trainkit.training.window import StepLoss
 

@@ -23,7 +23,7 @@ from trainkit_plugins.ema.plugin import Ema
 
 from trainkit import Run, hookimpl
 from trainkit.training.build import build, compose
-from trainkit.training.checkpoint import Keeper
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import evaluate, fit
 
 RECIPE = """

@@ -25,14 +25,8 @@ from trainkit.commands.verify import differences
 from trainkit.errors import Interrupted, UserError, WriteError
 from trainkit.system.writes import atomically
 from trainkit.training.build import Setup, build, compose
-from trainkit.training.checkpoint import (
-    FORMAT,
-    Keeper,
-    read_state,
-    restore_run,
-    run_state,
-    save_weights,
-)
+from trainkit.training.checkpoint import FORMAT, read_state, restore_run, run_state, save_weights
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import fit
 
 CONSTANT = ["scheduler.name=constant", "scheduler.warmup_epochs=0"]

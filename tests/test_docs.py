@@ -13,7 +13,7 @@ import pytest
 from trainkit.errors import Interrupted
 from trainkit.hooks.specs import Hooks
 from trainkit.training.build import build, compose
-from trainkit.training.checkpoint import Keeper
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import fit
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,9 @@ from hypothesis.extra.numpy import arrays
 from matplotlib.figure import Figure
 
 from trainkit import figure
-from trainkit.report.figures import PALETTE, smooth, style, thin, to_svg
+from trainkit.report.curves import smooth, thin
+from trainkit.report.figures import PALETTE, style
+from trainkit.report.svg import to_svg
 
 
 def test_figures_are_styled_and_leave_the_users_settings_alone() -> None:

@@ -15,7 +15,7 @@ from pydantic import Field
 from tests.reference.entries import entries_of, refusals
 from trainkit import Plugin, hookimpl
 from trainkit.errors import RecipeError
-from trainkit.hooks.manager import arrange
+from trainkit.hooks.order import arrange
 from trainkit.training.build import compose
 
 Write = Callable[..., Path]

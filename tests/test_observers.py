@@ -10,7 +10,8 @@ from torchmetrics import MetricCollection
 
 from trainkit import Plugin, hookimpl
 from trainkit.errors import Mark
-from trainkit.hooks.manager import Entry, make_manager
+from trainkit.hooks.manager import make_manager
+from trainkit.hooks.order import Entry
 
 MEASURED = MetricCollection({})
 

@@ -20,11 +20,11 @@ from trainkit import Plugin, UserError, hookimpl
 from trainkit.commands.app import app
 from trainkit.commands.plan import make_plan
 from trainkit.errors import Interrupted, PluginError, TrainingError
-from trainkit.hooks.manager import read_entries
+from trainkit.hooks.entries import read_entries
 from trainkit.log.records import Log
 from trainkit.report.page import write_report
 from trainkit.training.build import build
-from trainkit.training.checkpoint import Keeper
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import fit
 
 HEAD = """\

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from trainkit.hooks.specs import PROJECT, Hooks
 from trainkit.log.records import Record
-from trainkit.report.progress import Progress, summary_table
+from trainkit.report.progress import Progress
+from trainkit.report.summary import summary_table
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 

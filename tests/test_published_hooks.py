@@ -8,7 +8,8 @@ from pydantic import PrivateAttr
 
 from tests.reference.entries import Quiet, entries_of, refusals
 from trainkit import Plugin, hookimpl, moment, value
-from trainkit.hooks.manager import arrange, make_manager
+from trainkit.hooks.manager import make_manager
+from trainkit.hooks.order import arrange
 
 
 class Spoken:

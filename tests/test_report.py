@@ -457,7 +457,7 @@ def test_a_falling_metric_over_decades_gets_a_log_axis_and_a_rising_one_does_not
 
 
 def test_a_long_run_makes_a_small_page() -> None:
-    from trainkit.report.figures import to_svg
+    from trainkit.report.svg import to_svg
 
     logged = [Record(s, 0, {"loss": 2 + math.sin(s * s), "lr": 1 / s}) for s in range(1, 100_001)]
     size = sum(len(to_svg(plot.figure, "a")) for plot in core_plots(History(logged)))

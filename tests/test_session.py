@@ -21,7 +21,8 @@ from trainkit.commands.verify import differences
 from trainkit.errors import Interrupted, TrainingError, UserError
 from trainkit.system.run_folder import new_folder
 from trainkit.training.build import Setup
-from trainkit.training.checkpoint import Keeper, read_state
+from trainkit.training.checkpoint import read_state
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import evaluate
 
 FILES = [

@@ -18,7 +18,8 @@ from trainkit.checks.watch import IN_A_ROW
 from trainkit.commands.verify import differences
 from trainkit.errors import Interrupted, TrainingError
 from trainkit.training.build import build
-from trainkit.training.checkpoint import Keeper, read_state
+from trainkit.training.checkpoint import read_state
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import fit
 
 SGD = ["optimizer={name: sgd, lr: 0.05}", "scheduler.name=constant", "scheduler.warmup_epochs=0"]

@@ -15,7 +15,8 @@ from trainkit import Plugin, Record, Run, hookimpl
 from trainkit.commands.verify import differences
 from trainkit.errors import Interrupted, TrainingError
 from trainkit.training.build import Setup, build, compose
-from trainkit.training.checkpoint import Keeper, read_state
+from trainkit.training.checkpoint import read_state
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import fit
 
 CONSTANT = ["scheduler.name=constant", "scheduler.warmup_epochs=0"]

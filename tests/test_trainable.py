@@ -17,7 +17,8 @@ from trainkit import Plugin, Run, hookimpl
 from trainkit.commands.verify import differences
 from trainkit.errors import PluginError
 from trainkit.training.build import build
-from trainkit.training.checkpoint import Keeper, read_state, run_state
+from trainkit.training.checkpoint import read_state, run_state
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import fit
 
 OPTIMIZERS = [

@@ -23,11 +23,12 @@ from trainkit.config.recipe import Recipe
 from trainkit.data.loader import Images, OrderedStream, ShuffledStream
 from trainkit.data.types import Data
 from trainkit.errors import Interrupted, Mark, UserError
-from trainkit.hooks.manager import Entry
+from trainkit.hooks.order import Entry
 from trainkit.log.history import History
 from trainkit.testing import Case, parametrize
 from trainkit.training.build import Setup, build
-from trainkit.training.checkpoint import Keeper, read_state
+from trainkit.training.checkpoint import read_state
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import fit
 
 Plugins = dict[str, Plugin]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trainkit import Plugin, Run, hookimpl
 from trainkit.errors import Mark
-from trainkit.hooks.manager import Entry
+from trainkit.hooks.order import Entry
 from trainkit.testing import Case
 from trainkit.testing.training import make
 

@@ -17,7 +17,8 @@ from trainkit import Batch, Plugin, Run, hookimpl
 from trainkit.checks.states import not_a_number
 from trainkit.errors import PluginError, TrainingError
 from trainkit.training.build import build
-from trainkit.training.checkpoint import Keeper, read_state
+from trainkit.training.checkpoint import read_state
+from trainkit.training.checkpointer import Keeper
 
 SGD = ["optimizer={name: sgd, lr: 0.05}", "scheduler.name=constant", "scheduler.warmup_epochs=0"]
 OFTEN = ["checkpoint.every_steps=1", "train.log_every=100"]

@@ -18,7 +18,7 @@ from trainkit_plugins.meta_dropout import attach
 from tests.reference.tiny import train
 from trainkit import Plugin, Run, UserError, hookimpl
 from trainkit.errors import Mark, RecipeError
-from trainkit.hooks.manager import Entry
+from trainkit.hooks.order import Entry
 from trainkit.training.build import Setup, build, compose
 
 RECIPE = """\

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainkit.errors import Mark
-from trainkit.hooks.manager import Entry, arrange
+from trainkit.hooks.order import Entry, arrange
 from trainkit.hooks.run import Run
 from trainkit.testing import Case
 from trainkit.testing.training import make

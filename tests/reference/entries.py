@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from trainkit import Plugin
 from trainkit.errors import Mark
-from trainkit.hooks.manager import Entry, make_manager
+from trainkit.hooks.manager import make_manager
+from trainkit.hooks.order import Entry
 
 
 class Quiet:

@@ -11,7 +11,8 @@ import torch
 
 from trainkit.errors import Interrupted, TrainingError
 from trainkit.training.build import build, compose
-from trainkit.training.checkpoint import Keeper, read_state
+from trainkit.training.checkpoint import read_state
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import fit
 
 

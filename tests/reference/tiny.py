@@ -18,10 +18,10 @@ from trainkit import Plugin, Run, hookimpl
 from trainkit.data.loader import Images, OrderedStream, ShuffledStream
 from trainkit.data.types import Data
 from trainkit.errors import Interrupted, Mark
-from trainkit.hooks.manager import Entry
+from trainkit.hooks.order import Entry
 from trainkit.seeds import derive_seed
 from trainkit.training.build import Setup, build, compose
-from trainkit.training.checkpoint import Keeper
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import fit
 
 

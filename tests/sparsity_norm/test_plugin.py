@@ -30,7 +30,8 @@ from trainkit.commands.verify import differences
 from trainkit.errors import Interrupted, RecipeError, UserError
 from trainkit.log.records import Record
 from trainkit.training.build import build, compose
-from trainkit.training.checkpoint import Keeper, read_state
+from trainkit.training.checkpoint import read_state
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import evaluate, fit
 
 Write = Callable[..., Path]

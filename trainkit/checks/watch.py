@@ -9,15 +9,15 @@ them.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainkit.checks.states import first_bad, magnitudes, not_a_number, unreadable
+from trainkit.checks.run_tensors import RunTensors
+from trainkit.checks.states import magnitudes
 from trainkit.errors import PluginError, TrainingError
 from trainkit.hooks.run import Run
 from trainkit.log.records import Record
@@ -67,10 +67,7 @@ class Watch:
         self._scale: Tensor | None = None
         self._said: str | None = None
         self._is_at_hand = at_hand(run.device.torch)
-        # A constant may well be infinite, as an attention mask is; what is trained may not.
-        buffers = dict(run.model.named_buffers())
-        some = first_bad(list(buffers.values())) is not None
-        self._constants = [name for name, buffer in buffers.items() if some and first_bad([buffer])]
+        self._tensors = RunTensors(run)
 
     def note_loss(self, loss: Tensor) -> None:
         """Note the loss of the step that is under way."""
@@ -129,8 +126,8 @@ class Watch:
         losses = {step.step: float(step.loss) for step in self._steps}
         if fault := self._first(self._steps, losses):
             return fault[1]
-        named = self._tensors()
-        return self._spoiled(said) if (said := self._bad_one(named)) else None
+        said = self._tensors.first_fault(self._tensors.of_model())
+        return None if said is None else self._spoiled(said)
 
     def admit(self, state: Mapping[str, Any], *, written: bool = True) -> None:
         """Refuse a state that must not be saved.
@@ -143,11 +140,10 @@ class Watch:
             PluginError: a part could be saved and not read back.
             TrainingError: a number in it is not finite.
         """
-        unread = self._unreadable(state) if written else None
+        unread = self._tensors.unreadable(state) if written else None
         if said := self._agreed(unread):
             raise PluginError(said)
-        if said := self._agreed(self._not_finite(state)):
-            raise TrainingError(said)
+        self._refuse_not_finite(state)
 
     def admit_weights(self) -> None:
         """Refuse weights that must not be kept as best.
@@ -155,7 +151,11 @@ class Watch:
         Raises:
             TrainingError: a number in them is not finite.
         """
-        if said := self._agreed(self._not_finite({"model": self._run.model.state_dict()})):
+        self._refuse_not_finite({"model": self._run.model.state_dict()})
+
+    def _refuse_not_finite(self, state: Mapping[str, Any]) -> None:
+        fault = self._tensors.not_finite(state)
+        if said := self._agreed(None if fault is None else self._spoiled(fault)):
             raise TrainingError(said)
 
     def sum_up(self) -> None:
@@ -197,7 +197,7 @@ class Watch:
                 return step.step, self._message(step.step, f"the loss is {loss} at", "")
             if i == bad and step.sizes is not None:
                 worst = int((~step.sizes.isfinite()).nonzero()[0])
-                name, size = self._name(step.parameters[worst]), float(step.sizes[worst])
+                name, size = self._tensors.name_of(step.parameters[worst]), float(step.sizes[worst])
                 what = f"the gradient of {name} is {size} at"
                 return step.step, self._message(step.step, what, " while the loss is finite")
         return None
@@ -206,18 +206,10 @@ class Watch:
         """Return what is not finite in the weights that the step before this one left, and what
         to say of it.
         """
-        said = self._bad_one(dict(self._run.model.named_parameters()), "became")
+        said = self._tensors.first_fault(dict(self._run.model.named_parameters()), "became")
         if said is None or self._run.step == 0:
             return None
         return self._message(self._run.step, f"{said} at", " while the loss is finite")
-
-    def _bad_one(self, named: Mapping[str, Tensor], verb: str = "holds") -> str | None:
-        """Return the first of the model's tensors that is not finite and is no constant, and
-        what it holds.
-        """
-        trained = {name: t for name, t in named.items() if name not in self._constants}
-        found = first_bad(list(trained.values()))
-        return f"{self._kind(list(trained)[found[0]])} {verb} {found[1]}" if found else None
 
     def _message(self, step: int, what: str, but: str) -> str:
         data = self._run.data.train
@@ -233,69 +225,6 @@ class Watch:
             f"{what} after step {self._run.step} (epoch {self._run.epoch + 1}); last good "
             f"checkpoint: {self.last_good}. Lower the learning rate, or look for what writes it: a "
             "division by zero, a root or logarithm of zero"
-        )
-
-    def _unreadable(self, state: Mapping[str, Any]) -> str | None:
-        for owner, part in self._owners(state):
-            if found := unreadable(part):
-                return (
-                    f"{owner}: its state_dict(){found}, which can be saved but not read back; give "
-                    "plain containers, numbers, strings and tensors, as float(x), list(x) or "
-                    "torch.as_tensor(x) makes them"
-                )
-        return None
-
-    def _not_finite(self, state: Mapping[str, Any]) -> str | None:
-        tensors = {
-            name: value for name, value in state["model"].items() if isinstance(value, Tensor)
-        }
-        rest = {name: value for name, value in state["model"].items() if name not in tensors}
-        if said := self._bad_one(tensors):
-            return self._spoiled(said)
-        # A schedule keeps the metric that it was told, which may be NaN; what it makes of it is in
-        # the optimizer.
-        others = {key: state[key] for key in ("plugins", "optimizer") if key in state}
-        for owner, part in self._owners({**others, "model": rest}):
-            if fault := not_a_number(part):
-                return self._spoiled(f"{owner}: its state_dict(){fault}{self._whose(fault)}")
-        return None
-
-    def _owners(self, state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yield the parts of a state that come from elsewhere, each with what to call its owner."""
-        run = self._run
-        for name, part in state.get("plugins", {}).items():
-            yield f"{run.recipe.source.nearest('plugins', name)}: plugins.{name}", part
-        owners = {"model": run.model, "optimizer": run.optimizer, "scheduler": run.scheduler}
-        for key, owner in owners.items():
-            if key in state:
-                yield f"the {key} {type(owner).__name__}", state[key]
-        yield (
-            "the run",
-            {key: part for key, part in state.items() if key not in owners and key != "plugins"},
-        )
-
-    def _whose(self, place: str) -> str:
-        """Return to which parameter a place in the optimizer's state belongs."""
-        found = re.match(r"\['state'\]\[(\d+)\]", place)
-        owned = [p for group in self._run.optimizer.param_groups for p in group["params"]]
-        number = int(found[1]) if found else len(owned)
-        return f" for {self._name(owned[number])}" if number < len(owned) else ""
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return dict([*self._run.model.named_parameters(), *self._run.model.named_buffers()])
-
-    def _name(self, parameter: Tensor) -> str:
-        """Return the name of a parameter that the optimizer moves."""
-        for name, own in self._run.model.named_parameters():
-            if own is parameter:
-                return name
-        return f"a parameter {tuple(parameter.shape)} that is not the model's"
-
-    def _kind(self, name: str) -> str:
-        return (
-            f"parameter {name}"
-            if name in dict(self._run.model.named_parameters())
-            else f"buffer {name}"
         )
 
     def _agreed(self, said: str | None) -> str | None:

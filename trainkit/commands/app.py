@@ -206,7 +206,7 @@ def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="the folder of a run")],
 ) -> None:
     """Make report.html again from what a run logged."""
-    from trainkit.hooks.manager import read_entries
+    from trainkit.hooks.entries import read_entries
     from trainkit.report.page import write_report
     from trainkit.system.run_folder import check_is_run, held
 
@@ -221,7 +221,7 @@ def cite(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Print the BibTeX of the papers behind a recipe."""
     from trainkit.commands.cite import citations
     from trainkit.config import bundled as shelf
-    from trainkit.hooks.manager import read_entries
+    from trainkit.hooks.entries import read_entries
 
     print(citations(read_entries(shelf.find(recipe), overrides or [])))  # noqa: T201 - BibTeX, as it is
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainkit.hooks.manager import Entry
+from trainkit.hooks.order import Entry
 
 TIMM = """@misc{rw2019timm,
   author = {Ross Wightman},

@@ -70,7 +70,8 @@ def _train(
 ) -> None:
     with Terminal(stderr=True).waiting("loading torch"):
         from trainkit.commands import session
-    from trainkit.report.progress import Progress, summary_table
+    from trainkit.report.progress import Progress
+    from trainkit.report.summary import summary_table
 
     progress = Progress(out)
     observers = [progress] if writes() else []

@@ -12,7 +12,7 @@ from torch import nn
 from trainkit.commands.plan_data import augmentation_words, data_facts, loss_words, schedule_words
 from trainkit.errors import Mark, PluginError
 from trainkit.hooks.guard import ask
-from trainkit.hooks.manager import Entry
+from trainkit.hooks.order import Entry
 from trainkit.hooks.run import Run
 from trainkit.hooks.specs import Hooks
 from trainkit.training.build import Setup, build, compose

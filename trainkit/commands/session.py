@@ -23,7 +23,8 @@ from trainkit.system.signals import interruptible
 from trainkit.system.strict_json import to_json
 from trainkit.system.writes import atomically, write_text
 from trainkit.training.build import Setup, build, compose
-from trainkit.training.checkpoint import Keeper, read_state
+from trainkit.training.checkpoint import read_state
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.environment import facts
 from trainkit.training.loop import fit
 from trainkit.training.weights import fit_weights, load_weights

@@ -1,21 +1,17 @@
 """How every plot of the report looks: one style for core and for plugins, legible on light and dark
 pages.
 
-Plots are drawn once, in the colours of the light page. In the SVG each of these colours is then
-replaced by a CSS variable, for which the page has one value for light and one for dark. matplotlib
-is imported only when a plot is drawn, only its object interface is used (no pyplot), and no setting
+Plots are drawn once, in the colours of the light page. `svg.py` then replaces each of these colours
+by a CSS variable, for which the page has one value for light and one for dark. matplotlib is
+imported only when a plot is drawn, only its object interface is used (no pyplot), and no setting
 outlives a `with` block; only the name of a colour map, `trainkit`, stays known.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-
-from trainkit.report.formats import tick
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,13 +53,6 @@ WIDTH, HEIGHT = 4.6, 2.7
 """Inches of a plot that takes half of a wide page. Text is sized for it to be read on a phone
 too.
 """
-
-MAX_POINTS = 2000
-"""Markers that an SVG may hold one by one; more of them become one bitmap."""
-
-_COORDINATES = re.compile(r' (?:d|x|y|points)="[^"]*"')
-_LONG_DECIMAL = re.compile(r"(\.\d\d)\d+")
-_REFERENCE = re.compile(r'(\bid="|url\(#|href="#)')
 
 
 def _color(name: str) -> str:
@@ -171,81 +160,6 @@ def figure(
         return made, made.subplots(rows, columns, **options)
 
 
-def to_svg(drawn: Figure, prefix: str) -> str:
-    """Return `drawn` as an `<svg>` element to be put into a page.
-
-    Args:
-        drawn: any matplotlib figure. One with an opaque background keeps all of its colours.
-        prefix: put before the ids in it, so that several figures can stand in one page.
-    """
-    from matplotlib.colors import to_rgba
-
-    _rasterize(drawn)
-    _plain_log_labels(drawn)
-    buffer = io.BytesIO()
-    with style():
-        drawn.savefig(buffer, format="svg", dpi=200)
-    text = buffer.getvalue().decode()
-    text = text[text.index("<svg") :].strip()
-    # The page has this rule itself, limited to plots; in here it would apply to the whole page.
-    text = re.sub(
-        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL
-    )
-    text = _COORDINATES.sub(lambda match: _LONG_DECIMAL.sub(r"\1", match[0]), text)
-    text = _REFERENCE.sub(rf"\g<1>{prefix}-", text)
-    text = re.sub(r"\n\s*", "\n", text)
-    head, rest = text.split(">", 1)
-    view_box = re.search(r'viewBox="[^"]*"', head)
-    text = f"<svg {view_box[0] if view_box else ''}>{rest}"
-    if to_rgba(drawn.get_facecolor())[3] == 0:
-        text = _follow_page(text)
-    return text
-
-
-def _follow_page(svg: str) -> str:
-    variables = {light: name for name, (light, _) in PALETTE.items()}
-    variables |= {"#000000": "plot-ink", "#ffffff": "plot-paper"}
-    return re.sub(
-        r"((?:fill|stroke|stop-color): )(#[0-9a-f]{6})\b",
-        lambda m: f"{m[1]}var(--{variables[m[2]]})" if m[2] in variables else m[0],
-        svg,
-    )
-
-
-def _rasterize(drawn: Figure) -> None:
-    """Turn what would need very many SVG elements into a bitmap; axes and text stay sharp."""
-    import numpy as np
-
-    for axes in drawn.axes:
-        for line in axes.lines:
-            if (
-                line.get_marker() not in ("None", "", " ", None)
-                and len(np.ravel(line.get_xdata())) > MAX_POINTS
-            ):
-                line.set_rasterized(True)
-        for collection in axes.collections:
-            if (
-                max(len(np.asarray(collection.get_offsets())), len(collection.get_paths()))
-                > MAX_POINTS
-            ):
-                collection.set_rasterized(True)
-
-
-def _plain_log_labels(drawn: Figure) -> None:
-    """Write 0.1, 1, 10 on log axes where matplotlib would write powers of ten in its own font."""
-    from matplotlib.ticker import LogFormatterSciNotation
-
-    class Plain(LogFormatterSciNotation):
-        def __call__(self, value: float, position: int | None = None) -> str:
-            return tick(value) if super().__call__(value, position) else ""
-
-    for axis in (axis for axes in drawn.axes for axis in (axes.xaxis, axes.yaxis)):
-        if type(axis.get_major_formatter()) is LogFormatterSciNotation:
-            axis.set_major_formatter(Plain())
-        if type(axis.get_minor_formatter()) is LogFormatterSciNotation:
-            axis.set_minor_formatter(Plain(minor_thresholds=(1.2, 0.4)))
-
-
 def legend_above(axes: Any, columns: int = 4) -> None:
     """Put the legend of `axes` above them, where it covers no data."""
     axes.legend(
@@ -256,47 +170,3 @@ def legend_above(axes: Any, columns: int = 4) -> None:
         borderpad=0.2,
         frameon=False,
     )
-
-
-def thin(x: Floats, y: Floats, buckets: int = 900) -> tuple[Floats, Floats]:
-    """Return at most `2 * buckets` of the points [n], the lowest and the highest of each bucket.
-
-    The drawn line keeps every spike, however many steps a run has. Values that are not finite are
-    left out unless nothing else is in their bucket.
-    """
-    import numpy as np
-
-    if len(x) <= 2 * buckets:
-        return x, y
-    kept: list[int] = []
-    for part in np.array_split(np.arange(len(x)), buckets):
-        finite = part[np.isfinite(y[part])]
-        if len(finite) == 0:
-            kept.append(int(part[0]))
-            continue
-        kept.extend(sorted({int(finite[y[finite].argmin()]), int(finite[y[finite].argmax()])}))
-    return x[kept], y[kept]
-
-
-def smooth(y: Sequence[float] | Floats, window: int) -> Floats:
-    """Return the centred, triangle-weighted mean of `y` [n] over `window` values on either side.
-
-    Values that are not finite have no weight; the result is NaN only where nothing finite is in
-    reach.
-    """
-    import numpy as np
-
-    values = np.asarray(y, dtype=float)
-    if window <= 1 or len(values) < 3:
-        return values
-    reach = min(window, len(values))
-    kernel = np.concatenate([np.arange(1, reach + 1), np.arange(reach - 1, 0, -1)]).astype(float)
-    finite = np.isfinite(values)
-
-    def total(of: Floats) -> Floats:
-        return np.convolve(of, kernel)[reach - 1 : reach - 1 + len(values)]
-
-    weight = total(finite.astype(float))
-    summed = total(np.where(finite, values, 0.0))
-    mean: Floats = np.divide(summed, weight, out=np.full(len(values), np.nan), where=weight > 0)
-    return mean

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainkit.log.history import History
-from trainkit.report.figures import PALETTE, figure, legend_above, smooth, style, thin
+from trainkit.report.curves import smooth, thin
+from trainkit.report.figures import PALETTE, figure, legend_above, style
 from trainkit.report.formats import label, number, tick
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.constrain import Constrain
@@ -271,46 +270,3 @@ def _epoch(run: Run) -> str:
 def _step(run: Run) -> str:
     total = f"{run.recipe.train.epochs * run.data.train.steps_per_epoch:,}"
     return f"step {run.step:>{len(total)},}/{total}"
-
-
-def summary_table(summary: Mapping[str, Any], folder: Path | None = None) -> RenderableType:
-    """Return what to print when a run has ended: final and best metrics, its length, and where its
-    files are.
-
-    Args:
-        summary: as in `summary.json`; what it lacks is left out.
-        folder: the run folder.
-    """
-    final, best = (_mapping(summary.get(key)) for key in ("final", "best"))
-    parts: list[RenderableType] = []
-    facts = [str(summary["status"])] if "status" in summary else []
-    facts += [f"{number(summary[key])} {key}" for key in ("steps", "epochs") if key in summary]
-    if "seconds" in summary:
-        facts.append(duration(float(summary["seconds"])))
-    if facts:
-        parts.append(Text(" · ".join(facts), style="bold"))
-    names = [name for name in final if isinstance(final[name], (int, float))]
-    if names:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        table.add_column("metric")
-        table.add_column("final", justify="right")
-        found = _mapping(best.get("metrics")) or best
-        if best:
-            table.add_column(
-                f"at best {label(str(best.get('metric', '')))}".rstrip(), justify="right"
-            )
-        for name in names:
-            cells = [label(name), number(final[name])]
-            if best:
-                cells.append(
-                    number(found[name]) if isinstance(found.get(name), (int, float)) else ""
-                )
-            table.add_row(*map(Text, cells))
-        parts.append(table)
-    if folder is not None:
-        parts.append(Text(f"{folder}", overflow="fold"))
-    return Group(*parts)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -18,7 +18,8 @@ from trainkit.config.raw import Source, merge, read_source, validate
 from trainkit.config.recipe import Recipe
 from trainkit.errors import Mark, Problem, UserError
 from trainkit.hooks.discovery import installed, load_class
-from trainkit.hooks.manager import Entry, arrange, instantiate
+from trainkit.hooks.entries import instantiate
+from trainkit.hooks.order import Entry, arrange
 from trainkit.hooks.plugin import Plugin
 from trainkit.testing.training import TINY, Trace, train
 from trainkit.training.build import Setup

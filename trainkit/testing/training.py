@@ -28,7 +28,8 @@ from trainkit.log.history import History
 from trainkit.log.records import Record
 from trainkit.seeds import rng_state, set_rng_state
 from trainkit.training.build import Setup, build
-from trainkit.training.checkpoint import Keeper, read_state, run_state
+from trainkit.training.checkpoint import read_state, run_state
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.loop import fit
 
 TINY: dict[str, Any] = {

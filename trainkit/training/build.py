@@ -21,8 +21,10 @@ from trainkit.checks.trial import trial_problems
 from trainkit.config.recipe import LossSpec, Recipe, read_recipe
 from trainkit.data.loader import OrderedStream, ShuffledStream
 from trainkit.errors import Mark, PluginError, Problem, RecipeError, UserError, suggest
+from trainkit.hooks.entries import plugins_of
 from trainkit.hooks.guard import naming
-from trainkit.hooks.manager import Entry, make_manager, plugins_of
+from trainkit.hooks.manager import make_manager
+from trainkit.hooks.order import Entry
 from trainkit.hooks.run import ParamGroups, Run
 from trainkit.hooks.specs import Hooks
 from trainkit.log.records import Log

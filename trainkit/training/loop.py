@@ -39,7 +39,7 @@ from trainkit.errors import Interrupted, TrainingError, UserError
 from trainkit.hooks.guard import naming
 from trainkit.hooks.run import Run
 from trainkit.seeds import derive_seed, isolated
-from trainkit.training.checkpoint import Keeper
+from trainkit.training.checkpointer import Keeper
 from trainkit.training.trainable import select, trained
 from trainkit.training.window import StepLoss, Window
 

@@ -1,0 +1,108 @@
+"""What is wrong with a plugin's hook implementations as such, whatever they compute."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import pluggy
+
+from trainkit.errors import Problem, suggest
+from trainkit.hooks.order import Entry
+from trainkit.hooks.specs import PROJECT
+
+
+def implementations(plugin: object) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """Return the hook implementations of a plugin by name, each with the options of its marker."""
+    found: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}
+    for name in dir(type(plugin)):
+        function = inspect.getattr_static(type(plugin), name)
+        if inspect.isfunction(function) and hasattr(function, f"{PROJECT}_impl"):
+            found[name] = (function, cast(dict[str, Any], getattr(function, f"{PROJECT}_impl")))
+    return found
+
+
+def check_shape(entry: Entry, manager: pluggy.PluginManager) -> list[Problem]:
+    """Return what is wrong with a plugin's hook implementations as such."""
+    wrong: list[str] = []
+    hooks = {
+        name: caller for name, caller in vars(manager.hook).items() if getattr(caller, "spec", None)
+    }
+    marked = implementations(entry.plugin)
+    for name in sorted(hooks.keys() & (vars(type(entry.plugin)).keys() - marked.keys())):
+        wrong.append(
+            f"its {name} has the name of a hook but is not a method marked @hookimpl; mark or "
+            "rename it"
+        )
+    for name, (function, options) in marked.items():
+        if name in hooks:
+            known = hooks[name].spec.argnames
+            wrong += _check_arguments(name, function, known)
+            wrong += _check_kind(
+                name, function, options, bool(hooks[name].spec.opts.get("firstresult"))
+            )
+        elif not options["optionalhook"]:
+            wrong.append(f"there is no hook {name!r}{suggest(name, list(hooks))}")
+    return [Problem(entry.mark, f"plugins.{entry.name}", message) for message in wrong]
+
+
+def _check_arguments(name: str, function: Callable[..., Any], known: Sequence[str]) -> list[str]:
+    wrong = []
+    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            wrong.append(
+                f"hook {name} passes no *args or **kwargs; name the arguments (it has: "
+                f"{', '.join(known)})"
+            )
+        elif parameter.name not in known:
+            near = suggest(parameter.name, list(known))
+            wrong.append(
+                f"hook {name} has no argument {parameter.name!r}{near} (it has: {', '.join(known)})"
+            )
+        elif (
+            parameter.default is not parameter.empty
+            or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD
+        ):
+            wrong.append(
+                f"argument {parameter.name!r} of {name} must be plain: no default, not keyword-only"
+            )
+    return wrong
+
+
+def _check_kind(
+    name: str, function: Callable[..., Any], options: Mapping[str, Any], is_value: bool
+) -> list[str]:
+    wrong = []
+    for option in ("hookwrapper", "tryfirst", "trylast", "specname"):
+        if options[option]:
+            fix = (
+                "use wrapper=True"
+                if option == "hookwrapper"
+                else "order is the recipe's, and `before` and `after`"
+            )
+            wrong.append(f"the mark of {name} may not say {option}: {fix}")
+    generator = inspect.isgeneratorfunction(function)
+    if options["wrapper"] and not is_value:
+        wrong.append(f"{name} is a moment: it has no value to wrap; use plain @hookimpl")
+    elif options["wrapper"] and not generator:
+        wrong.append(f"the wrapper {name} must be a generator that yields once")
+    elif generator and not options["wrapper"] and not options["hookwrapper"]:
+        fix = "mark it @hookimpl(wrapper=True)" if is_value else "a moment cannot be wrapped"
+        wrong.append(f"{name} yields but is not a wrapper, so it would never run; {fix}")
+    return wrong
+
+
+def check_providers(caller: Any, entries: Sequence[Entry]) -> list[Problem]:
+    """Return a problem if two plugins provide the value that this hook asks for."""
+    providers = {
+        i.plugin_name
+        for i in caller.get_hookimpls()
+        if not (i.wrapper or i.hookwrapper or i.trylast)
+    }
+    ordered = [entry for entry in entries if entry.name in providers]
+    if len(ordered) < 2:
+        return []
+    names = " and ".join(entry.name for entry in ordered)
+    message = f"{names} both provide {caller.name}, and a run has one; drop one of them"
+    return [Problem(ordered[-1].mark, f"plugins.{ordered[-1].name}", message)]
