@@ -233,7 +233,7 @@ def test_a_model_without_groups_is_refused(recipe, monkeypatch):
     monkeypatch.delattr(Conv4, "group_matcher")
     with pytest.raises(
         UserError,
-        match=r"recipe.yaml:8: plugins.learning_to_balance: Conv4 does not say which param",
+        match=r"recipe.yaml:9: plugins.learning_to_balance: Conv4 does not say which param",
     ):
         build(compose(recipe))
 

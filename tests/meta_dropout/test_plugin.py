@@ -71,7 +71,7 @@ def test_it_needs_maml(recipe):
         compose(recipe, changes)
     (message,) = str(caught.value).splitlines()
     assert message.endswith(
-        "recipe.yaml:8: plugins.meta_dropout: needs the plugin maml; add `maml: {}` to `plugins:`"
+        "recipe.yaml:9: plugins.meta_dropout: needs the plugin maml; add `maml: {}` to `plugins:`"
     )
 
 
