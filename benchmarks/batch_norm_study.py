@@ -26,7 +26,7 @@ from trainkit_plugins.batch_norm.choice import tune
 from trainkit_plugins.batch_norm.tuning import ALPHAS, evaluating, sweep
 
 from trainkit.training.build import Setup, build, compose
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import evaluate, fit
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -110,7 +110,7 @@ def train(setup: Setup) -> dict[str, Any]:
     """Train once; return the last validation, and what tuning alpha gives."""
     start = time.perf_counter()
     run = build(setup)
-    fit(run, Keeper(None, run))
+    fit(run, Checkpointer(None, run))
     measured = evaluate(run)
     seconds = time.perf_counter() - start
     convert_batch_norm(run.model, example_weight=0.0)

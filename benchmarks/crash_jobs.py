@@ -27,7 +27,7 @@ import trainkit.training.loop
 from trainkit.commands.app import app
 from trainkit.system import writes
 from trainkit.system.signals import ENDING
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 
 PHASES = ("building", "training", "validating", "saving", "finishing")
 Arrange = Callable[[], None]
@@ -172,7 +172,7 @@ def _mark_phases(marks: mmap.mmap) -> None:
     marked(trainkit.commands.session, "fit", "training")
     marked(trainkit.training.loop, "train_step", "training")
     marked(trainkit.training.loop, "evaluate", "validating")
-    marked(Keeper, "_write", "saving")
+    marked(Checkpointer, "_write", "saving")
     marked(trainkit.commands.session, "finish", "finishing")
 
 

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from trainkit import hookimpl
 from trainkit.training.build import build, compose
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import fit
 
 BATCH, WARM_UP = 32, 2
@@ -111,10 +111,10 @@ def main() -> None:
         )
         times = Alternating(by_hand(images, targets))
         run = build(compose(path), Path(folder), [times])
-        keeper = Keeper(run.folder, run)
+        checkpointer = Checkpointer(run.folder, run)
         for _ in range(epochs):
             run.epoch = run.step = 0
-            fit(run, keeper)
+            fit(run, checkpointer)
     steps = run.data.train.steps_per_epoch
     ours, theirs = ([t / steps * 1e3 for t in own[WARM_UP:]] for own in (times.ours, times.theirs))
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]

@@ -32,7 +32,7 @@ from trainkit_plugins.grad_clip import (
 from trainkit import History
 from trainkit.errors import TrainingError
 from trainkit.training.build import build, compose
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import fit
 
 RECIPE = """\
@@ -108,7 +108,7 @@ def resnet(seed: int, lr: float, max_norm: float) -> list[float]:
             Path(name),
         )
         try:
-            fit(run, Keeper(None, run))
+            fit(run, Checkpointer(None, run))
         except TrainingError:
             return [math.nan] * 5
         history = History.read(Path(name) / "metrics.jsonl")

@@ -28,7 +28,7 @@ from trainkit_plugins.norm_bias import squared_norm
 from trainkit import Run, hookimpl
 from trainkit.log.records import Record
 from trainkit.training.build import build, compose
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import evaluate, fit
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -90,7 +90,7 @@ def train(recipe: str, overrides: Sequence[str], seed: int) -> Row:
     listener = Listener()
     run = build(compose(RECIPES / recipe, [*overrides, f"seed={seed}"]), None, [listener])
     start = time.process_time()
-    fit(run, Keeper(None, run))
+    fit(run, Checkpointer(None, run))
     seconds = time.process_time() - start
     row: Row = {
         **evaluate(run),

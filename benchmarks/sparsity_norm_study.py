@@ -27,7 +27,7 @@ from trainkit_plugins.sparsity_norm import mean_logit, sparsity_bias
 
 from trainkit import Record, hookimpl
 from trainkit.training.build import build, compose
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import fit
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -88,10 +88,10 @@ def train(setting: str, method: str, seed: int) -> Row:
     setup = compose(RECIPES / file, [*over, *options, f"seed={seed}", f"{own}={seed}"])
     recorder, start = Recorder(), time.monotonic()
     run = build(setup, None, [recorder])
-    keeper = Keeper(None, run)
-    fit(run, keeper)
+    checkpointer = Checkpointer(None, run)
+    fit(run, checkpointer)
     numbers = run.data.targets == "numbers"
-    epoch = keeper.best[0]["epoch"] if numbers else max(row["epoch"] for row in recorder.rows)
+    epoch = checkpointer.best[0]["epoch"] if numbers else max(row["epoch"] for row in recorder.rows)
     found: Row = {"setting": setting, "method": method, "seed": seed, "epoch": epoch}
     for row in recorder.rows:
         if row["epoch"] == epoch:

@@ -28,8 +28,8 @@ from trainkit import Plugin, Run
 from trainkit.errors import Mark
 from trainkit.hooks.order import Entry
 from trainkit.training.build import Setup, build, compose
-from trainkit.training.checkpointer import Keeper
-from trainkit.training.loop import publish, train_step
+from trainkit.training.checkpointer import Checkpointer
+from trainkit.training.loop import flush_log, train_step
 from trainkit.training.window import StepLoss
 
 WARM_UP = 5
@@ -61,7 +61,7 @@ class Stepper:
             plugin.bind(name, 0)
         folder = Path(tempfile.mkdtemp(dir=recipe.parent))
         self.run: Run = build(Setup(setup.recipe, entries), folder)
-        self.keeper = Keeper(self.run.folder, self.run)
+        self.checkpointer = Checkpointer(self.run.folder, self.run)
         self.loss = self.run.device.replicate(StepLoss(self.run))
         self.run.hook.on_fit_start(run=self.run)
         self.position = 0
@@ -71,8 +71,8 @@ class Stepper:
         if self.position == 0:
             self.batches = self.run.data.train.batches(0, 0)
         start = time.perf_counter()
-        train_step(self.run, self.loss, self.keeper.watch, self.position, self.batches)
-        publish(self.run, self.keeper)
+        train_step(self.run, self.loss, self.checkpointer.watch, self.position, self.batches)
+        flush_log(self.run, self.checkpointer)
         seconds = time.perf_counter() - start
         self.position = (self.position + 1) % self.run.data.train.steps_per_epoch
         return seconds

@@ -23,7 +23,7 @@ from trainkit_plugins.ema.plugin import Ema
 
 from trainkit import Run, hookimpl
 from trainkit.training.build import build, compose
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import evaluate, fit
 
 RECIPE = """
@@ -73,7 +73,7 @@ def train(seed: int, schedule: str, epochs: int, observers: Iterable[Any] = ()) 
         path.write_text(RECIPE.format(seed=seed, schedule=schedule, epochs=epochs))
         setup = compose(path)
     run = build(setup, None, list(observers))
-    fit(run, Keeper(None, run))
+    fit(run, Checkpointer(None, run))
     return run
 
 

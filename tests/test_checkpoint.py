@@ -26,7 +26,7 @@ from trainkit.errors import Interrupted, UserError, WriteError
 from trainkit.system.writes import atomically
 from trainkit.training.build import Setup, build, compose
 from trainkit.training.checkpoint import FORMAT, read_state, restore_run, run_state, save_weights
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import fit
 
 CONSTANT = ["scheduler.name=constant", "scheduler.warmup_epochs=0"]
@@ -96,7 +96,7 @@ def test_checkpoints_come_when_the_recipe_says(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = []
-    monkeypatch.setattr(Keeper, "save", lambda self, run: saved.append((run.step, run.epoch)))
+    monkeypatch.setattr(Checkpointer, "save", lambda self, run: saved.append((run.step, run.epoch)))
     train(with_plugins(tiny, ["checkpoint.every_steps=4"]))
     assert saved == [(4, 0), (6, 1), (8, 1), (12, 2)]
 
@@ -259,18 +259,20 @@ RECIPES: dict[str, list[str]] = {
 }
 
 
-def continued(make: Callable[[], Setup], folder: Path, until: int | None) -> tuple[Run, Keeper]:
+def continued(
+    make: Callable[[], Setup], folder: Path, until: int | None
+) -> tuple[Run, Checkpointer]:
     """Go on with the run in `folder`, as a new process would."""
     run = build(make(), folder)
-    keeper = Keeper(run.folder, run)
+    checkpointer = Checkpointer(run.folder, run)
     if last(folder).exists():
-        keeper.restore(run, read_state(last(folder)))
+        checkpointer.restore(run, read_state(last(folder)))
     # A new process has drawn other numbers by now, and its modules are in other modes.
     try:
-        fit(run, keeper, until=until)
+        fit(run, checkpointer, until=until)
     except Interrupted:
         assert run.step == until
-    return run, keeper
+    return run, checkpointer
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -402,8 +404,8 @@ def best_of(tiny: Path, folder: Path, scores: list[float], *overrides: str) -> l
         [f"train.epochs={len(scores)}", "data.eval_batch_size=10", *overrides, *CONSTANT],
         Scores(scores=scores),
     )
-    run, keeper = train(setup, folder)
-    epochs = [entry["epoch"] for entry in keeper.best]
+    run, checkpointer = train(setup, folder)
+    epochs = [entry["epoch"] for entry in checkpointer.best]
     names = sorted(path.name for path in (folder / "checkpoints").glob("best-*"))
     assert names == sorted(f"best-{epoch + 1:04d}.safetensors" for epoch in epochs)
     first = next(iter(dict(run.model.named_parameters())))
@@ -412,7 +414,7 @@ def best_of(tiny: Path, folder: Path, scores: list[float], *overrides: str) -> l
         assert kept[first].unique().tolist() == [float(epoch)]
     best = load_file(folder / "weights.safetensors")
     assert best[first].unique().tolist() == [float(epochs[0])]
-    assert keeper.final["accuracy"] == pytest.approx(scores[-1])
+    assert checkpointer.final["accuracy"] == pytest.approx(scores[-1])
     return epochs
 
 
@@ -437,11 +439,13 @@ def test_the_best_weights_are_kept_as_they_were_measured(
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_a_metric_that_is_not_a_number_never_ranks_first(tiny: Path, mode: str) -> None:
     run = build(compose(tiny, [f"checkpoint={{mode: {mode}, keep_best: 3}}"]))
-    keeper = Keeper(None, run)
+    checkpointer = Checkpointer(None, run)
     for epoch, value in enumerate([float("nan"), 0.3, float("nan"), 0.2]):
         run.epoch = epoch
-        keeper.consider(run, {"accuracy": value})
-    assert [entry["epoch"] for entry in keeper.best] == ([1, 3, 0] if mode == "max" else [3, 1, 0])
+        checkpointer.save_if_best(run, {"accuracy": value})
+    assert [entry["epoch"] for entry in checkpointer.best] == (
+        [1, 3, 0] if mode == "max" else [3, 1, 0]
+    )
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])

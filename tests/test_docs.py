@@ -13,7 +13,7 @@ import pytest
 from trainkit.errors import Interrupted
 from trainkit.hooks.specs import Hooks
 from trainkit.training.build import build, compose
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import fit
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +66,7 @@ def test_the_first_plugin_runs_as_printed(tmp_path):
     for name in ("noisy", "plain"):
         run = build(compose(tmp_path / f"{name}.yaml"), tmp_path / name)
         with pytest.raises(Interrupted):
-            fit(run, Keeper(run.folder, run), until=2)
+            fit(run, Checkpointer(run.folder, run), until=2)
         losses[name] = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
     assert losses["noisy"][0] == losses["plain"][0]
     assert losses["noisy"][1] != losses["plain"][1]

@@ -121,7 +121,7 @@ def test_an_empty_recipe_is_a_hand_written_loop_bit_for_bit(
 
 def test_validation_counts_examples_not_batches(tiny: Path) -> None:
     # 10 examples in batches of 4 end with a batch of 2, which must not weigh as much as the others.
-    run, keeper = train(with_plugins(tiny, ["train.epochs=1", *CONSTANT]))
+    run, checkpointer = train(with_plugins(tiny, ["train.epochs=1", *CONSTANT]))
     run.model.eval()
     examples = [Made(10, 4, (3, 32, 32), first=22)[i] for i in range(10)]
     targets = np.array([target for _, target in examples])
@@ -135,7 +135,7 @@ def test_validation_counts_examples_not_batches(tiny: Path) -> None:
         abs(confidence[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean()
         for b in set(bins)
     ]
-    assert keeper.final == {
+    assert checkpointer.final == {
         "accuracy": pytest.approx(right.mean(), abs=1e-7),
         "nll": pytest.approx(-np.log(probabilities[np.arange(10), targets]).mean(), rel=1e-6),
         "calibration_error": pytest.approx(sum(gaps), rel=1e-5),
@@ -146,7 +146,7 @@ def test_validation_counts_examples_not_batches(tiny: Path) -> None:
 def test_top_5_is_measured_where_there_are_more_classes(tiny: Path) -> None:
     data = "validation: 13, classes: 9"
     key = next(iter(compose(tiny).recipe.plugins))
-    run, keeper = train(
+    run, checkpointer = train(
         with_plugins(tiny, [f"plugins={{{key}: {{{data}}}}}", "train.epochs=1", *CONSTANT])
     )
     run.model.eval()
@@ -154,7 +154,7 @@ def test_top_5_is_measured_where_there_are_more_classes(tiny: Path) -> None:
     with torch.no_grad():
         best = run.model(torch.stack([image for image, _ in examples])).topk(5).indices
     targets = torch.tensor([target for _, target in examples])
-    assert keeper.final["top5"] == pytest.approx(
+    assert checkpointer.final["top5"] == pytest.approx(
         (best == targets[:, None]).any(1).double().mean().item()
     )
 
@@ -229,14 +229,14 @@ def test_lower_precision_computes_in_it_and_keeps_weights_whole(tiny: Path, prec
             model.head.register_forward_hook(lambda *args: seen.append(args[2].dtype))
             return model
 
-    low, keeper = train(
+    low, checkpointer = train(
         with_plugins(tiny, [f"train.precision={precision}", *CONSTANT], Look(), Types())
     )
     whole, _ = train(with_plugins(tiny, CONSTANT))
     assert set(seen) == {torch.float32, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]}
     assert {p.dtype for p in low.model.parameters()} == {torch.float32}
     assert 0 < distance(low.model, whole.model) < 0.1
-    assert math.isfinite(keeper.final["nll"])
+    assert math.isfinite(checkpointer.final["nll"])
 
 
 def test_gradients_are_unscaled_before_plugins_see_them(tiny: Path) -> None:
@@ -357,9 +357,9 @@ def test_a_device_that_is_not_there_is_refused(tiny: Path) -> None:
 def test_how_often_is_validated_changes_nothing(tiny: Path) -> None:
     dropout = ["model={name: test_resnet, args: {drop_rate: 0.2}}", "train.epochs=4", *CONSTANT]
     often, _ = train(with_plugins(tiny, dropout))
-    seldom, keeper = train(with_plugins(tiny, ["train.evaluate_every=3", *dropout]))
+    seldom, checkpointer = train(with_plugins(tiny, ["train.evaluate_every=3", *dropout]))
     assert identical(weights(often.model), weights(seldom.model))
-    assert [entry["epoch"] for entry in keeper.best] in ([2], [3])
+    assert [entry["epoch"] for entry in checkpointer.best] in ([2], [3])
 
 
 def test_validation_may_draw_random_numbers_of_its_own(tiny: Path) -> None:

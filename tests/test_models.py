@@ -97,9 +97,9 @@ def test_a_recipe_trains_one_on_images(write: Write) -> None:
         "model: {name: mlp, in_chans: 1, args: {hidden: [20]}}\ndata: {name: digits, image_size: "
         "8}\ntrain: {epochs: 2, device: cpu}\noptimizer: {lr: 1e-2}\n"
     )
-    run, keeper = train(compose(write(text)))
+    run, checkpointer = train(compose(write(text)))
     assert run.model.layers[0].in_features == 64
-    assert keeper.final["accuracy"] > 0.8
+    assert checkpointer.final["accuracy"] > 0.8
 
 
 @pytest.mark.parametrize(

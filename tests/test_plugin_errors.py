@@ -24,7 +24,7 @@ from trainkit.hooks.entries import read_entries
 from trainkit.log.records import Log
 from trainkit.report.page import write_report
 from trainkit.training.build import build
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import fit
 
 HEAD = """\
@@ -234,7 +234,7 @@ def test_what_is_raised_on_purpose_goes_on_as_it_is(tiny: Path, error: BaseExcep
 
     run = build(with_plugins(tiny, [], Around(), Stops()))
     with pytest.raises(type(error)) as caught:
-        fit(run, Keeper(None, run))
+        fit(run, Checkpointer(None, run))
     assert caught.value is error
 
 

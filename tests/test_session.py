@@ -22,7 +22,7 @@ from trainkit.errors import Interrupted, TrainingError, UserError
 from trainkit.system.run_folder import new_folder
 from trainkit.training.build import Setup
 from trainkit.training.checkpoint import read_state
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import evaluate
 
 FILES = [
@@ -309,15 +309,15 @@ def test_a_run_killed_after_its_last_step_is_brought_to_its_end(
     class Killed(BaseException):
         pass
 
-    save = Keeper.save
+    save = Checkpointer.save
 
-    def save_then_die(self: Keeper, run: Run) -> None:
+    def save_then_die(self: Checkpointer, run: Run) -> None:
         save(self, run)
         if run.epoch == 2 or run.stop_reason:
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "save", save_then_die)
+        patch.setattr(Checkpointer, "save", save_then_die)
         patch.setattr(session, "finish", lambda *_: None)  # kill -9 leaves no time for it
         with pytest.raises(Killed):
             session.start(tiny, [], tmp_path / "run", [])

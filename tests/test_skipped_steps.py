@@ -19,7 +19,7 @@ from trainkit.commands.verify import differences
 from trainkit.errors import Interrupted, TrainingError
 from trainkit.training.build import build
 from trainkit.training.checkpoint import read_state
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import fit
 
 SGD = ["optimizer={name: sgd, lr: 0.05}", "scheduler.name=constant", "scheduler.warmup_epochs=0"]
@@ -76,9 +76,9 @@ def skipped(folder: Path) -> list[float]:
 
 
 def test_skipped_steps_are_logged_counted_and_said(tiny: Path, tmp_path: Path) -> None:
-    run, keeper = train(with_plugins(tiny, FP16, Overflows(steps=(1, 2, 9))), tmp_path)
+    run, checkpointer = train(with_plugins(tiny, FP16, Overflows(steps=(1, 2, 9))), tmp_path)
     assert [i + 1 for i, flag in enumerate(skipped(tmp_path)) if flag] == [1, 2, 9]
-    assert keeper.watch.skipped == 3
+    assert checkpointer.watch.skipped == 3
     assert run.log.notes == [
         "fp16: 3 of 12 steps were skipped because gradients overflowed; the learning-rate schedule "
         "counts them"
@@ -117,11 +117,11 @@ def test_a_resumed_run_counts_on(tiny: Path, tmp_path: Path) -> None:
         folder.mkdir(exist_ok=True)
         setup = with_plugins(tiny, [*FP16, "train.epochs=4"], Overflows(steps=(1, *range(3, 24))))
         run = build(setup, folder)
-        keeper = Keeper(folder, run)
+        checkpointer = Checkpointer(folder, run)
         if (folder / "checkpoints" / "last.pt").exists():
-            keeper.restore(run, read_state(folder / "checkpoints" / "last.pt"))
+            checkpointer.restore(run, read_state(folder / "checkpoints" / "last.pt"))
         try:
-            fit(run, keeper, until=until)
+            fit(run, checkpointer, until=until)
         except Interrupted:
             assert run.step == until
         return run

@@ -16,16 +16,16 @@ from trainkit.commands.verify import differences
 from trainkit.errors import Interrupted, TrainingError
 from trainkit.training.build import Setup, build, compose
 from trainkit.training.checkpoint import read_state
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import fit
 
 CONSTANT = ["scheduler.name=constant", "scheduler.warmup_epochs=0"]
 
 
-def start(setup: Setup, folder: Path) -> tuple[Run, Keeper]:
+def start(setup: Setup, folder: Path) -> tuple[Run, Checkpointer]:
     folder.mkdir(exist_ok=True)
     run = build(setup, folder)
-    return run, Keeper(run.folder, run)
+    return run, Checkpointer(run.folder, run)
 
 
 def digest(path: Path) -> str:
@@ -56,9 +56,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     tiny: Path, tmp_path: Path, value: float
 ) -> None:
     folder = tmp_path / "run"
-    run, keeper = start(with_plugins(tiny, ["train.log_every=1"], Spoil(value=value)), folder)
+    run, checkpointer = start(with_plugins(tiny, ["train.log_every=1"], Spoil(value=value)), folder)
     with pytest.raises(TrainingError) as caught:
-        fit(run, keeper)
+        fit(run, checkpointer)
     last = folder / "checkpoints" / "last.pt"
     described = run.data.train.describe(1, 2)
     assert (
@@ -78,9 +78,9 @@ def test_no_checkpoint_is_ever_written_after_such_a_loss(
 ) -> None:
     folder = tmp_path / "run"
     overrides = [f"train.log_every={log_every}", "checkpoint.every_steps=1"]
-    run, keeper = start(with_plugins(tiny, overrides, Spoil(at=9)), folder)
+    run, checkpointer = start(with_plugins(tiny, overrides, Spoil(at=9)), folder)
     with pytest.raises(TrainingError, match="at step 9"):
-        fit(run, keeper)
+        fit(run, checkpointer)
     assert read_state(folder / "checkpoints" / "last.pt")["step"] == 8
 
 
@@ -104,10 +104,10 @@ def test_the_examples_named_are_those_of_the_step(tiny: Path) -> None:
 
 def test_an_interrupted_run_finishes_its_step_and_saves(tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    run, keeper = start(compose(tiny), folder)
+    run, checkpointer = start(compose(tiny), folder)
     asked = iter([False, False, True])
     with pytest.raises(Interrupted) as caught:
-        fit(run, keeper, interrupted=lambda: next(asked))
+        fit(run, checkpointer, interrupted=lambda: next(asked))
     assert caught.value.folder == folder
     state = read_state(folder / "checkpoints" / "last.pt")
     assert (run.step, state["step"], state["epoch"]) == (3, 3, 0)
@@ -115,11 +115,11 @@ def test_an_interrupted_run_finishes_its_step_and_saves(tiny: Path, tmp_path: Pa
 
 
 def test_an_interruption_at_the_end_of_an_epoch_validates_first(tiny: Path, tmp_path: Path) -> None:
-    run, keeper = start(compose(tiny), tmp_path / "run")
+    run, checkpointer = start(compose(tiny), tmp_path / "run")
     with pytest.raises(Interrupted):
-        fit(run, keeper, until=6)
+        fit(run, checkpointer, until=6)
     assert (run.step, run.epoch) == (6, 1)
-    assert "accuracy" in keeper.final
+    assert "accuracy" in checkpointer.final
 
 
 @pytest.mark.parametrize(("step", "batch"), [(6, 0), (12, 0), (12, 1)])
@@ -135,18 +135,18 @@ def test_an_interruption_while_validating_saves_what_was_before_it(
     ]  # it has its own weights in the model meanwhile
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     fit(*start(compose(tiny, swapped), whole))
-    run, keeper = start(compose(tiny, swapped), stopped)
+    run, checkpointer = start(compose(tiny, swapped), stopped)
     asked = iter([False] * (step + (step - 1) // 6 * 4 + batch) + [True])
     with pytest.raises(Interrupted):
-        fit(run, keeper, interrupted=lambda: next(asked))
+        fit(run, checkpointer, interrupted=lambda: next(asked))
     state = read_state(stopped / "checkpoints" / "last.pt")
     assert (state["step"], state["epoch"]) == (step, step // 6 - 1)
     assert len(state["best"]) == state["epoch"]
     assert [row["step"] for row in logged(stopped)][-1] == step
     assert "val/nll" not in logged(stopped)[-1]
-    again, keeper = start(compose(tiny, swapped), stopped)
-    keeper.restore(again, state)
-    fit(again, keeper)
+    again, checkpointer = start(compose(tiny, swapped), stopped)
+    checkpointer.restore(again, state)
+    fit(again, checkpointer)
     ends = [read_state(folder / "checkpoints" / "last.pt") for folder in (whole, stopped)]
     assert next(differences(*ends), None) is None
     for name in ("metrics.jsonl", "weights.safetensors"):
@@ -181,8 +181,10 @@ class Enough(Plugin):
 
 @pytest.mark.parametrize("hook", ["on_evaluate_end", "on_log", "on_epoch_end"])
 def test_a_plugin_ends_training_with_the_epoch(tiny: Path, tmp_path: Path, hook: str) -> None:
-    run, keeper = start(with_plugins(tiny, ["train.epochs=5"], Enough(hook=hook)), tmp_path / "run")
-    fit(run, keeper)
+    run, checkpointer = start(
+        with_plugins(tiny, ["train.epochs=5"], Enough(hook=hook)), tmp_path / "run"
+    )
+    fit(run, checkpointer)
     assert (run.epoch, run.step) == (1, 6)
     assert run.stop_reason == f"enough, says {hook}"
     assert (
@@ -192,8 +194,8 @@ def test_a_plugin_ends_training_with_the_epoch(tiny: Path, tmp_path: Path, hook:
 
 def test_a_run_that_has_ended_is_not_also_interrupted(tiny: Path, tmp_path: Path) -> None:
     # Otherwise its last checkpoint would be one that cannot be resumed, of a run that never ended.
-    run, keeper = start(with_plugins(tiny, ["train.epochs=5"], Enough()), tmp_path / "run")
-    fit(run, keeper, interrupted=lambda: run.epoch == 1 or "accuracy" in keeper.final)
+    run, checkpointer = start(with_plugins(tiny, ["train.epochs=5"], Enough()), tmp_path / "run")
+    fit(run, checkpointer, interrupted=lambda: run.epoch == 1 or "accuracy" in checkpointer.final)
     assert run.stop_reason == "enough, says on_evaluate_end"
 
 
@@ -259,12 +261,12 @@ def test_they_are_not_lost_when_the_run_is_resumed_there(
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     fit(*start(with_plugins(tiny, [], Edges()), whole))
-    run, keeper = start(with_plugins(tiny, [], Edges()), stopped)
+    run, checkpointer = start(with_plugins(tiny, [], Edges()), stopped)
     with pytest.raises(Interrupted):
-        fit(run, keeper, until=until)
-    run, keeper = start(with_plugins(tiny, [], Edges()), stopped)
-    keeper.restore(run, read_state(stopped / "checkpoints" / "last.pt"))
-    fit(run, keeper)
+        fit(run, checkpointer, until=until)
+    run, checkpointer = start(with_plugins(tiny, [], Edges()), stopped)
+    checkpointer.restore(run, read_state(stopped / "checkpoints" / "last.pt"))
+    fit(run, checkpointer)
 
     def without_restarts(folder: Path) -> list[dict[str, Any]]:
         return [{k: v for k, v in row.items() if k != "edge/fit_start"} for row in logged(folder)]

@@ -407,9 +407,11 @@ def test_numbers_are_learned_and_measured(write: Write) -> None:
         "train: {epochs: 10, device: cpu, loss: {name: mse}}\noptimizer: {lr: 1e-2}\n"
         "checkpoint: {metric: rmse, mode: min}\n"
     )
-    run, keeper = train(compose(write(text)))
+    run, checkpointer = train(compose(write(text)))
     with torch.no_grad():
         found = torch.cat([run.model(b.inputs) - b.targets for b in run.data.val])
-    assert keeper.final["rmse"] == pytest.approx(found.square().mean().sqrt().item(), rel=1e-5)
-    assert keeper.final["mae"] == pytest.approx(found.abs().mean().item(), rel=1e-5)
-    assert keeper.final["rmse"] < 0.8  # 1 is the training mean
+    assert checkpointer.final["rmse"] == pytest.approx(
+        found.square().mean().sqrt().item(), rel=1e-5
+    )
+    assert checkpointer.final["mae"] == pytest.approx(found.abs().mean().item(), rel=1e-5)
+    assert checkpointer.final["rmse"] < 0.8  # 1 is the training mean

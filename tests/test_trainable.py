@@ -18,7 +18,7 @@ from trainkit.commands.verify import differences
 from trainkit.errors import PluginError
 from trainkit.training.build import build
 from trainkit.training.checkpoint import read_state, run_state
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import fit
 
 OPTIMIZERS = [
@@ -92,11 +92,11 @@ def test_a_resumed_run_freezes_what_was_frozen(tiny: Path, tmp_path: Path, until
     whole, _ = train(with_plugins(tiny, overrides, Changes()))
     train(with_plugins(tiny, overrides, Changes()), tmp_path, until=until)
     run = build(with_plugins(tiny, overrides, Changes()), tmp_path)
-    keeper = Keeper(run.folder, run)
-    keeper.restore(run, read_state(tmp_path / "checkpoints" / "last.pt"))
+    checkpointer = Checkpointer(run.folder, run)
+    checkpointer.restore(run, read_state(tmp_path / "checkpoints" / "last.pt"))
     trains = {name for name, p in run.model.named_parameters() if p.requires_grad}
     assert (trains == {"head.weight", "head.bias"}) == (until <= 3)
-    fit(run, keeper)
+    fit(run, checkpointer)
     assert next(differences(run_state(run), run_state(whole)), None) is None
 
 

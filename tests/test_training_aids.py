@@ -28,7 +28,7 @@ from trainkit.log.history import History
 from trainkit.testing import Case, parametrize
 from trainkit.training.build import Setup, build
 from trainkit.training.checkpoint import read_state
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import fit
 
 Plugins = dict[str, Plugin]
@@ -70,7 +70,7 @@ class StripesData(Plugin):
         return Data(stream, OrderedStream(val, batch_size=40, **share), 2, (1, 32, 32), "stripes")
 
 
-def make(plugins: Plugins, folder: Path | None, **sections: Any) -> tuple[Run, Keeper]:
+def make(plugins: Plugins, folder: Path | None, **sections: Any) -> tuple[Run, Checkpointer]:
     """Build a run of 6 micro-batches an epoch, the last of 5 images."""
     recipe = Recipe.model_validate(
         {
@@ -85,7 +85,7 @@ def make(plugins: Plugins, folder: Path | None, **sections: Any) -> tuple[Run, K
         plugin.bind(name, recipe.seed)
     entries = [Entry(name, plugin, Mark("recipe.yaml", 1)) for name, plugin in plugins.items()]
     run = build(Setup(recipe, entries), folder)
-    return run, Keeper(run.folder, run)
+    return run, Checkpointer(run.folder, run)
 
 
 def state(run: Run) -> dict[str, Tensor]:
@@ -96,10 +96,12 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-def train(plugins: Plugins, folder: Path | None = None, **sections: Any) -> tuple[Run, Keeper]:
-    run, keeper = make(plugins, folder, **sections)
-    fit(run, keeper)
-    return run, keeper
+def train(
+    plugins: Plugins, folder: Path | None = None, **sections: Any
+) -> tuple[Run, Checkpointer]:
+    run, checkpointer = make(plugins, folder, **sections)
+    fit(run, checkpointer)
+    return run, checkpointer
 
 
 def test_the_data_end_in_an_odd_batch() -> None:
@@ -114,9 +116,11 @@ def test_averaging_leaves_training_alone_and_changes_what_is_validated(
 ) -> None:
     spec = {"epochs": 2, "precision": precision}
     plain, kept = train({}, train=spec)
-    run, keeper = train({"ema": Ema(decay=0.8, buffers=buffers, recompute_batches=2)}, train=spec)
+    run, checkpointer = train(
+        {"ema": Ema(decay=0.8, buffers=buffers, recompute_batches=2)}, train=spec
+    )
     assert same(state(run), state(plain))
-    assert keeper.final["nll"] != kept.final["nll"]
+    assert checkpointer.final["nll"] != kept.final["nll"]
 
 
 def test_the_kept_weights_are_the_average(tmp_path: Path) -> None:
@@ -155,19 +159,19 @@ def test_killed_and_resumed_equals_never_stopped(
     spec = {"train": {"epochs": 2, "accumulate": accumulate, "log_every": 1}}
     whole, kept = train(aids(), tmp_path / "whole", **spec)
     folder = tmp_path / "killed"
-    first, keeper = make(aids(), folder, **spec)
+    first, checkpointer = make(aids(), folder, **spec)
     with pytest.raises(Interrupted):
-        fit(first, keeper, until=stop)
+        fit(first, checkpointer, until=stop)
     saved = Path(shutil.copy(folder / "checkpoints" / "last.pt", tmp_path))
     for _ in (
         "goes on and logs, but is killed before it can save",
         "takes the same steps again, to the end",
     ):
-        run, keeper = make(aids(), folder, **spec)
-        keeper.restore(run, read_state(saved))
-        fit(run, keeper)
+        run, checkpointer = make(aids(), folder, **spec)
+        checkpointer.restore(run, read_state(saved))
+        fit(run, checkpointer)
     assert same(state(run), state(whole))
-    assert (keeper.best, run.stop_reason) == (kept.best, whole.stop_reason)
+    assert (checkpointer.best, run.stop_reason) == (kept.best, whole.stop_reason)
     assert same(
         run.plugins["ema"].state_dict()["average"], whole.plugins["ema"].state_dict()["average"]
     )
@@ -195,9 +199,9 @@ def test_it_stops_when_validation_gets_no_better() -> None:
 
 
 def test_an_unknown_metric_is_refused_before_the_first_step() -> None:
-    run, keeper = make({"early_stopping": EarlyStopping(metric="acuracy", mode="max")}, None)
+    run, checkpointer = make({"early_stopping": EarlyStopping(metric="acuracy", mode="max")}, None)
     with pytest.raises(UserError, match="does not measure 'acuracy'"):
-        fit(run, keeper)
+        fit(run, checkpointer)
     assert run.step == 0
 
 
@@ -227,9 +231,10 @@ class Compare(Plugin):
 
 for buffers in ("copy", "average", "recompute"):
     ema = Ema(decay=0.8, buffers=buffers, recompute_batches=2)
-    run, keeper = make({"compare": Compare(), "mixup": Mixup(mixup_alpha=1.0), "ema": ema}, None)
-    fit(run, keeper)
-    losses = run.device.gather(keeper.final["nll"])
+    plugins = {"compare": Compare(), "mixup": Mixup(mixup_alpha=1.0), "ema": ema}
+    run, checkpointer = make(plugins, None)
+    fit(run, checkpointer)
+    losses = run.device.gather(checkpointer.final["nll"])
     assert losses[0] == losses[1], losses
     assert run.step == 12, run.step
 dist.destroy_process_group()

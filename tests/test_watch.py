@@ -18,7 +18,7 @@ from trainkit.checks.states import not_a_number
 from trainkit.errors import PluginError, TrainingError
 from trainkit.training.build import build
 from trainkit.training.checkpoint import read_state
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 
 SGD = ["optimizer={name: sgd, lr: 0.05}", "scheduler.name=constant", "scheduler.warmup_epochs=0"]
 OFTEN = ["checkpoint.every_steps=1", "train.log_every=100"]
@@ -463,7 +463,7 @@ def test_a_metric_that_is_not_finite_never_ranks_above_one_that_is(
     tiny: Path, tmp_path: Path
 ) -> None:
     run = build(with_plugins(tiny, ["checkpoint.keep_best=3"]), tmp_path)
-    keeper = Keeper(tmp_path, run)
+    checkpointer = Checkpointer(tmp_path, run)
     for run.epoch, value in enumerate([NAN, INF, 0.25, NAN, 0.5]):
-        keeper.consider(run, {"accuracy": value})
-    assert [entry["epoch"] for entry in keeper.best] == [4, 2, 0]
+        checkpointer.save_if_best(run, {"accuracy": value})
+    assert [entry["epoch"] for entry in checkpointer.best] == [4, 2, 0]

@@ -237,13 +237,13 @@ def test_weights_are_plain_timms(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_a_fixed_alpha_is_noted_and_used_in_validation(recipe: Path) -> None:
-    run, keeper = train(compose(recipe, ["plugins.example_weighing.alpha=0.5"]))
+    run, checkpointer = train(compose(recipe, ["plugins.example_weighing.alpha=0.5"]))
     plain, without = train(compose(recipe, []))
     assert all(
         torch.equal(a, b)
         for a, b in zip(run.model.parameters(), plain.model.parameters(), strict=True)
     )
-    assert keeper.final["nll"] != without.final["nll"]
+    assert checkpointer.final["nll"] != without.final["nll"]
     assert "convert_batch_norm(model, example_weight=0.5) gives these metrics" in run.log.notes[0]
 
 
@@ -306,7 +306,7 @@ def test_two_ranks_tune_on_all_examples_and_agree(recipe: Path, tmp_path: Path) 
 @pytest.mark.slow  # torch's compiler takes seconds
 def test_all_four_compiled(recipe: Path) -> None:
     overrides: list[Any] = [*ALL, "train.epochs=1", "data.drop_last=true"]
-    run, keeper = train(compose(recipe, [*overrides, "train.compile=true"]))
+    run, checkpointer = train(compose(recipe, [*overrides, "train.compile=true"]))
     plain, without = train(compose(recipe, overrides))
-    assert keeper.final["nll"] == pytest.approx(without.final["nll"], rel=0.05)
+    assert checkpointer.final["nll"] == pytest.approx(without.final["nll"], rel=0.05)
     assert len(run.log.notes) == len(plain.log.notes) == 1

@@ -29,11 +29,11 @@ plugins:
 def test_two_ranks_match_one_process(write: Callable[..., Path], tmp_path: Path) -> None:
     recipe = write(RECIPE)
     first, second = on_two_ranks(recipe, tmp_path / "two")
-    run, keeper = train(compose(recipe, COMMON))
+    run, checkpointer = train(compose(recipe, COMMON))
     assert all(
         torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"]
     )
     for name, value in run.model.state_dict().items():
         torch.testing.assert_close(first["weights"][name], value, rtol=1e-4, atol=1e-6)
-    assert first["metrics"] == pytest.approx(keeper.final, rel=1e-4, abs=1e-6)
+    assert first["metrics"] == pytest.approx(checkpointer.final, rel=1e-4, abs=1e-6)
     assert not re.search("nan", str(first["metrics"]))

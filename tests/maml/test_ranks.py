@@ -29,11 +29,11 @@ def test_two_ranks_match_one_with_the_same_tasks(write: Callable[..., Path], tmp
     two = on_two_ranks(recipe, tmp_path / "two")
     one = tmp_path / "one"
     one.mkdir()
-    run, keeper = train(compose(recipe, COMMON), one)
+    run, checkpointer = train(compose(recipe, COMMON), one)
     first, second = (rank["weights"] for rank in two)
     for name, tensor in run.model.state_dict().items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-6)
-    assert two[0]["metrics"] == pytest.approx(keeper.final, rel=1e-4)
+    assert two[0]["metrics"] == pytest.approx(checkpointer.final, rel=1e-4)
     for name in ("loss", "test/accuracy", "test/accuracy_interval"):
         assert logged(tmp_path / "two", name) == pytest.approx(logged(one, name), rel=1e-4)

@@ -12,7 +12,7 @@ import torch
 from trainkit.errors import Interrupted, TrainingError
 from trainkit.training.build import build, compose
 from trainkit.training.checkpoint import read_state
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import fit
 
 
@@ -22,13 +22,13 @@ def main(recipe: Path, folder: Path, until: int, overrides: list[str]) -> None:
     """
     torch.set_num_threads(1)
     run = build(compose(recipe, overrides), folder)
-    keeper = Keeper(run.folder, run)
+    checkpointer = Checkpointer(run.folder, run)
     last = folder / "checkpoints" / "last.pt"
     if last.exists():
-        keeper.restore(run, read_state(last))
+        checkpointer.restore(run, read_state(last))
     error = ""
     try:
-        fit(run, keeper, until=until or None)
+        fit(run, checkpointer, until=until or None)
     except Interrupted:
         pass
     except TrainingError as failure:
@@ -36,7 +36,7 @@ def main(recipe: Path, folder: Path, until: int, overrides: list[str]) -> None:
     weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     seen = {
         "weights": weights,
-        "metrics": keeper.final,
+        "metrics": checkpointer.final,
         "examples_per_step": run.data.train.examples_per_step,
     }
     seen |= {"stop_reason": run.stop_reason, "step": run.step, "error": error}

@@ -21,7 +21,7 @@ from trainkit.errors import Interrupted, Mark
 from trainkit.hooks.order import Entry
 from trainkit.seeds import derive_seed
 from trainkit.training.build import Setup, build, compose
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import fit
 
 
@@ -132,12 +132,12 @@ def with_plugins(recipe: Path, overrides: Sequence[str], *plugins: Plugin) -> Se
 
 def train(
     setup: Setup, folder: Path | None = None, *, until: int | None = None
-) -> tuple[Run, Keeper]:
-    """Train a setup to its end, or to a step; return the run and its keeper as they are then."""
+) -> tuple[Run, Checkpointer]:
+    """Train a setup to its end, or to a step; return its run and checkpointer."""
     run = build(setup, folder)
-    keeper = Keeper(run.folder, run)
+    checkpointer = Checkpointer(run.folder, run)
     try:
-        fit(run, keeper, until=until)
+        fit(run, checkpointer, until=until)
     except Interrupted:
         assert run.step == until
-    return run, keeper
+    return run, checkpointer

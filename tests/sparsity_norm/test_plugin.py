@@ -31,7 +31,7 @@ from trainkit.errors import Interrupted, RecipeError, UserError
 from trainkit.log.records import Record
 from trainkit.training.build import build, compose
 from trainkit.training.checkpoint import read_state
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import evaluate, fit
 
 Write = Callable[..., Path]
@@ -78,17 +78,17 @@ ALL = [
 
 @pytest.mark.parametrize("options", ALL)
 def test_every_method_trains_on_rows_with_gaps(write: Write, options: str) -> None:
-    _, keeper = train(compose(table(write, options)))
-    assert all(math.isfinite(value) for value in keeper.final.values())
-    assert keeper.final["nll"] < math.log(3)
+    _, checkpointer = train(compose(table(write, options)))
+    assert all(math.isfinite(value) for value in checkpointer.final.values())
+    assert checkpointer.final["nll"] < math.log(3)
 
 
 @pytest.mark.parametrize(
     "options", ["{}", "{method: zero_and_mask}", "{mask: pixel, per: channel}"]
 )
 def test_every_method_trains_on_images_with_gaps(write: Write, options: str) -> None:
-    _, keeper = train(compose(write(DIGITS.format(options=options))))
-    assert all(math.isfinite(value) for value in keeper.final.values())
+    _, checkpointer = train(compose(write(DIGITS.format(options=options))))
+    assert all(math.isfinite(value) for value in checkpointer.final.values())
 
 
 def test_k_and_means_come_from_the_training_rows_alone(write: Write) -> None:
@@ -120,7 +120,7 @@ def test_stopped_and_gone_on_is_never_stopped(write: Write, tmp_path: Path, opti
     run = build(setup, stopped)
     (stopped / "recipe.yaml").write_text(setup.recipe.dump())
     with pytest.raises(Interrupted):
-        fit(run, Keeper(stopped, run), until=4)
+        fit(run, Checkpointer(stopped, run), until=4)
     resume(stopped, [])
     one, two = (read_state(folder / "checkpoints" / "last.pt") for folder in (whole, stopped))
     for part in ("model", "optimizer", "plugins", "random"):

@@ -24,7 +24,7 @@ from trainkit.system.strict_json import to_json
 from trainkit.system.writes import atomically, write_text
 from trainkit.training.build import Setup, build, compose
 from trainkit.training.checkpoint import read_state
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.environment import facts
 from trainkit.training.loop import fit
 from trainkit.training.weights import fit_weights, load_weights
@@ -40,17 +40,17 @@ def start(
     setup = compose(recipe, overrides)
     if not writes():  # a folder made by each rank would be one too many
         run = build(setup, None, observers)
-        return _train(run, Keeper(None, run))
+        return _train(run, Checkpointer(None, run))
     with begun(folder, recipe.stem) as target:
         try:
             run = build(setup, target, observers)
-            keeper = Keeper(target, run)
+            checkpointer = Checkpointer(target, run)
             write_text(target / "recipe.yaml", setup.recipe.dump())
             write_text(target / "environment.json", to_json(facts(run.device), indent=2) + "\n")
         except BaseException:
             _leave_nothing(target)
             raise
-        return _train(run, keeper)
+        return _train(run, checkpointer)
 
 
 def _leave_nothing(folder: Path) -> None:
@@ -89,13 +89,13 @@ def resume(folder: Path, observers: Sequence[object], overrides: Sequence[str] =
                 "resume"
             )
         run = build(setup, folder, observers)
-        keeper = Keeper(run.folder, run)
-        keeper.restore(run, state if was is None else check_longer(run, was, state, folder))
+        checkpointer = Checkpointer(run.folder, run)
+        checkpointer.restore(run, state if was is None else check_longer(run, was, state, folder))
         if was is not None:
             check_plugins(run, folder)
             if run.folder is not None:
                 write_text(path, setup.recipe.dump())
-        return _train(run, keeper)
+        return _train(run, checkpointer)
 
 
 def _ended(folder: Path, step: int) -> bool:
@@ -177,7 +177,7 @@ def what_is_measured(run: Run, folder: Path, weights: str) -> list[str]:
     ]
 
 
-def _train(run: Run, keeper: Keeper) -> Path | None:
+def _train(run: Run, checkpointer: Checkpointer) -> Path | None:
     """Train to the end and write what is left behind, however it ends; return the folder on the
     rank that writes.
 
@@ -188,11 +188,11 @@ def _train(run: Run, keeper: Keeper) -> Path | None:
     try:
         with interruptible() as interrupted:
             try:
-                fit(run, keeper, interrupted=interrupted)
+                fit(run, checkpointer, interrupted=interrupted)
             except BaseException as error:
                 with suppress(WriteError):  # what failed first is what to tell of
-                    finish(run, keeper, _status(error))
-                lost = _lost(error, run, keeper.watch.last_good)
+                    finish(run, checkpointer, _status(error))
+                lost = _lost(error, run, checkpointer.watch.last_good)
                 if lost and interrupted():
                     raise KeyboardInterrupt from None  # the other process was told to stop as well
                 if lost:
@@ -200,7 +200,9 @@ def _train(run: Run, keeper: Keeper) -> Path | None:
                 raise
             else:
                 finish(
-                    run, keeper, f"{_STOPPED}: {run.stop_reason}" if run.stop_reason else _FINISHED
+                    run,
+                    checkpointer,
+                    f"{_STOPPED}: {run.stop_reason}" if run.stop_reason else _FINISHED,
                 )
             finally:
                 run.data.close()  # here, where no signal interrupts it
@@ -246,12 +248,12 @@ _WORKER = re.compile(
 _RANK = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer", re.IGNORECASE)
 
 
-def finish(run: Run, keeper: Keeper, status: str) -> None:
+def finish(run: Run, checkpointer: Checkpointer, status: str) -> None:
     """Write metrics.csv, report.html and at last summary.json, which says that all is written."""
     folder = run.folder
-    if folder is None or not keeper.ran(run):
+    if folder is None or not checkpointer.ran(run):
         return
-    best = keeper.best[0] if keeper.best else None
+    best = checkpointer.best[0] if checkpointer.best else None
     summary: dict[str, Any] = {
         "status": status,
         "model": run.recipe.model.name,
@@ -261,12 +263,12 @@ def finish(run: Run, keeper: Keeper, status: str) -> None:
         "steps": run.step,
         "epochs": run.epoch,
         "effective_batch_size": run.data.train.examples_per_step,
-        "seconds": round(keeper.seconds, 2),
-        "final": keeper.final,
+        "seconds": round(checkpointer.seconds, 2),
+        "final": checkpointer.final,
         "best": (
             best
             and {
-                "metric": keeper.spec.metric,
+                "metric": checkpointer.spec.metric,
                 "value": best["value"],
                 "epoch": best["epoch"] + 1,
                 **best["metrics"],

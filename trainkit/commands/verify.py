@@ -16,7 +16,7 @@ import torch
 from trainkit.errors import Interrupted, UserError
 from trainkit.training.build import build, compose
 from trainkit.training.checkpoint import read_state
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import fit
 
 NOT_COMPARED = ("seconds",)
@@ -73,12 +73,12 @@ def _train(recipe: Path, overrides: Sequence[str], folder: Path, until: int | No
     run = build(setup, folder)
     total = run.data.train.steps_per_epoch * run.recipe.train.epochs
     if until is not None:
-        keeper = Keeper(run.folder, run)
+        checkpointer = Checkpointer(run.folder, run)
         last = folder / "checkpoints" / "last.pt"
         if last.exists():
-            keeper.restore(run, read_state(last))
+            checkpointer.restore(run, read_state(last))
         with contextlib.suppress(Interrupted):
-            fit(run, keeper, until=until)
+            fit(run, checkpointer, until=until)
     return total
 
 

@@ -29,7 +29,7 @@ from trainkit.log.records import Record
 from trainkit.seeds import rng_state, set_rng_state
 from trainkit.training.build import Setup, build
 from trainkit.training.checkpoint import read_state, run_state
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import fit
 
 TINY: dict[str, Any] = {
@@ -142,12 +142,12 @@ def train(
         state: State | None = None
         for until in [*stops, None]:
             run = make(setups(), folder, [*observers, Recorder(records)])
-            keeper = Keeper(folder if stops or keep else None, run)
+            checkpointer = Checkpointer(folder if stops or keep else None, run)
             if state is not None:
-                keeper.restore(run, state)
+                checkpointer.restore(run, state)
             begun(run, state)
             with contextlib.suppress(Interrupted):
-                fit(run, keeper, until=until)
+                fit(run, checkpointer, until=until)
             if until is not None:
                 state = read_state(folder / "checkpoints" / "last.pt")
         files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -157,7 +157,7 @@ def train(
             History.read(folder / "metrics.jsonl"),
             frozenset(files | set(run.log.notes)),
             run.data.train.steps_per_epoch,
-            (load_file(folder / "weights.safetensors"), keeper.best[0]) if keep else None,
+            (load_file(folder / "weights.safetensors"), checkpointer.best[0]) if keep else None,
         )
 
 

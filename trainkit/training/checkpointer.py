@@ -36,7 +36,7 @@ def _copied(value: Any) -> Any:
     return value
 
 
-class Keeper:
+class Checkpointer:
     """Writes the files that a run leaves: `last.pt`, the best weights, `weights.safetensors`.
 
     Args:
@@ -136,7 +136,7 @@ class Keeper:
         if self.folder is not None:
             self.watch.last_good = f"{self.folder / 'checkpoints' / 'last.pt'} (step {run.step})"
 
-    def consider(self, run: Run, metrics: Mapping[str, float]) -> None:
+    def save_if_best(self, run: Run, metrics: Mapping[str, float]) -> None:
         """Keep the weights as they are being validated if their metric is among the best.
 
         Raises:

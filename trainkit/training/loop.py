@@ -39,7 +39,7 @@ from trainkit.errors import Interrupted, TrainingError, UserError
 from trainkit.hooks.guard import naming
 from trainkit.hooks.run import Run
 from trainkit.seeds import derive_seed, isolated
-from trainkit.training.checkpointer import Keeper
+from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.trainable import select, trained
 from trainkit.training.window import StepLoss, Window
 
@@ -47,7 +47,7 @@ from trainkit.training.window import StepLoss, Window
 @naming()
 def fit(
     run: Run,
-    keeper: Keeper,
+    checkpointer: Checkpointer,
     *,
     interrupted: Callable[[], bool] = lambda: False,
     until: int | None = None,
@@ -56,7 +56,7 @@ def fit(
 
     Args:
         run: complete, and restored if it is to go on from a checkpoint.
-        keeper: writes checkpoints.
+        checkpointer: writes checkpoints.
         interrupted: asked after every step and every batch of validation whether the user wants to
             stop.
         until: stop after this many steps in total, as if interrupted there.
@@ -67,25 +67,27 @@ def fit(
         PluginError: something that would be saved could not be read back.
     """
     try:
-        _fit(run, keeper, interrupted, until)
+        _fit(run, checkpointer, interrupted, until)
     except (Interrupted, UserError):
         raise
     except Exception as error:
         # What fails on a number that is not finite says less than where that came from.
         said = None
         with suppress(RuntimeError):  # a device that has failed cannot be asked
-            said = keeper.watch.cause()
+            said = checkpointer.watch.cause()
         if said is None or said == str(error):
             raise
         raise TrainingError(said) from error
 
 
-def _fit(run: Run, keeper: Keeper, interrupted: Callable[[], bool], until: int | None) -> None:
+def _fit(
+    run: Run, checkpointer: Checkpointer, interrupted: Callable[[], bool], until: int | None
+) -> None:
     step_loss: nn.Module | None = run.device.replicate(StepLoss(run))
     trains = trained(run.model)
     epochs, steps_per_epoch = run.recipe.train.epochs, run.data.train.steps_per_epoch
     run.hook.on_fit_start(run=run)
-    keeper.begin(run)
+    checkpointer.begin(run)
     while run.epoch < epochs and not run.stop_reason:
         start = run.step - run.epoch * steps_per_epoch
         if start == 0:
@@ -100,48 +102,54 @@ def _fit(run: Run, keeper: Keeper, interrupted: Callable[[], bool], until: int |
         batches = run.data.train.batches(run.epoch, start) if start < steps_per_epoch else iter(())
         for position in range(start, steps_per_epoch):
             train_step(
-                run, step_loss, keeper.watch, position, _read_ahead(batches, run, keeper, position)
+                run,
+                step_loss,
+                checkpointer.watch,
+                position,
+                _read_ahead(batches, run, checkpointer, position),
             )
             stop = run.device.any(interrupted()) or run.step == until
             if run.log.pending >= run.recipe.train.log_every:
-                publish(run, keeper)
-            if (stop or keeper.is_due(run.step)) and position + 1 < steps_per_epoch:
-                publish(run, keeper)
-                keeper.save(run)
+                flush_log(run, checkpointer)
+            if (stop or checkpointer.is_due(run.step)) and position + 1 < steps_per_epoch:
+                flush_log(run, checkpointer)
+                checkpointer.save(run)
             if stop and position + 1 < steps_per_epoch:
                 raise Interrupted(run.folder)
-        publish(run, keeper)
+        flush_log(run, checkpointer)
         if (run.epoch + 1) % run.recipe.train.evaluate_every == 0 or run.epoch + 1 == epochs:
-            _validate(run, keeper, interrupted)
+            _validate(run, checkpointer, interrupted)
         run.hook.on_epoch_end(run=run)
         run.log.commit(run.step, run.epoch)
-        publish(run, keeper)  # the checkpoint holds nothing that is still to be written
+        flush_log(run, checkpointer)  # the checkpoint holds nothing that is still to be written
         if run.device.any(bool(run.stop_reason)):
             run.stop(
                 "another rank asked for it"
             )  # a plugin may do so where only one rank is told, in on_log say
         run.epoch += 1
-        keeper.save(run)
+        checkpointer.save(run)
         going_on = run.epoch < epochs and not run.stop_reason
         if going_on and (run.device.any(interrupted()) or run.step == until):
             raise Interrupted(run.folder)
-    keeper.watch.sum_up()
+    checkpointer.watch.sum_up()
     run.hook.on_fit_end(run=run)
     run.log.commit(run.step, max(run.epoch - 1, 0))  # it belongs to the epoch that was the last
     run.log.flush()
 
 
-def _validate(run: Run, keeper: Keeper, interrupted: Callable[[], bool]) -> None:
-    keeper.hold(run)
+def _validate(run: Run, checkpointer: Checkpointer, interrupted: Callable[[], bool]) -> None:
+    checkpointer.hold(run)
     try:
-        evaluate(run, keeper, interrupted=interrupted)
+        evaluate(run, checkpointer, interrupted=interrupted)
     except (Interrupted, UserError):  # a UserError: an image that cannot be read, say
         # Validation may have put other weights into the model; it is done again as a whole.
-        keeper.save_held()
+        checkpointer.save_held()
         raise
 
 
-def _read_ahead(batches: Iterator[Any], run: Run, keeper: Keeper, position: int) -> Iterator[Any]:
+def _read_ahead(
+    batches: Iterator[Any], run: Run, checkpointer: Checkpointer, position: int
+) -> Iterator[Any]:
     """Return the batches with the next one read; where it cannot be, the steps of the epoch so
     far are saved first.
     """
@@ -150,8 +158,8 @@ def _read_ahead(batches: Iterator[Any], run: Run, keeper: Keeper, position: int)
     except UserError:
         # Every rank must take part in saving, and the others have read theirs.
         if position and run.device.world == 1:
-            publish(run, keeper)
-            keeper.save(run)
+            flush_log(run, checkpointer)
+            checkpointer.save(run)
         raise
     return chain((first,), batches)
 
@@ -196,9 +204,12 @@ def _asks(run: Run, argument: str) -> bool:
 
 @naming()
 def evaluate(
-    run: Run, keeper: Keeper | None = None, *, interrupted: Callable[[], bool] = lambda: False
+    run: Run,
+    checkpointer: Checkpointer | None = None,
+    *,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """Measure the model on the validation data, and let `keeper` keep its weights if they are among
+    """Measure the model on the validation data; `checkpointer` keeps its weights if they are among
     the best.
 
     Validation has random streams of its own, the plugins' too: how often it happens does not change
@@ -225,8 +236,8 @@ def evaluate(
             if number < asks and run.device.any(interrupted()):
                 raise Interrupted(run.folder)
     metrics = {name: float(value) for name, value in run.metrics.compute().items()}
-    if keeper is not None:
-        keeper.consider(run, metrics)
+    if checkpointer is not None:
+        checkpointer.save_if_best(run, metrics)
         run.scheduler.step(run.epoch + 1, metrics.get(run.recipe.checkpoint.metric))
     for module, training in modes:
         module.training = training
@@ -234,17 +245,17 @@ def evaluate(
     for name, value in metrics.items():
         run.log.record(f"val/{name}", value)
     run.log.commit(run.step, run.epoch)
-    if keeper is not None:
-        publish(run, keeper)
+    if checkpointer is not None:
+        flush_log(run, checkpointer)
     return metrics
 
 
-def publish(run: Run, keeper: Keeper) -> None:
+def flush_log(run: Run, checkpointer: Checkpointer) -> None:
     """Bring what has been logged to the host, tell the plugins, and stop if a step was not
     finite.
     """
     records = run.log.flush()
-    fault = keeper.watch.look(records)
+    fault = checkpointer.watch.look(records)
     for record in records:
         if run.device.is_main:
             run.hook.on_log(record=record, run=run)
