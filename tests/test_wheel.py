@@ -41,6 +41,9 @@ def test_a_wheel_carries_every_recipe_and_the_files_that_are_not_code(wheel):
         "trainkit_plugins/py.typed",
         "trainkit/report/templates/report.html.j2",
     } <= set(wheel)
+    skeleton = {path.name for path in (ROOT / "trainkit/commands/templates").iterdir()}
+    assert "plugin.py.j2" in skeleton
+    assert {f"trainkit/commands/templates/{name}" for name in skeleton} <= set(wheel)
 
 
 def test_an_editable_install_holds_no_copy_of_anything(tmp_path):

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.table import Table
 
+from trainkit.commands import new
 from trainkit.commands.endings import BAD_INPUT, FAILED, end, ending_well, err, out
 from trainkit.errors import TrainingError, UserError, one_line
 from trainkit.system.strict_json import to_json
@@ -163,6 +164,7 @@ recipes_app = typer.Typer(
     help="List the recipes that come with trainkit, or copy one.", rich_markup_mode=None
 )
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(new.app, name="new")
 
 
 @recipes_app.callback(invoke_without_command=True)
