@@ -38,7 +38,7 @@ import torch
 from trainkit.commands.plan import make_plan
 from trainkit.commands.schema import recipe_schema
 from trainkit.config import bundled as shelf
-from trainkit.config.locations import dump, load_marked
+from trainkit.config.locations import dump, read_yaml
 from trainkit.errors import RecipeError, UserError
 
 GIGABYTES = 4
@@ -205,7 +205,7 @@ def base_of(name: str) -> dict[str, Any]:
 @cache
 def whole_recipes() -> dict[str, dict[str, Any]]:
     """Return the bundled recipes and the small ones by name."""
-    found = {name: load_marked(shelf.folder() / f"{name}.yaml")[0] for name in shelf.names()}
+    found = {name: read_yaml(shelf.folder() / f"{name}.yaml")[0] for name in shelf.names()}
     return found | {name: read(text) for name, text in BASES.items()}
 
 
@@ -214,7 +214,7 @@ def read(text: str) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(text)
         file.flush()
-        return load_marked(Path(file.name))[0]
+        return read_yaml(Path(file.name))[0]
 
 
 def put(data: dict[str, Any], keys: Keys, fragment: str) -> str:

@@ -25,7 +25,7 @@ from trainkit_plugins.loggers.plugin import TensorBoard
 from trainkit_plugins.mixup.plugin import Mixup
 
 from trainkit import Plugin, Run
-from trainkit.errors import Mark
+from trainkit.errors import Location
 from trainkit.hooks.order import Entry
 from trainkit.training.build import Setup, build, compose
 from trainkit.training.checkpointer import Checkpointer
@@ -56,7 +56,7 @@ class Stepper:
 
     def __init__(self, recipe: Path, name: str, plugin: Plugin | None) -> None:
         setup = compose(recipe)
-        entries = [] if plugin is None else [Entry(name, plugin, Mark("benchmark"))]
+        entries = [] if plugin is None else [Entry(name, plugin, Location("benchmark"))]
         if plugin is not None:
             plugin.bind(name, 0)
         folder = Path(tempfile.mkdtemp(dir=recipe.parent))

@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 
 from trainkit import FolderName, Hooks, Plugin, Run, Terminal, UserError, own_folder
 from trainkit.commands.app import app
-from trainkit.config.raw import read_source
+from trainkit.config.raw import read_raw
 from trainkit.config.recipe import Recipe, read_recipe
-from trainkit.errors import Mark, Problem, RecipeError, one_line, printable
+from trainkit.errors import Location, Problem, RecipeError, one_line, printable
 from trainkit.log.records import Log
 from trainkit.training.device import Device
 
@@ -66,7 +66,7 @@ def test_a_file_out_of_proportion_is_refused_while_it_is_read(
 ) -> None:
     began = time.process_time()
     with pytest.raises(UserError) as caught:
-        read_source(write(text))
+        read_raw(write(text))
     assert time.process_time() - began < 3
     assert message in str(caught.value)
 
@@ -74,7 +74,7 @@ def test_a_file_out_of_proportion_is_refused_while_it_is_read(
 def test_a_long_file_of_few_values_is_read(write: Write) -> None:
     names = ", ".join(f"class_{i}" for i in range(3000))
     assert (
-        len(read_source(write(f"data: {{train_classes: [{names}]}}")).data["data"]["train_classes"])
+        len(read_raw(write(f"data: {{train_classes: [{names}]}}")).data["data"]["train_classes"])
         == 3000
     )
 
@@ -94,7 +94,7 @@ def test_a_long_file_of_few_values_is_read(write: Write) -> None:
 def test_an_override_out_of_proportion_is_one_mistake(
     write: Write, override: str, message: str
 ) -> None:
-    (problem,) = read_source(write(SMALL), [override]).problems
+    (problem,) = read_raw(write(SMALL), [override]).problems
     assert message in str(problem)
     assert len(str(problem)) < 2000
     assert str(problem) == one_line(str(problem), 2000)
@@ -104,13 +104,11 @@ def test_more_overrides_than_anyone_writes_are_refused(write: Write) -> None:
     with pytest.raises(
         UserError, match="1,200 overrides are too many; write a recipe that extends this one"
     ):
-        read_source(write(SMALL), ["seed=1"] * 1200)
+        read_raw(write(SMALL), ["seed=1"] * 1200)
 
 
 def test_fifty_levels_are_taken(write: Write) -> None:
-    assert (
-        read_source(write(SMALL), ["model.args." + ".".join("abcdefgh" * 5) + "=1"]).problems == []
-    )
+    assert read_raw(write(SMALL), ["model.args." + ".".join("abcdefgh" * 5) + "=1"]).problems == []
 
 
 def test_of_thousands_of_mistakes_the_first_are_said(write: Write) -> None:
@@ -140,8 +138,8 @@ def test_of_thousands_of_mistakes_the_first_are_said(write: Write) -> None:
 def test_values_that_nothing_can_hold_are_refused_with_their_line(
     write: Write, text: str, message: str
 ) -> None:
-    (problem,) = read_source(write(f"seed: 1\nmodel:\n  name: {text}\n")).problems
-    assert problem.mark.line == 3
+    (problem,) = read_raw(write(f"seed: 1\nmodel:\n  name: {text}\n")).problems
+    assert problem.location.line == 3
     assert message in str(problem)
     assert len(str(problem)) < 300
 
@@ -188,7 +186,7 @@ def test_a_chain_of_recipes_ends(write: Write) -> None:
     with pytest.raises(
         UserError, match="more than 20 recipes extend one another; write the sections out"
     ):
-        read_source(first)
+        read_raw(first)
 
 
 def test_a_plugin_file_that_ends_python_is_a_mistake_of_the_recipe(write: Write) -> None:
@@ -237,7 +235,7 @@ def test_a_recipe_cannot_speak_to_the_terminal(write: Write) -> None:
 
 
 def test_a_mistake_is_one_line_however_long_its_key() -> None:
-    text = str(Problem(Mark("a\nb" * 1000, 3), "key\n" * 5000, "wrong\n" * 5000))
+    text = str(Problem(Location("a\nb" * 1000, 3), "key\n" * 5000, "wrong\n" * 5000))
     assert "\n" not in text
     assert len(text) < 2200
 

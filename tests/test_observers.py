@@ -9,7 +9,7 @@ from typing import Any
 from torchmetrics import MetricCollection
 
 from trainkit import Plugin, hookimpl
-from trainkit.errors import Mark
+from trainkit.errors import Location
 from trainkit.hooks.manager import make_manager
 from trainkit.hooks.order import Entry
 
@@ -52,7 +52,7 @@ class Provides(Told):
 def test_observers_are_told_after_the_plugins_in_their_own_order() -> None:
     told: list[str] = []
     observers = [Observer("first", told), Observer("second", told)]
-    manager, problems = make_manager([Entry("told", Told(), Mark("here"))], Core(), observers)
+    manager, problems = make_manager([Entry("told", Told(), Location("here"))], Core(), observers)
     manager.hook.on_fit_start(run=told)
     assert not problems
     assert told == ["plugin", "first", "second"]
@@ -60,10 +60,10 @@ def test_observers_are_told_after_the_plugins_in_their_own_order() -> None:
 
 def test_an_observer_answers_before_core_and_after_a_plugin() -> None:
     observer = Answering("observer", [])
-    without, _ = make_manager([Entry("told", Told(), Mark("here"))], Core(), [observer])
+    without, _ = make_manager([Entry("told", Told(), Location("here"))], Core(), [observer])
     assert without.hook.build_metrics(run=None) == "observer"
     with_plugin, problems = make_manager(
-        [Entry("provides", Provides(), Mark("here"))], Core(), [observer]
+        [Entry("provides", Provides(), Location("here"))], Core(), [observer]
     )
     assert not problems
     assert with_plugin.hook.build_metrics(run=None) is MEASURED

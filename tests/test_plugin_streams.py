@@ -21,11 +21,11 @@ def draw(made: Plugin) -> float:
 def test_streams_set_apart_belong_to_their_purpose_and_the_others_go_on_where_they_were():
     made, other = plugin(), plugin()
     draw(made)
-    with made.apart("evaluate", 3):
+    with made.isolated_streams("evaluate", 3):
         first = draw(made)
-    with other.apart("evaluate", 3):
+    with other.isolated_streams("evaluate", 3):
         assert draw(other) == first  # whatever was drawn before
-    with made.apart("evaluate", 4):
+    with made.isolated_streams("evaluate", 4):
         assert draw(made) != first
     alone = plugin()
     draw(alone)
@@ -34,7 +34,7 @@ def test_streams_set_apart_belong_to_their_purpose_and_the_others_go_on_where_th
 
 
 def fail(made: Plugin) -> None:
-    with made.apart("test"):
+    with made.isolated_streams("test"):
         draw(made)
         raise ValueError("stop")
 

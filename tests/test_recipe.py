@@ -13,7 +13,7 @@ import pytest
 
 from trainkit.config.recipe import Recipe, read_recipe
 from trainkit.data.spec import DigitsSpec, TimmSpec
-from trainkit.errors import Mark, Problem, RecipeError, suggest
+from trainkit.errors import Location, Problem, RecipeError, suggest
 from trainkit.training.build import compose
 
 Write = Callable[..., Path]
@@ -182,7 +182,7 @@ def test_names_that_timm_does_not_know_are_told_beside_wrong_types(write: Write)
 
 
 def test_mistakes_come_in_the_order_of_the_file_and_overrides_last() -> None:
-    late, early, line = Mark("b.yaml", 9), Mark("b.yaml", 2), Mark("command line `x`")
+    late, early, line = Location("b.yaml", 9), Location("b.yaml", 2), Location("command line `x`")
     error = RecipeError(
         [Problem(line, "x", "m"), Problem(late, "y", "m"), Problem(early, "z", "m")] * 2
     )
@@ -220,8 +220,8 @@ def test_any_other_data_set_is_timms(write: Write) -> None:
 def test_where_a_value_was_written(write: Write) -> None:
     path = write("model: {name: test_vit}\ndata: {name: digits}\noptimizer:\n  lr: 1\n")
     recipe = recipe_of(path, ["train.epochs=3", "model={name: test_resnet}"])
-    assert recipe.where("optimizer", "lr") == Mark(str(path), 4)
-    assert recipe.where("optimizer", "weight_decay") == Mark("default")
+    assert recipe.where("optimizer", "lr") == Location(str(path), 4)
+    assert recipe.where("optimizer", "weight_decay") == Location("default")
     assert str(recipe.where("train", "epochs")) == "command line `train.epochs=3`"
     assert str(recipe.where("model", "name")) == "command line `model={name: test_resnet}`"
     assert str(recipe_of(path, ["~optimizer.lr"]).where("optimizer", "lr")) == "default"
@@ -229,7 +229,7 @@ def test_where_a_value_was_written(write: Write) -> None:
 
 def test_a_recipe_made_in_code_has_no_lines() -> None:
     recipe = Recipe.model_validate({"model": {"name": "test_vit"}, "data": {"name": "digits"}})
-    assert recipe.where("model", "name") == Mark("default")
+    assert recipe.where("model", "name") == Location("default")
     assert "name: test_vit" in recipe.dump()
 
 

@@ -22,7 +22,7 @@ from trainkit import Plugin, Run, hookimpl
 from trainkit.config.recipe import Recipe
 from trainkit.data.loader import Images, OrderedStream, ShuffledStream
 from trainkit.data.types import Data
-from trainkit.errors import Interrupted, Mark, UserError
+from trainkit.errors import Interrupted, Location, UserError
 from trainkit.hooks.order import Entry
 from trainkit.log.history import History
 from trainkit.testing import Case, parametrize
@@ -83,7 +83,7 @@ def make(plugins: Plugins, folder: Path | None, **sections: Any) -> tuple[Run, C
     plugins = {"data": StripesData(), **plugins}
     for name, plugin in plugins.items():
         plugin.bind(name, recipe.seed)
-    entries = [Entry(name, plugin, Mark("recipe.yaml", 1)) for name, plugin in plugins.items()]
+    entries = [Entry(name, plugin, Location("recipe.yaml", 1)) for name, plugin in plugins.items()]
     run = build(Setup(recipe, entries), folder)
     return run, Checkpointer(run.folder, run)
 

@@ -120,9 +120,9 @@ def asked(hook: str, within: Sequence[str] = ()) -> list[str]:
 
 
 def _plugins(recipe: Path) -> dict[str, Any]:
-    from trainkit.config.raw import read_source
+    from trainkit.config.raw import read_raw
 
-    plugins: dict[str, Any] = read_source(recipe).data["plugins"]
+    plugins: dict[str, Any] = read_raw(recipe).data["plugins"]
     return plugins
 
 

@@ -16,7 +16,7 @@ from pydantic import PrivateAttr
 from torch import Tensor, nn
 
 from trainkit import Plugin, Run, hookimpl
-from trainkit.errors import Mark
+from trainkit.errors import Location
 from trainkit.hooks.order import Entry
 from trainkit.testing import Case
 from trainkit.testing.training import make
@@ -84,7 +84,7 @@ def begun() -> tuple[Run, Collector]:
     setup = Case(Collector, {}).setup(on=False)
     plugin = Collector()
     plugin.bind("collector", 0)
-    run = make(type(setup)(setup.recipe, [Entry("collector", plugin, Mark("here"))]))
+    run = make(type(setup)(setup.recipe, [Entry("collector", plugin, Location("here"))]))
     run.hook.on_fit_start(run=run)
     return run, plugin
 

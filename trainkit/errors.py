@@ -32,7 +32,7 @@ def one_line(text: str, most: int = 1500) -> str:
 
 
 @dataclass(frozen=True)
-class Mark:
+class Location:
     """Where a value was written: a line of a file, or an override on the command line (`line`
     0).
     """
@@ -51,16 +51,16 @@ class Problem:
     do.
     """
 
-    mark: Mark
+    location: Location
     key: str
     message: str
 
     def __str__(self) -> str:
         message = one_line(self.message)
         return (
-            f"{self.mark}: {one_line(self.key, 200)}: {message}"
+            f"{self.location}: {one_line(self.key, 200)}: {message}"
             if self.key
-            else f"{self.mark}: {message}"
+            else f"{self.location}: {message}"
         )
 
 
@@ -76,7 +76,8 @@ class RecipeError(UserError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(
             sorted(
-                dict.fromkeys(problems), key=lambda p: (p.mark.line == 0, p.mark.file, p.mark.line)
+                dict.fromkeys(problems),
+                key=lambda p: (p.location.line == 0, p.location.file, p.location.line),
             )
         )
         lines = list(map(str, self.problems[:_MANY]))

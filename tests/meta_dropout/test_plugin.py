@@ -17,7 +17,7 @@ from trainkit_plugins.meta_dropout import attach
 
 from tests.reference.tiny import train
 from trainkit import Plugin, Run, UserError, hookimpl
-from trainkit.errors import Mark, RecipeError
+from trainkit.errors import Location, RecipeError
 from trainkit.hooks.order import Entry
 from trainkit.training.build import Setup, build, compose
 
@@ -56,7 +56,7 @@ def trained(recipe: Path, *overrides: str, first: Sequence[Plugin] = ()) -> Run:
     return train(
         Setup(
             setup.recipe,
-            [*(Entry("watch", plugin, Mark("test")) for plugin in first), *setup.entries],
+            [*(Entry("watch", plugin, Location("test")) for plugin in first), *setup.entries],
         )
     )[0]
 

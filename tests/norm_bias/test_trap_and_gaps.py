@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainkit.errors import Mark
+from trainkit.errors import Location
 from trainkit.hooks.order import Entry, arrange
 from trainkit.hooks.run import Run
 from trainkit.testing import Case
@@ -25,7 +25,7 @@ def built(first: str, **options: Any) -> Run:
     case = Case(names[0], both[names[0]], recipe=RECIPE | {"plugins": {names[1]: both[names[1]]}})
     setup = case.setup()
     entries, problems = arrange(
-        [Entry(n, e.plugin, Mark("here")) for n in names for e in setup.entries if e.name == n]
+        [Entry(n, e.plugin, Location("here")) for n in names for e in setup.entries if e.name == n]
     )
     assert not problems
     setup.recipe.model.args.pop("drop_rate", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainkit import Plugin
-from trainkit.errors import Mark
+from trainkit.errors import Location
 from trainkit.hooks.manager import make_manager
 from trainkit.hooks.order import Entry
 
@@ -18,7 +18,7 @@ def entries_of(*plugins: Plugin) -> list[Entry]:
     for i, plugin in enumerate(plugins):
         name = type(plugin).__name__.lower()
         plugin.bind(name, 0)
-        entries.append(Entry(name, plugin, Mark("r.yaml", i + 1)))
+        entries.append(Entry(name, plugin, Location("r.yaml", i + 1)))
     return entries
 
 

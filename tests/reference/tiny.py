@@ -17,7 +17,7 @@ from torch import Tensor
 from trainkit import Plugin, Run, hookimpl
 from trainkit.data.loader import Images, OrderedStream, ShuffledStream
 from trainkit.data.types import Data
-from trainkit.errors import Interrupted, Mark
+from trainkit.errors import Interrupted, Location
 from trainkit.hooks.order import Entry
 from trainkit.seeds import derive_seed
 from trainkit.training.build import Setup, build, compose
@@ -126,7 +126,7 @@ def with_plugins(recipe: Path, overrides: Sequence[str], *plugins: Plugin) -> Se
     entries = list(setup.entries)
     for plugin in plugins:
         plugin.bind(type(plugin).__name__, setup.recipe.seed)
-        entries.append(Entry(plugin.name, plugin, Mark("test")))
+        entries.append(Entry(plugin.name, plugin, Location("test")))
     return Setup(setup.recipe, entries)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from trainkit.config import bundled as shelf
-from trainkit.config.raw import read_source
+from trainkit.config.raw import read_raw
 from trainkit.errors import UserError
 from trainkit.system.run_folder import begun, check_is_run, held, writes
 from trainkit.system.terminal import Terminal
@@ -56,7 +56,7 @@ def launch(
                 holding.enter_context(held(resume))
         elif recipe is not None:
             recipe = shelf.find(recipe)
-            read_source(recipe, overrides)
+            read_raw(recipe, overrides)
             folder = holding.enter_context(begun(folder, recipe.stem)) if writes() else None
         _train(recipe, overrides, folder, resume, out)
 

@@ -10,7 +10,7 @@ import pluggy
 from torch import nn
 
 from trainkit.commands.plan_data import augmentation_words, data_facts, loss_words, schedule_words
-from trainkit.errors import Mark, PluginError
+from trainkit.errors import Location, PluginError
 from trainkit.hooks.guard import ask
 from trainkit.hooks.order import Entry
 from trainkit.hooks.run import Run
@@ -48,7 +48,7 @@ def make_plan(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     run = build(setup, registered=registered)
     recipe, epochs = run.recipe, run.recipe.train.epochs
     where = recipe.source.nearest
-    marks = {entry.name: entry.mark for entry in setup.entries}
+    locations = {entry.name: entry.location for entry in setup.entries}
     steps = run.data.train.steps_per_epoch
     return {
         "recipe": str(path),
@@ -74,23 +74,25 @@ def make_plan(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
             "trainable": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
             "from": str(where("model")),
             "changes": [
-                {"plugin": name, "from": str(marks[name]), "changes": lines}
+                {"plugin": name, "from": str(locations[name]), "changes": lines}
                 for name, lines in changes.items()
             ],
         },
         "weights": _weights(run),
         "loss": {
             "is": loss_words(recipe.train.loss),
-            "from": _provider(managers[0], "compute_loss", recipe.where("train", "loss"), marks),
+            "from": _provider(
+                managers[0], "compute_loss", recipe.where("train", "loss"), locations
+            ),
         },
-        "groups": _groups(run, managers[0], marks),
+        "groups": _groups(run, managers[0], locations),
         "optimizer": {
             "is": type(run.optimizer).__name__,
-            "from": _provider(managers[0], "build_optimizer", recipe.where("optimizer"), marks),
+            "from": _provider(managers[0], "build_optimizer", recipe.where("optimizer"), locations),
         },
         "scheduler": {
             "is": schedule_words(recipe.scheduler),
-            "from": _provider(managers[0], "build_scheduler", recipe.where("scheduler"), marks),
+            "from": _provider(managers[0], "build_scheduler", recipe.where("scheduler"), locations),
         },
         "plugins": _plugins(setup, run),
         "hooks": _timeline(managers[0], setup),
@@ -177,13 +179,13 @@ def _some(names: Sequence[str], order: Sequence[str]) -> str:
 
 
 def _groups(
-    run: Run, manager: pluggy.PluginManager, marks: dict[str, Mark]
+    run: Run, manager: pluggy.PluginManager, locations: dict[str, Location]
 ) -> list[dict[str, Any]]:
     decay = run.recipe.where("optimizer", "weight_decay")
     by = [
-        marks[i.plugin_name]
+        locations[i.plugin_name]
         for i in manager.hook.build_param_groups.get_hookimpls()
-        if i.plugin_name in marks
+        if i.plugin_name in locations
     ]
     rows = []
     for group in run.optimizer.param_groups:
@@ -203,11 +205,13 @@ def _groups(
     return rows
 
 
-def _provider(manager: pluggy.PluginManager, hook: str, core: Mark, marks: dict[str, Mark]) -> str:
+def _provider(
+    manager: pluggy.PluginManager, hook: str, core: Location, locations: dict[str, Location]
+) -> str:
     """Return where the provider of a value is named: a plugin, or core's section of the recipe."""
     for implementation in reversed(getattr(manager.hook, hook).get_hookimpls()):
-        if implementation.plugin_name in marks and not implementation.wrapper:
-            return f"{marks[implementation.plugin_name]} ({implementation.plugin_name})"
+        if implementation.plugin_name in locations and not implementation.wrapper:
+            return f"{locations[implementation.plugin_name]} ({implementation.plugin_name})"
     return str(core)
 
 
@@ -236,7 +240,7 @@ def _plugins(setup: Setup, run: Run) -> list[dict[str, Any]]:
             "options": entry.plugin.model_dump(mode="json"),
             "place": entry.reason,
             "explains": _explained(entry, run),
-            "from": str(entry.mark),
+            "from": str(entry.location),
         }
         for entry in setup.entries
     ]
@@ -280,7 +284,7 @@ def _timeline(manager: pluggy.PluginManager, setup: Setup) -> list[dict[str, Any
                         if role != "wraps"
                         else "around all"
                     ),
-                    "from": str(entry.mark) if entry else "default",
+                    "from": str(entry.location) if entry else "default",
                 }
             )
         if calls:

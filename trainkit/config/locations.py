@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
-from trainkit.errors import Mark, Problem, RecipeError
+from trainkit.errors import Location, Problem, RecipeError
 from trainkit.system.paths import read_small
 
 KeyPath = tuple[str | int, ...]
-Marks = dict[KeyPath, Mark]
+Locations = dict[KeyPath, Location]
 
 _RESOLVERS: list[tuple[str, str, str]] = [
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -116,16 +116,16 @@ for _tag, _pattern, _first in _RESOLVERS:
 
 
 def dump(data: dict[str, Any]) -> str:
-    """Return plain data as YAML which `load_marked` reads back as the same data."""
+    """Return plain data as YAML which `read_yaml` reads back as the same data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def load_marked(path: Path) -> tuple[dict[str, Any], Marks, list[Problem]]:
+def read_yaml(path: Path) -> tuple[dict[str, Any], Locations, list[Problem]]:
     """Read a YAML file whose top level is a mapping.
 
     Returns:
-        The plain data, the mark of every value under its path of keys and indices, and the mistakes
-        that leave the rest readable: repeated keys, keys and values that are not plain.
+        The plain data; the location of every value under its path of keys and indices; the mistakes
+        that leave the rest readable, such as repeated keys.
 
     Raises:
         UserError: the file cannot be read.
@@ -133,13 +133,17 @@ def load_marked(path: Path) -> tuple[dict[str, Any], Marks, list[Problem]]:
     """
     text = read_small(path, _LARGEST, "; `trainkit recipes` lists the ones that come with trainkit")
     data, reader = _parse(text, str(path))
-    if data is None and not reader.marks:
+    if data is None and not reader.locations:
         return {}, {}, []
     if not isinstance(data, dict):
         raise RecipeError(
-            [Problem(Mark(str(path), 1), "", "a recipe is a mapping of sections such as `model:`")]
+            [
+                Problem(
+                    Location(str(path), 1), "", "a recipe is a mapping of sections such as `model:`"
+                )
+            ]
         )
-    return data, reader.marks, reader.problems
+    return data, reader.locations, reader.problems
 
 
 def parse_value(text: str) -> tuple[Any, list[KeyPath]]:
@@ -158,12 +162,13 @@ def parse_value(text: str) -> tuple[Any, list[KeyPath]]:
         raise ValueError(error.problems[0].message) from None
     if reader.problems:
         raise ValueError(reader.problems[0].message)
-    return value, list(reader.marks) or [()]
+    return value, list(reader.locations) or [()]
 
 
 def _parse(text: str, file: str) -> tuple[Any, _Reader]:
-    """Return the data of one YAML document (None of an empty one), and its reader with marks and
-    problems.
+    """Return the data of one YAML document, None if it is empty, and its reader.
+
+    The reader has the locations of the values, and the problems.
     """
     line = 1
     try:
@@ -183,7 +188,7 @@ def _parse(text: str, file: str) -> tuple[Any, _Reader]:
         message = (
             f"not valid YAML: it has the character U+{error.character:04X}; is this a text file?"
         )
-    raise RecipeError([Problem(Mark(file, line), "", message)])
+    raise RecipeError([Problem(Location(file, line), "", message)])
 
 
 class _Reader:
@@ -192,7 +197,7 @@ class _Reader:
     def __init__(self, loader: _Loader, file: str) -> None:
         self.loader = loader
         self.file = file
-        self.marks: Marks = {}
+        self.locations: Locations = {}
         self.problems: list[Problem] = []
         self._around: list[yaml.Node] = []
 
@@ -203,15 +208,15 @@ class _Reader:
             )
         if len(path) > _DEEPEST:
             raise _TooDeep(None, None, None, node.start_mark)
-        if len(self.marks) > _MOST:
+        if len(self.locations) > _MOST:
             many = f"more than {_MOST:,} values"
             raise yaml.MarkedYAMLError(
                 "do aliases stand inside aliases?", None, many, node.start_mark
             )
-        mark = self.marks[path] = Mark(self.file, node.start_mark.line + 1)
+        location = self.locations[path] = Location(self.file, node.start_mark.line + 1)
         if node.tag not in _PLAIN:
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            self._refuse(mark, path, f"a recipe holds plain values only; remove the tag {tag}")
+            self._refuse(location, path, f"a recipe holds plain values only; remove the tag {tag}")
             return None
         self._around.append(node)
         try:
@@ -221,13 +226,13 @@ class _Reader:
                 return self._mapping(node, path)
             value = self.loader.construct_object(node)
             if isinstance(value, str):
-                self._check_text(value, mark, path)
+                self._check_text(value, location, path)
             return value
         except (
             ValueError,
             LookupError,
         ):  # an explicit tag that the text does not fit, or thousands of digits
-            self._refuse(mark, path, f"{node.value[:40]!r} is not a value that can be read")
+            self._refuse(location, path, f"{node.value[:40]!r} is not a value that can be read")
             return None
         finally:
             self._around.pop()
@@ -235,35 +240,37 @@ class _Reader:
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         data: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            mark = Mark(self.file, key_node.start_mark.line + 1)
+            location = Location(self.file, key_node.start_mark.line + 1)
             if not isinstance(key_node, yaml.ScalarNode):
-                self._refuse(mark, path, "a key must be a plain word, not a list or a mapping")
+                self._refuse(location, path, "a key must be a plain word, not a list or a mapping")
                 continue
             key = str(key_node.value)
-            if not self._check_text(key, mark, path):
+            if not self._check_text(key, location, path):
                 continue
             if key in data:
-                first = self.marks[(*path, key)].line
+                first = self.locations[(*path, key)].line
                 self._refuse(
-                    mark, (*path, key), f"this key is already on line {first}; remove one of them"
+                    location,
+                    (*path, key),
+                    f"this key is already on line {first}; remove one of them",
                 )
                 continue
             data[key] = self.read(value_node, (*path, key))
-            self.marks[(*path, key)] = (
-                mark  # point at the key: a nested value may start a line later
+            self.locations[(*path, key)] = (
+                location  # point at the key: a nested value may start a line later
             )
         return data
 
-    def _check_text(self, text: str, mark: Mark, path: KeyPath) -> bool:
+    def _check_text(self, text: str, location: Location, path: KeyPath) -> bool:
         """Refuse characters that no file's name and no text may hold; escapes can put them in."""
         found = _NO_TEXT.search(text)
         if found:
             self._refuse(
-                mark,
+                location,
                 path,
                 f"it has the character U+{ord(found[0]):04X}, which is no text; remove it",
             )
         return found is None
 
-    def _refuse(self, mark: Mark, path: KeyPath, message: str) -> None:
-        self.problems.append(Problem(mark, ".".join(map(str, path)), message))
+    def _refuse(self, location: Location, path: KeyPath, message: str) -> None:
+        self.problems.append(Problem(location, ".".join(map(str, path)), message))

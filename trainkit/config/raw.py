@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from trainkit.config.hints import fix, meant, options_at
-from trainkit.config.locations import KeyPath, Marks, load_marked, parse_value
-from trainkit.errors import Mark, Problem, RecipeError, UserError, printable, suggest
+from trainkit.config.locations import KeyPath, Locations, parse_value, read_yaml
+from trainkit.errors import Location, Problem, RecipeError, UserError, printable, suggest
 from trainkit.system.paths import is_file, whole
 
 M = TypeVar("M", bound=BaseModel)
@@ -25,34 +25,32 @@ _DEEPEST_KEY = 50  # dots in the name of an override
 
 
 @dataclass(frozen=True)
-class Source:
-    """Plain data of a recipe, the mark of every value in it, and what was wrong with the text as
-    such.
-    """
+class RawRecipe:
+    """Plain data of a recipe, where each value stands, and what was wrong with the text as such."""
 
     file: str = "recipe"
     data: dict[str, Any] = field(default_factory=dict)
-    marks: Marks = field(default_factory=dict)
+    locations: Locations = field(default_factory=dict)
     problems: Sequence[Problem] = ()
 
-    def nearest(self, *keys: str | int) -> Mark:
+    def nearest(self, *keys: str | int) -> Location:
         """Return where the value under `keys`, or the innermost written section around it,
         stands.
         """
         for end in range(len(keys), 0, -1):
-            if keys[:end] in self.marks:
-                return self.marks[keys[:end]]
-        return self.marks.get((), Mark(self.file, 1))
+            if keys[:end] in self.locations:
+                return self.locations[keys[:end]]
+        return self.locations.get((), Location(self.file, 1))
 
     def folder(self, *keys: str | int) -> Path:
         """Return the folder from which a path written under `keys` counts: that of the file
         which says it.
         """
-        mark = self.nearest(*keys)
-        return Path(mark.file if mark.line else self.file).parent
+        location = self.nearest(*keys)
+        return Path(location.file if location.line else self.file).parent
 
 
-def read_source(path: Path | None, overrides: Sequence[str] = ()) -> Source:
+def read_raw(path: Path | None, overrides: Sequence[str] = ()) -> RawRecipe:
     """Read `path`, what it extends, and the overrides (`a.b=value` sets a key, `~a.b` removes one).
 
     Without a path the overrides are all there is.
@@ -60,8 +58,8 @@ def read_source(path: Path | None, overrides: Sequence[str] = ()) -> Source:
     Raises:
         UserError: a file cannot be read, or is not YAML.
     """
-    data, marks, problems = (
-        _load_extended(path, ()) if path else ({}, {(): Mark("command line")}, [])
+    data, locations, problems = (
+        _load_extended(path, ()) if path else ({}, {(): Location("command line")}, [])
     )
     if len(overrides) > _MOST_OVERRIDES:
         raise UserError(
@@ -69,11 +67,11 @@ def read_source(path: Path | None, overrides: Sequence[str] = ()) -> Source:
             "this one"
         )
     for text in overrides:
-        mark = Mark(f"command line `{text}`")
+        location = Location(f"command line `{text}`")
         try:
-            _override(data, marks, text, mark)
+            _override(data, locations, text, location)
         except _WrongOverride as error:
-            problems.append(Problem(mark, error.key, str(error)))
+            problems.append(Problem(location, error.key, str(error)))
     # `ema:` with nothing behind it switches a plugin on with its defaults.
     plugins = data.get("plugins", {})
     if plugins is None:
@@ -82,22 +80,22 @@ def read_source(path: Path | None, overrides: Sequence[str] = ()) -> Source:
         data["plugins"] = {
             name: {} if options is None else options for name, options in plugins.items()
         }
-    return Source(str(path or "command line"), data, marks, problems)
+    return RawRecipe(str(path or "command line"), data, locations, problems)
 
 
 def _load_extended(
     path: Path, seen: tuple[Path, ...]
-) -> tuple[dict[str, Any], Marks, list[Problem]]:
-    data, marks, problems = load_marked(path)
+) -> tuple[dict[str, Any], Locations, list[Problem]]:
+    data, locations, problems = read_yaml(path)
     base = data.pop("extends", None)
     if base is None:
-        return data, marks, problems
-    mark = marks[("extends",)]
+        return data, locations, problems
+    location = locations[("extends",)]
     if not isinstance(base, str):
         raise RecipeError(
             [
                 *problems,
-                Problem(mark, "extends", "give the path of one recipe, relative to this file"),
+                Problem(location, "extends", "give the path of one recipe, relative to this file"),
             ]
         )
     target, here = whole(path.parent / base), whole(path)
@@ -109,9 +107,9 @@ def _load_extended(
     elif not is_file(target):
         wrong = f"there is no file {target}"
     if wrong:
-        raise RecipeError([*problems, Problem(mark, "extends", wrong)])
-    under, under_marks, found = _load_extended(target, (*seen, here))
-    return merge(under, data), {**under_marks, **marks}, [*found, *problems]
+        raise RecipeError([*problems, Problem(location, "extends", wrong)])
+    under, under_locations, found = _load_extended(target, (*seen, here))
+    return merge(under, data), {**under_locations, **locations}, [*found, *problems]
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +129,7 @@ class _WrongOverride(Exception):
         self.key = key
 
 
-def _override(data: dict[str, Any], marks: Marks, text: str, mark: Mark) -> None:
+def _override(data: dict[str, Any], locations: Locations, text: str, location: Location) -> None:
     remove = text.startswith("~")
     name, separator, value = text.removeprefix("~").partition("=")
     if name.startswith("-"):
@@ -152,7 +150,7 @@ def _override(data: dict[str, Any], marks: Marks, text: str, mark: Mark) -> None
     for i, key in enumerate(keys[:-1]):
         if not remove and section.get(key) is None:
             section[key] = {}
-            marks[keys[: i + 1]] = mark
+            locations[keys[: i + 1]] = location
         if not isinstance(section.get(key), dict):
             raise _WrongOverride(".".join(keys[: i + 1]), "has no keys below it")
         section = section[key]
@@ -167,9 +165,9 @@ def _override(data: dict[str, Any], marks: Marks, text: str, mark: Mark) -> None
     else:
         known = suggest(keys[-1], list(section))
         raise _WrongOverride(name, f"there is nothing of that name to remove{known}")
-    for path in [path for path in marks if path[: len(keys)] == keys]:
-        del marks[path]  # what stood there in a file is gone
-    marks.update({(*keys, *path): mark for path in paths})
+    for path in [path for path in locations if path[: len(keys)] == keys]:
+        del locations[path]  # what stood there in a file is gone
+    locations.update({(*keys, *path): location for path in paths})
 
 
 def _split(name: str, data: Any) -> tuple[str, ...]:
@@ -189,7 +187,7 @@ def _split(name: str, data: Any) -> tuple[str, ...]:
 
 
 def validate(
-    model: type[M], data: Any, source: Source, prefix: KeyPath
+    model: type[M], data: Any, source: RawRecipe, prefix: KeyPath
 ) -> tuple[M | None, list[Problem]]:
     """Make a `model` of `data`, the part of `source` under `prefix`, or say with file and line
     why not.
@@ -209,7 +207,7 @@ def validate(
 
 
 def _problem(
-    item: Any, model: type[BaseModel], data: Any, source: Source, prefix: KeyPath
+    item: Any, model: type[BaseModel], data: Any, source: RawRecipe, prefix: KeyPath
 ) -> Problem:
     path = (*prefix, *_real_path(data, item["loc"], item["type"]))
     if item["type"] == "extra_forbidden":

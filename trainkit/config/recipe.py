@@ -14,9 +14,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from trainkit.config.locations import dump
-from trainkit.config.raw import Source, read_source, validate
+from trainkit.config.raw import RawRecipe, read_raw, validate
 from trainkit.data.spec import STRICT, AnyDataSpec
-from trainkit.errors import Mark, Problem
+from trainkit.errors import Location, Problem
 
 
 class ModelSpec(BaseModel):
@@ -158,18 +158,18 @@ class Recipe(BaseModel):
     checkpoint: CheckpointSpec = Field(CheckpointSpec(keep_best=1), description="what is kept")
     plugins: dict[str, dict[str, Any]] = Field({}, description="the plugins that are on, in order")
 
-    _source: Source = PrivateAttr(default_factory=Source)
+    _source: RawRecipe = PrivateAttr(default_factory=RawRecipe)
 
     @property
-    def source(self) -> Source:
+    def source(self) -> RawRecipe:
         """The text that the recipe was read from; empty for one made in code."""
         return self._source
 
-    def where(self, *keys: str | int) -> Mark:
+    def where(self, *keys: str | int) -> Location:
         """Return where the value under `keys` was written; `default` when it was not written at
         all.
         """
-        return self._source.marks.get(keys, Mark("default"))
+        return self._source.locations.get(keys, Location("default"))
 
     def dump(self) -> str:
         """Return the resolved recipe as YAML: every default written out, local plugins by their
@@ -186,7 +186,7 @@ class Recipe(BaseModel):
 
 def read_recipe(
     path: Path | None, overrides: Sequence[str] = ()
-) -> tuple[Recipe | None, Source, list[Problem]]:
+) -> tuple[Recipe | None, RawRecipe, list[Problem]]:
     """Read a recipe with its overrides, or overrides alone, and check core's sections of it.
 
     Returns:
@@ -196,7 +196,7 @@ def read_recipe(
     Raises:
         UserError: a file cannot be read, or is not YAML.
     """
-    source = read_source(path, overrides)
+    source = read_raw(path, overrides)
     recipe, problems = validate(Recipe, source.data, source, ())
     if recipe is not None:
         recipe._source = source

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from trainkit.config.raw import Source, validate
+from trainkit.config.raw import RawRecipe, validate
 from trainkit.config.recipe import Recipe
 from trainkit.data.by_class import ByClass, Split, Where, open_split
 from trainkit.data.preparation import check_channels, size_of
@@ -132,11 +132,13 @@ def target_pool(recipe: Recipe, data: Mapping[str, Any], *keys: str) -> ClassPoo
     # the messages.
     source, depth = recipe.source, len(keys)
     marks = {
-        ("data", *key[depth:]): mark for key, mark in source.marks.items() if key[:depth] == keys
+        ("data", *key[depth:]): mark
+        for key, mark in source.locations.items()
+        if key[:depth] == keys
     }
     marks.setdefault(("data",), source.nearest(*keys))
     section = {"data": dict(data)}
-    found, problems = validate(_Section, section, Source(source.file, section, marks), ())
+    found, problems = validate(_Section, section, RawRecipe(source.file, section, marks), ())
     if found is None:
         name = ".".join(keys)
         raise RecipeError(

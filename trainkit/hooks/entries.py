@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainkit.config.raw import Source, validate
+from trainkit.config.raw import RawRecipe, validate
 from trainkit.config.recipe import read_recipe
 from trainkit.errors import Problem, RecipeError, UserError
 from trainkit.hooks.discovery import load_class
@@ -13,7 +13,7 @@ from trainkit.hooks.guard import make
 from trainkit.hooks.order import Entry, arrange
 
 
-def instantiate(source: Source) -> tuple[list[Entry], list[Problem]]:
+def instantiate(source: RawRecipe) -> tuple[list[Entry], list[Problem]]:
     """Make the plugins that a recipe names; return them in recipe order, and every mistake
     found.
     """
@@ -24,23 +24,25 @@ def instantiate(source: Source) -> tuple[list[Entry], list[Problem]]:
         return [], []  # core's own check of the recipe reports this
     seed = source.data.get("seed", 0)
     for key, options in section.items():
-        mark = source.nearest("plugins", key)
+        location = source.nearest("plugins", key)
         if not isinstance(options, dict):
             continue
         try:
             name, cls = load_class(key, source.folder("plugins", key))
         except UserError as error:
-            problems.append(Problem(mark, f"plugins.{key}", str(error)))
+            problems.append(Problem(location, f"plugins.{key}", str(error)))
             continue
         plugin, found = make(name, cls, options, source, ("plugins", key), by=validate)
         problems += found
         if name in entries:
             problems.append(
-                Problem(mark, f"plugins.{key}", f"a plugin called {name} is already on; keep one")
+                Problem(
+                    location, f"plugins.{key}", f"a plugin called {name} is already on; keep one"
+                )
             )
         elif plugin is not None:
             plugin.bind(name, seed if isinstance(seed, int) else 0)
-            entries[name] = Entry(name, plugin, mark)
+            entries[name] = Entry(name, plugin, location)
     return list(entries.values()), problems
 
 
@@ -57,7 +59,7 @@ def read_entries(path: Path, overrides: Sequence[str] = ()) -> list[Entry]:
     return entries
 
 
-def plugins_of(source: Source) -> tuple[list[Entry], list[Problem]]:
+def plugins_of(source: RawRecipe) -> tuple[list[Entry], list[Problem]]:
     """Return the plugins that a recipe names, made and in order, and every mistake found."""
     entries, problems = instantiate(source)
     section = source.data.get("plugins", {})

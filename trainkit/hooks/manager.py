@@ -73,7 +73,7 @@ def _publish(entry: Entry, manager: pluggy.PluginManager) -> list[Problem]:
         for name in known
     ]
     wrong = wrong or [f"its hookspecs {specs.__name__} has no method marked @value or @moment"]
-    return [Problem(entry.mark, f"plugins.{entry.name}", message) for message in wrong]
+    return [Problem(entry.location, f"plugins.{entry.name}", message) for message in wrong]
 
 
 class _Manager(pluggy.PluginManager):

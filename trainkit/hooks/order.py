@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trainkit.errors import Mark, Problem
+from trainkit.errors import Location, Problem
 from trainkit.hooks.plugin import Plugin
 
 
@@ -17,7 +17,7 @@ class Entry:
 
     name: str
     plugin: Plugin
-    mark: Mark
+    location: Location
     reason: str = "recipe order"
 
 
@@ -37,11 +37,11 @@ def arrange(
         for other, reason in entry.plugin.conflicts.items():
             if other in names:
                 message = f"cannot be on together with {other}: {reason}; drop one of the two"
-                problems.append(Problem(entry.mark, f"plugins.{entry.name}", message))
+                problems.append(Problem(entry.location, f"plugins.{entry.name}", message))
         for other in entry.plugin.requires:
             if other not in names and other not in named:
                 message = f"needs the plugin {other}; add `{other}: {{}}` to `plugins:`"
-                problems.append(Problem(entry.mark, f"plugins.{entry.name}", message))
+                problems.append(Problem(entry.location, f"plugins.{entry.name}", message))
     earlier = _earlier(entries)
     ordered: list[Entry] = []
     waiting = list(entries)
@@ -51,7 +51,9 @@ def arrange(
         if ready is None:
             return list(entries), [*problems, _circle(waiting, earlier)]
         waiting.remove(ready)
-        ordered.append(Entry(ready.name, ready.plugin, ready.mark, _reason(earlier[ready.name])))
+        ordered.append(
+            Entry(ready.name, ready.plugin, ready.location, _reason(earlier[ready.name]))
+        )
     return ordered, problems
 
 
@@ -84,7 +86,7 @@ def _circle(waiting: list[Entry], earlier: Mapping[str, Mapping[str, str]]) -> P
     message = (
         f"{' and '.join(names)} cannot be put in order: {'; '.join(reasons)}; drop one of them"
     )
-    return Problem(circle[0].mark, f"plugins.{names[0]}", message)
+    return Problem(circle[0].location, f"plugins.{names[0]}", message)
 
 
 def _reason(constraints: Mapping[str, str]) -> str:

@@ -100,7 +100,7 @@ class Plugin(BaseModel):
             self.generator(key).set_state(state)
 
     @contextmanager
-    def apart(self, *purpose: int | str) -> Iterator[None]:
+    def isolated_streams(self, *purpose: int | str) -> Iterator[None]:
         """While on, `generator` gives streams that belong to `purpose` alone; then the others go on
         where they were.
 

@@ -44,7 +44,7 @@ def check_shape(entry: Entry, manager: pluggy.PluginManager) -> list[Problem]:
             )
         elif not options["optionalhook"]:
             wrong.append(f"there is no hook {name!r}{suggest(name, list(hooks))}")
-    return [Problem(entry.mark, f"plugins.{entry.name}", message) for message in wrong]
+    return [Problem(entry.location, f"plugins.{entry.name}", message) for message in wrong]
 
 
 def _check_arguments(name: str, function: Callable[..., Any], known: Sequence[str]) -> list[str]:
@@ -105,4 +105,4 @@ def check_providers(caller: Any, entries: Sequence[Entry]) -> list[Problem]:
         return []
     names = " and ".join(entry.name for entry in ordered)
     message = f"{names} both provide {caller.name}, and a run has one; drop one of them"
-    return [Problem(ordered[-1].mark, f"plugins.{ordered[-1].name}", message)]
+    return [Problem(ordered[-1].location, f"plugins.{ordered[-1].name}", message)]

@@ -14,9 +14,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainkit.config.raw import Source, merge, read_source, validate
+from trainkit.config.raw import RawRecipe, merge, read_raw, validate
 from trainkit.config.recipe import Recipe
-from trainkit.errors import Mark, Problem, UserError
+from trainkit.errors import Location, Problem, UserError
 from trainkit.hooks.discovery import installed, load_class
 from trainkit.hooks.entries import instantiate
 from trainkit.hooks.order import Entry, arrange
@@ -85,10 +85,10 @@ class Case:
             raise CheckError(f"{self.target}: {error}") from error
 
     @functools.cached_property
-    def _read(self) -> tuple[Source, Options | None]:
+    def _read(self) -> tuple[RawRecipe, Options | None]:
         """The recipe without the examined plugin, and the options that it gives it."""
         if isinstance(self._recipe, Path | str):
-            file, given = str(self._recipe), read_source(Path(self._recipe)).data
+            file, given = str(self._recipe), read_raw(Path(self._recipe)).data
         else:
             file, given = "recipe", dict(self._recipe or {})
         data = merge(TINY, given)
@@ -97,10 +97,10 @@ class Case:
             for key, value in (data.get("plugins") or {}).items()
         }
         own = next((key for key in data["plugins"] if _name(key) == self.name), None)
-        return Source(file, data), None if own is None else data["plugins"].pop(own)
+        return RawRecipe(file, data), None if own is None else data["plugins"].pop(own)
 
     @property
-    def source(self) -> Source:
+    def source(self) -> RawRecipe:
         """The recipe without the examined plugin."""
         return self._read[0]
 
@@ -116,7 +116,7 @@ class Case:
             CheckError: the options are refused.
         """
         options = self.options if options is None else options
-        source = Source(self.source.file, {"plugins": {self.name: options}})
+        source = RawRecipe(self.source.file, {"plugins": {self.name: options}})
         plugin, problems = validate(self.cls, options, source, ("plugins", self.name))
         if plugin is None:
             raise CheckError(
@@ -140,7 +140,7 @@ class Case:
         """
         data = merge(self.source.data, over or {})
         examined = (
-            [Entry(self.name, self.plugin(options, data["seed"]), Mark(self.source.file))]
+            [Entry(self.name, self.plugin(options, data["seed"]), Location(self.source.file))]
             if on
             else []
         )
@@ -148,7 +148,7 @@ class Case:
         entries, found = arrange([*companions, *examined])
         for entry in examined:
             data["plugins"] = data["plugins"] | {entry.name: entry.plugin.model_dump(mode="json")}
-        source = Source(self.source.file, data)
+        source = RawRecipe(self.source.file, data)
         recipe, mistakes = validate(Recipe, data, source, ())
         problems += [*found, *mistakes, *check_names(source)]
         if recipe is None or problems:
@@ -159,7 +159,7 @@ class Case:
     def _companions(self, data: dict[str, Any]) -> tuple[list[Entry], list[Problem]]:
         """Make the recipe's own plugins, with those added that they or the examined one require."""
         while True:
-            entries, problems = instantiate(Source(self.source.file, data))
+            entries, problems = instantiate(RawRecipe(self.source.file, data))
             needed = (
                 *self.cls.requires,
                 *(name for entry in entries for name in entry.plugin.requires),

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainkit.commands.schema import plugin_schema
 from trainkit.commands.verify import differences
-from trainkit.config.raw import Source, validate
+from trainkit.config.raw import RawRecipe, validate
 from trainkit.config.recipe import Recipe, read_recipe
 from trainkit.hooks.discovery import describe, installed
 from trainkit.hooks.manager import make_manager
@@ -95,7 +95,7 @@ def check_ranges(case: Case) -> None:
 def _refuses(case: Case, options: dict[str, Any], option: str) -> bool:
     section = ("plugins", case.name)
     _, problems = validate(
-        case.cls, options, Source(data={"plugins": {case.name: options}}), section
+        case.cls, options, RawRecipe(data={"plugins": {case.name: options}}), section
     )
     named = (
         f"{problem.key.removeprefix('.'.join(section))} {problem.message}" for problem in problems

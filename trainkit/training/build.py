@@ -20,7 +20,7 @@ from trainkit.checks.idle import idle_notes
 from trainkit.checks.trial import trial_problems
 from trainkit.config.recipe import LossSpec, Recipe, read_recipe
 from trainkit.data.loader import OrderedStream, ShuffledStream
-from trainkit.errors import Mark, PluginError, Problem, RecipeError, UserError, suggest
+from trainkit.errors import Location, PluginError, Problem, RecipeError, UserError, suggest
 from trainkit.hooks.entries import plugins_of
 from trainkit.hooks.guard import naming
 from trainkit.hooks.manager import make_manager
@@ -144,9 +144,9 @@ def _prepare(model: nn.Module, run: Run) -> nn.Module:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
         except (AttributeError, AssertionError):
             name = run.recipe.model.name
-            mark = where("train", "grad_checkpointing")
+            location = where("train", "grad_checkpointing")
             raise UserError(
-                f"{mark}: train.grad_checkpointing: timm's {name} does not offer it; set false"
+                f"{location}: train.grad_checkpointing: timm's {name} does not offer it; set false"
             ) from None
     if spec.sync_batchnorm:
         model = timm.layers.convert_sync_batchnorm(model)
@@ -205,18 +205,20 @@ def _metric_problems(run: Run) -> list[Problem]:
     known = list(run.metrics.keys())
     metric = run.recipe.checkpoint.metric
     if metric not in known:
-        mark = run.recipe.source.nearest("checkpoint", "metric")
+        location = run.recipe.source.nearest("checkpoint", "metric")
         plain = metric.removeprefix("val/")
         near = f"; did you mean {plain!r}?" if plain in known else suggest(metric, known)
         message = f"this run does not measure {metric!r}{near} (it measures: {', '.join(known)})"
-        return [Problem(mark, "checkpoint.metric", message)]
+        return [Problem(location, "checkpoint.metric", message)]
     # torchmetrics says which way its metrics improve; a plugin's own collection need not.
     measured = cast(Any, run.metrics)[metric] if hasattr(run.metrics, "__getitem__") else None
     higher = getattr(measured, "higher_is_better", None)
-    unsaid = run.recipe.where("checkpoint", "mode") == Mark("default")
+    unsaid = run.recipe.where("checkpoint", "mode") == Location("default")
     if higher is False and unsaid:
-        mark = run.recipe.source.nearest("checkpoint", "metric")
+        location = run.recipe.source.nearest("checkpoint", "metric")
         return [
-            Problem(mark, "checkpoint.mode", f"less {metric} is better; set checkpoint.mode to min")
+            Problem(
+                location, "checkpoint.mode", f"less {metric} is better; set checkpoint.mode to min"
+            )
         ]
     return []

@@ -58,11 +58,10 @@ def run_state(run: Run) -> dict[str, Any]:
 def _state_of(plugin: Plugin, run: Run) -> dict[str, Any]:
     state = ask(plugin, plugin.name, "state_dict")
     if not isinstance(state, dict):
-        mark = run.recipe.source.nearest("plugins", plugin.name)
-        found = type(state).__name__
+        location = run.recipe.source.nearest("plugins", plugin.name)
         raise PluginError(
-            f"{mark}: plugins.{plugin.name}: its state_dict returned a {found}; it must return a "
-            "dict"
+            f"{location}: plugins.{plugin.name}: its state_dict returned a "
+            f"{type(state).__name__}; it must return a dict"
         )
     return state
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainkit.config.raw import Source
+from trainkit.config.raw import RawRecipe
 from trainkit.config.recipe import LossSpec, Recipe
 from trainkit.data import sources
 from trainkit.data.types import Data
@@ -29,7 +29,7 @@ from trainkit.training.trainable import optimized
 from trainkit.training.weights import note_new_classifier, start_from
 
 
-def check_names(source: Source) -> list[Problem]:
+def check_names(source: RawRecipe) -> list[Problem]:
     """Return the mistakes that only timm can tell: names of models and optimizers that it does not
     have.
 
@@ -91,8 +91,8 @@ class Defaults:
             try:
                 notes = start_from(model, Path(spec.checkpoint))
             except UserError as error:
-                mark = recipe.source.nearest("model", "checkpoint")
-                raise UserError(f"{mark}: model.checkpoint: {error}") from None
+                location = recipe.source.nearest("model", "checkpoint")
+                raise UserError(f"{location}: model.checkpoint: {error}") from None
         for note in notes:
             run.log.note(note)
         return model
@@ -119,10 +119,10 @@ class Defaults:
                     raise
                 return cast(nn.Module, _create(recipe, arguments))
         except Exception as error:  # an argument of the wrong kind may raise anything
-            mark = recipe.source.nearest("model", *(("args",) if spec.args else ()))
+            location = recipe.source.nearest("model", *(("args",) if spec.args else ()))
             named = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
             raise UserError(
-                f"{mark}: model: timm cannot make {spec.name}: {named}{first_line(error)}"
+                f"{location}: model: timm cannot make {spec.name}: {named}{first_line(error)}"
             ) from None
 
     @hookimpl(trylast=True)

@@ -229,7 +229,7 @@ def evaluate(
             isolated(derive_seed(run.recipe.seed, "evaluate", run.epoch), run.device.torch)
         )
         for plugin in run.plugins.values():
-            streams.enter_context(plugin.apart("evaluate", run.epoch))
+            streams.enter_context(plugin.isolated_streams("evaluate", run.epoch))
         for number, batch in enumerate(run.data.val):
             logits, targets = run.hook.evaluate_batch(model=run.model, batch=batch, run=run)
             run.metrics.update(logits, targets)

@@ -65,7 +65,7 @@ def build_scheduler(
     problems += _against(recipe, args, peak)
     if args is None or problems:
         raise RecipeError(problems)
-    mark = recipe.source.nearest("scheduler", "args" if spec.args else "name")
+    location = recipe.source.nearest("scheduler", "args" if spec.args else "name")
     try:
         settings = _fitted(spec, args, length)
         trial = _create(torch.optim.SGD([torch.zeros(1)], lr=peak), spec, settings, steps_per_epoch)
@@ -74,7 +74,7 @@ def build_scheduler(
         scheduler = _create(optimizer, spec, settings, steps_per_epoch)
     except (ValueError, TypeError, ArithmeticError, RuntimeError, AssertionError) as error:
         raise RecipeError(
-            [Problem(mark, "scheduler", f"timm cannot make {spec.name}: {first_line(error)}")]
+            [Problem(location, "scheduler", f"timm cannot make {spec.name}: {first_line(error)}")]
         ) from None
     return scheduler, _notes(spec, args, length)
 

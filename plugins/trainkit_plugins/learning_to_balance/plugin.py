@@ -248,10 +248,10 @@ class LearningToBalance(Plugin):
         self._divergences = {}
 
     @contextmanager
-    def apart(self, *purpose: int | str) -> Iterator[None]:
+    def isolated_streams(self, *purpose: int | str) -> Iterator[None]:
         """Keep the tasks of each validation and each test apart, as their random streams are."""
         self._seen[str(purpose[0])] = self._now = {}
-        with super().apart(*purpose):
+        with super().isolated_streams(*purpose):
             yield
 
     @hookimpl

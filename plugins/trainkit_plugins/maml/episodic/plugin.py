@@ -180,7 +180,7 @@ class Episodic(Plugin):
             own: list[list[float]] = []
             with ExitStack() as streams:
                 for plugin in run.plugins.values():
-                    streams.enter_context(plugin.apart(name))
+                    streams.enter_context(plugin.isolated_streams(name))
                 for batch in stream:
                     episodes = run.device.move(batch)
                     logits = self.predict_tasks(run.model, episodes, "test", run, every_step=True)

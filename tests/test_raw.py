@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from trainkit.config.raw import Source, read_source, validate
-from trainkit.errors import Mark, RecipeError
+from trainkit.config.raw import RawRecipe, read_raw, validate
+from trainkit.errors import Location, RecipeError
 
 Write = Callable[..., Path]
 
@@ -23,7 +23,7 @@ def said(problems: Sequence[object], path: Path) -> list[str]:
 
 def refusals(path: Path, overrides: Sequence[str] = ()) -> list[str]:
     with pytest.raises(RecipeError) as caught:
-        read_source(path, overrides)
+        read_raw(path, overrides)
     return said(caught.value.problems, path)
 
 
@@ -33,14 +33,16 @@ def refusals(path: Path, overrides: Sequence[str] = ()) -> list[str]:
 def test_a_recipe_extends_another_key_by_key(write: Write) -> None:
     write("seed: 1\nmodel: {name: a, in_chans: 1}\ntrain: {epochs: 3}\n", "base.yaml")
     path = write("extends: base.yaml\nmodel:\n  name: b\nseed: 2\n", "top.yaml")
-    source = read_source(path)
+    source = read_raw(path)
     assert source.data == {
         "seed": 2,
         "model": {"name": "b", "in_chans": 1},
         "train": {"epochs": 3},
         "plugins": {},
     }
-    where = {key: str(source.nearest(*key)).replace(f"{path.parent}/", "") for key in source.marks}
+    where = {
+        key: str(source.nearest(*key)).replace(f"{path.parent}/", "") for key in source.locations
+    }
     assert where[("seed",)] == "top.yaml:4"
     assert where[("model", "name")] == "top.yaml:3"
     assert where[("model", "in_chans")] == "base.yaml:2"
@@ -51,13 +53,13 @@ def test_a_chain_is_followed_to_its_end_and_counts_paths_from_each_file(write: W
     write("seed: 1\ntrain: {epochs: 1, accumulate: 1, log_every: 1}\n", "deep/er/first.yaml")
     write("extends: er/first.yaml\ntrain: {accumulate: 2, log_every: 2}\n", "deep/second.yaml")
     path = write("extends: deep/second.yaml\ntrain: {log_every: 3}\n", "third.yaml")
-    assert read_source(path).data["train"] == {"epochs": 1, "accumulate": 2, "log_every": 3}
+    assert read_raw(path).data["train"] == {"epochs": 1, "accumulate": 2, "log_every": 3}
 
 
 def test_plugins_of_the_base_come_first_and_lists_are_replaced(write: Write) -> None:
     write("plugins: {a: {size: [1, 2]}, b: {}}\n", "base.yaml")
     path = write("extends: base.yaml\nplugins: {c: {}, a: {size: [3]}}\n", "top.yaml")
-    assert list(read_source(path).data["plugins"].items()) == [
+    assert list(read_raw(path).data["plugins"].items()) == [
         ("a", {"size": [3]}),
         ("b", {}),
         ("c", {}),
@@ -65,11 +67,11 @@ def test_plugins_of_the_base_come_first_and_lists_are_replaced(write: Write) -> 
 
 
 def test_plugins_with_nothing_behind_them_have_no_options(write: Write) -> None:
-    assert read_source(write("plugins:\n  ema:\n  radam: {}\n")).data["plugins"] == {
+    assert read_raw(write("plugins:\n  ema:\n  radam: {}\n")).data["plugins"] == {
         "ema": {},
         "radam": {},
     }
-    assert read_source(write("plugins:\n")).data == {}
+    assert read_raw(write("plugins:\n")).data == {}
 
 
 @pytest.mark.parametrize(
@@ -109,13 +111,13 @@ def test_two_recipes_may_extend_the_same_one(write: Write) -> None:
     write("seed: 7\n", "base.yaml")
     write("extends: base.yaml\n", "left.yaml")
     path = write("extends: left.yaml\n", "right.yaml")
-    assert read_source(path).data["seed"] == 7
+    assert read_raw(path).data["seed"] == 7
 
 
 def test_mistakes_in_the_base_name_the_base(write: Write) -> None:
     write("seed: 1\nseed: 2\n", "base.yaml")
     path = write("extends: base.yaml\ntrain: {}\ntrain: {}\n", "top.yaml")
-    assert said(read_source(path).problems, path) == [
+    assert said(read_raw(path).problems, path) == [
         "base.yaml:2: seed: this key is already on line 1; remove one of them",
         "top.yaml:3: train: this key is already on line 2; remove one of them",
     ]
@@ -131,7 +133,7 @@ def test_mistakes_are_not_lost_when_the_base_is_missing(write: Write) -> None:
 def test_a_path_counts_from_the_file_that_says_it(write: Write) -> None:
     write("plugins: {./trick.py:Trick: {}}\n", "shared/base.yaml")
     path = write("extends: shared/base.yaml\nplugins: {./own.py:Own: {}}\n", "top.yaml")
-    source = read_source(path, ["plugins.ema={}"])
+    source = read_raw(path, ["plugins.ema={}"])
     assert source.folder("plugins", "./trick.py:Trick") == path.parent / "shared"
     assert source.folder("plugins", "./own.py:Own") == path.parent
     assert source.folder("plugins", "ema") == path.parent
@@ -165,14 +167,14 @@ BASE = (
 def test_an_override_sets_a_value_and_is_its_place(
     write: Write, override: str, keys: tuple[str, ...], value: Any
 ) -> None:
-    source = read_source(write(BASE), [override])
+    source = read_raw(write(BASE), [override])
     assert source.problems == []
     found: Any = source.data
     for key in keys:
         found = found[key]
     assert found == value
     name = (*keys, *value) if isinstance(value, dict) else keys
-    assert source.nearest(*name) == Mark(f"command line `{override}`")
+    assert source.nearest(*name) == Location(f"command line `{override}`")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ def test_an_override_sets_a_value_and_is_its_place(
 def test_an_override_removes_a_key_with_all_below_it(
     write: Write, override: str, section: tuple[str, ...], left: Any
 ) -> None:
-    source = read_source(write(BASE), [override])
+    source = read_raw(write(BASE), [override])
     found: Any = source.data
     for key in section:
         found = found[key]
@@ -195,16 +197,16 @@ def test_an_override_removes_a_key_with_all_below_it(
 
 
 def test_a_replaced_section_keeps_no_line_of_the_file(write: Write) -> None:
-    source = read_source(write(BASE), ["model={name: b}"])
-    assert source.marks[("model", "name")] == Mark("command line `model={name: b}`")
-    assert ("model", "args") not in source.marks
-    assert ("model", "args", "depth") not in source.marks
-    removed = read_source(write(BASE), ["~plugins.ema"])
-    assert not [keys for keys in removed.marks if keys[:2] == ("plugins", "ema")]
+    source = read_raw(write(BASE), ["model={name: b}"])
+    assert source.locations[("model", "name")] == Location("command line `model={name: b}`")
+    assert ("model", "args") not in source.locations
+    assert ("model", "args", "depth") not in source.locations
+    removed = read_raw(write(BASE), ["~plugins.ema"])
+    assert not [keys for keys in removed.locations if keys[:2] == ("plugins", "ema")]
 
 
 def test_overrides_are_taken_in_turn(write: Write) -> None:
-    source = read_source(write(BASE), ["seed=2", "seed=3", "~plugins.ema", "plugins.ema.decay=1"])
+    source = read_raw(write(BASE), ["seed=2", "seed=3", "~plugins.ema", "plugins.ema.decay=1"])
     assert source.data["seed"] == 3
     assert list(source.data["plugins"].items()) == [
         ("./trick.py:Trick", {"size": 1}),
@@ -225,7 +227,7 @@ def test_every_wrong_override_is_named(write: Write) -> None:
         "~seed.x",
         "seed=[1",
     ]
-    source = read_source(write(BASE), wrong)
+    source = read_raw(write(BASE), wrong)
     form, removal = "an override is `a.b=value`; `~a.b` removes a key", "`~a.b` removes a key"
     assert [str(problem) for problem in source.problems] == [
         f"command line `seed`: {form}",
@@ -245,7 +247,7 @@ def test_every_wrong_override_is_named(write: Write) -> None:
             "']', but got '<stream end>'; while parsing a flow sequence"
         ),
     ]
-    assert source.data == read_source(write(BASE)).data
+    assert source.data == read_raw(write(BASE)).data
 
 
 # Typing.
@@ -286,13 +288,13 @@ class Outer(BaseModel):
 
 def check(write: Write, text: str) -> list[str]:
     path = write(text)
-    source = read_source(path)
+    source = read_raw(path)
     _, problems = validate(Outer, source.data["o"], source, ("o",))
     return said(problems, path)
 
 
 def test_a_list_is_read_as_a_tuple_and_an_int_as_a_float(write: Write) -> None:
-    source = read_source(write("o: {pair: [1, 2.5], many: [{size: 2}]}"))
+    source = read_raw(write("o: {pair: [1, 2.5], many: [{size: 2}]}"))
     made, problems = validate(Outer, source.data["o"], source, ("o",))
     assert problems == []
     assert made is not None
@@ -355,7 +357,7 @@ def test_what_is_wrong_with_a_section_as_a_whole_is_said_where_it_begins(write: 
 
 
 def test_a_source_made_in_code_has_a_place_too() -> None:
-    source = Source()
+    source = RawRecipe()
     _, problems = validate(Inner, {"size": 0}, source, ("o",))
     assert list(map(str, problems)) == [
         "recipe:1: o.size: should be greater than or equal to 1; got 0"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainkit.config.locations import dump, load_marked, parse_value
+from trainkit.config.locations import dump, parse_value, read_yaml
 from trainkit.errors import RecipeError, UserError
 
 Write = Callable[..., Path]
@@ -22,13 +22,13 @@ Write = Callable[..., Path]
 def refusals(path: Path) -> list[str]:
     """Return the messages about a file that cannot be used at all, without its folder."""
     with pytest.raises(RecipeError) as caught:
-        load_marked(path)
+        read_yaml(path)
     return [str(problem).replace(f"{path.parent}/", "") for problem in caught.value.problems]
 
 
 def mistakes(path: Path) -> list[str]:
     """Return the messages about a file that can be read apart from these mistakes."""
-    _, _, problems = load_marked(path)
+    _, _, problems = read_yaml(path)
     return [str(problem).replace(f"{path.parent}/", "") for problem in problems]
 
 
@@ -75,7 +75,7 @@ def mistakes(path: Path) -> list[str]:
     ],
 )
 def test_scalars_are_those_of_yaml_1_2(write: Write, text: str, expected: Any) -> None:
-    data, _, problems = load_marked(write(f"key: {text}\n"))
+    data, _, problems = read_yaml(write(f"key: {text}\n"))
     assert problems == []
     assert (type(data["key"]), data["key"]) == (type(expected), expected)
     value, _ = parse_value(text)
@@ -83,7 +83,7 @@ def test_scalars_are_those_of_yaml_1_2(write: Write, text: str, expected: Any) -
 
 
 def test_nan_is_a_number(write: Write) -> None:
-    data, _, _ = load_marked(write("key: .nan"))
+    data, _, _ = read_yaml(write("key: .nan"))
     assert math.isnan(data["key"])
 
 
@@ -92,7 +92,7 @@ def test_every_value_has_the_line_of_its_key(write: Write) -> None:
         "# a comment\nmodel:\n  name: x\n  args:\n    - 1\n    - {b: 2,\n       c: 3}\nseed:\n\n "
         " 5\n"
     )
-    _, marks, _ = load_marked(path)
+    _, marks, _ = read_yaml(path)
     assert {keys: mark.line for keys, mark in marks.items()} == {
         (): 2,
         ("model",): 2,
@@ -109,18 +109,18 @@ def test_every_value_has_the_line_of_its_key(write: Write) -> None:
 
 @pytest.mark.parametrize("newline", ["\r\n", "\r", "\n"])
 def test_any_line_ending_counts_lines_alike(write: Write, newline: str) -> None:
-    data, marks, _ = load_marked(write(newline.join(["seed: 1", "", "train: {epochs: 2}", ""])))
+    data, marks, _ = read_yaml(write(newline.join(["seed: 1", "", "train: {epochs: 2}", ""])))
     assert data == {"seed": 1, "train": {"epochs": 2}}
     assert marks[("train", "epochs")].line == 3
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key(write: Write) -> None:
-    data, _, _ = load_marked(write("\ufeffseed: 1"))
+    data, _, _ = read_yaml(write("\ufeffseed: 1"))
     assert data == {"seed": 1}
 
 
 def test_an_anchor_is_read_where_it_is_used(write: Write) -> None:
-    data, marks, _ = load_marked(write("a: &x {b: 1}\nc: *x\n"))
+    data, marks, _ = read_yaml(write("a: &x {b: 1}\nc: *x\n"))
     assert data == {"a": {"b": 1}, "c": {"b": 1}}
     assert data["a"] is not data["c"]
     assert (marks[("c",)].line, marks[("c", "b")].line) == (2, 1)
@@ -134,7 +134,7 @@ def test_an_empty_file_is_an_empty_recipe(write: Write, text: str) -> None:
             "recipe.yaml:1: a recipe is a mapping of sections such as `model:`"
         ]
     else:
-        assert load_marked(path) == ({}, {}, [])
+        assert read_yaml(path) == ({}, {}, [])
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "3", "null"])
@@ -150,7 +150,7 @@ def test_every_repeated_key_is_named_with_both_lines(write: Write) -> None:
         "recipe.yaml:4: model.name: this key is already on line 3; remove one of them",
         "recipe.yaml:5: seed: this key is already on line 1; remove one of them",
     ]
-    assert load_marked(path)[0] == {"seed": 1, "model": {"name": "a"}}
+    assert read_yaml(path)[0] == {"seed": 1, "model": {"name": "a"}}
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_what_is_not_plain_is_refused_and_the_rest_read(
 ) -> None:
     path = write(f"train: {{epochs: 2}}\n{text}\n")
     assert mistakes(path) == [f"recipe.yaml:2: {message}"]
-    assert load_marked(path)[0]["train"] == {"epochs": 2}
+    assert read_yaml(path)[0]["train"] == {"epochs": 2}
 
 
 def test_no_tag_runs_code(write: Write, tmp_path: Path) -> None:
@@ -243,18 +243,18 @@ def test_aliases_cannot_multiply_without_end(write: Write) -> None:
 
 
 def test_forty_levels_without_an_alias_are_just_deep(write: Write) -> None:
-    data, _, problems = load_marked(write("a: " + "[" * 40 + "]" * 40))
+    data, _, problems = read_yaml(write("a: " + "[" * 40 + "]" * 40))
     assert problems == []
     assert str(data["a"]).count("[") == 40
 
 
 def test_files_that_cannot_be_read_are_named(write: Write, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nope\.yaml: no such file; `trainkit recipes` lists"):
-        load_marked(tmp_path / "nope.yaml")
+        read_yaml(tmp_path / "nope.yaml")
     with pytest.raises(UserError, match=r"cannot be read: Is a directory"):
-        load_marked(tmp_path)
+        read_yaml(tmp_path)
     with pytest.raises(UserError, match=r"recipe\.yaml: cannot be read: not UTF-8 text"):
-        load_marked(write(b"\x89PNG\r\n\x1a\n\xff\xfe"))
+        read_yaml(write(b"\x89PNG\r\n\x1a\n\xff\xfe"))
 
 
 def test_a_value_on_the_command_line_may_be_a_list_or_mapping() -> None:
