@@ -33,16 +33,14 @@ def refusals(path: Path, overrides: Sequence[str] = ()) -> list[str]:
 def test_a_recipe_extends_another_key_by_key(write: Write) -> None:
     write("seed: 1\nmodel: {name: a, in_chans: 1}\ntrain: {epochs: 3}\n", "base.yaml")
     path = write("extends: base.yaml\nmodel:\n  name: b\nseed: 2\n", "top.yaml")
-    source = read_raw(path)
-    assert source.data == {
+    raw = read_raw(path)
+    assert raw.data == {
         "seed": 2,
         "model": {"name": "b", "in_chans": 1},
         "train": {"epochs": 3},
         "plugins": {},
     }
-    where = {
-        key: str(source.nearest(*key)).replace(f"{path.parent}/", "") for key in source.locations
-    }
+    where = {key: str(raw.nearest(*key)).replace(f"{path.parent}/", "") for key in raw.locations}
     assert where[("seed",)] == "top.yaml:4"
     assert where[("model", "name")] == "top.yaml:3"
     assert where[("model", "in_chans")] == "base.yaml:2"
@@ -133,10 +131,10 @@ def test_mistakes_are_not_lost_when_the_base_is_missing(write: Write) -> None:
 def test_a_path_counts_from_the_file_that_says_it(write: Write) -> None:
     write("plugins: {./trick.py:Trick: {}}\n", "shared/base.yaml")
     path = write("extends: shared/base.yaml\nplugins: {./own.py:Own: {}}\n", "top.yaml")
-    source = read_raw(path, ["plugins.ema={}"])
-    assert source.folder("plugins", "./trick.py:Trick") == path.parent / "shared"
-    assert source.folder("plugins", "./own.py:Own") == path.parent
-    assert source.folder("plugins", "ema") == path.parent
+    raw = read_raw(path, ["plugins.ema={}"])
+    assert raw.folder("plugins", "./trick.py:Trick") == path.parent / "shared"
+    assert raw.folder("plugins", "./own.py:Own") == path.parent
+    assert raw.folder("plugins", "ema") == path.parent
 
 
 # Overrides.
@@ -167,14 +165,14 @@ BASE = (
 def test_an_override_sets_a_value_and_is_its_place(
     write: Write, override: str, keys: tuple[str, ...], value: Any
 ) -> None:
-    source = read_raw(write(BASE), [override])
-    assert source.problems == []
-    found: Any = source.data
+    raw = read_raw(write(BASE), [override])
+    assert raw.problems == []
+    found: Any = raw.data
     for key in keys:
         found = found[key]
     assert found == value
     name = (*keys, *value) if isinstance(value, dict) else keys
-    assert source.nearest(*name) == Location(f"command line `{override}`")
+    assert raw.nearest(*name) == Location(f"command line `{override}`")
 
 
 @pytest.mark.parametrize(
@@ -189,26 +187,26 @@ def test_an_override_sets_a_value_and_is_its_place(
 def test_an_override_removes_a_key_with_all_below_it(
     write: Write, override: str, section: tuple[str, ...], left: Any
 ) -> None:
-    source = read_raw(write(BASE), [override])
-    found: Any = source.data
+    raw = read_raw(write(BASE), [override])
+    found: Any = raw.data
     for key in section:
         found = found[key]
     assert found == left
 
 
 def test_a_replaced_section_keeps_no_line_of_the_file(write: Write) -> None:
-    source = read_raw(write(BASE), ["model={name: b}"])
-    assert source.locations[("model", "name")] == Location("command line `model={name: b}`")
-    assert ("model", "args") not in source.locations
-    assert ("model", "args", "depth") not in source.locations
+    raw = read_raw(write(BASE), ["model={name: b}"])
+    assert raw.locations[("model", "name")] == Location("command line `model={name: b}`")
+    assert ("model", "args") not in raw.locations
+    assert ("model", "args", "depth") not in raw.locations
     removed = read_raw(write(BASE), ["~plugins.ema"])
     assert not [keys for keys in removed.locations if keys[:2] == ("plugins", "ema")]
 
 
 def test_overrides_are_taken_in_turn(write: Write) -> None:
-    source = read_raw(write(BASE), ["seed=2", "seed=3", "~plugins.ema", "plugins.ema.decay=1"])
-    assert source.data["seed"] == 3
-    assert list(source.data["plugins"].items()) == [
+    raw = read_raw(write(BASE), ["seed=2", "seed=3", "~plugins.ema", "plugins.ema.decay=1"])
+    assert raw.data["seed"] == 3
+    assert list(raw.data["plugins"].items()) == [
         ("./trick.py:Trick", {"size": 1}),
         ("ema", {"decay": 1}),
     ]
@@ -227,9 +225,9 @@ def test_every_wrong_override_is_named(write: Write) -> None:
         "~seed.x",
         "seed=[1",
     ]
-    source = read_raw(write(BASE), wrong)
+    raw = read_raw(write(BASE), wrong)
     form, removal = "an override is `a.b=value`; `~a.b` removes a key", "`~a.b` removes a key"
-    assert [str(problem) for problem in source.problems] == [
+    assert [str(problem) for problem in raw.problems] == [
         f"command line `seed`: {form}",
         f"command line `=1`: {form}",
         f"command line `a..b=1`: {form}",
@@ -247,7 +245,7 @@ def test_every_wrong_override_is_named(write: Write) -> None:
             "']', but got '<stream end>'; while parsing a flow sequence"
         ),
     ]
-    assert source.data == read_raw(write(BASE)).data
+    assert raw.data == read_raw(write(BASE)).data
 
 
 # Typing.
@@ -288,14 +286,14 @@ class Outer(BaseModel):
 
 def check(write: Write, text: str) -> list[str]:
     path = write(text)
-    source = read_raw(path)
-    _, problems = validate(Outer, source.data["o"], source, ("o",))
+    raw = read_raw(path)
+    _, problems = validate(Outer, raw.data["o"], raw, ("o",))
     return said(problems, path)
 
 
 def test_a_list_is_read_as_a_tuple_and_an_int_as_a_float(write: Write) -> None:
-    source = read_raw(write("o: {pair: [1, 2.5], many: [{size: 2}]}"))
-    made, problems = validate(Outer, source.data["o"], source, ("o",))
+    raw = read_raw(write("o: {pair: [1, 2.5], many: [{size: 2}]}"))
+    made, problems = validate(Outer, raw.data["o"], raw, ("o",))
     assert problems == []
     assert made is not None
     assert made.pair == (1.0, 2.5)
@@ -357,8 +355,8 @@ def test_what_is_wrong_with_a_section_as_a_whole_is_said_where_it_begins(write: 
 
 
 def test_a_source_made_in_code_has_a_place_too() -> None:
-    source = RawRecipe()
-    _, problems = validate(Inner, {"size": 0}, source, ("o",))
+    raw = RawRecipe()
+    _, problems = validate(Inner, {"size": 0}, raw, ("o",))
     assert list(map(str, problems)) == [
         "recipe:1: o.size: should be greater than or equal to 1; got 0"
     ]

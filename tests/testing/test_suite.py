@@ -93,7 +93,7 @@ def test_options_come_from_the_argument_before_the_recipe() -> None:
     recipe = {"plugins": {"Doubles": {"factor": 3.0}}}
     assert Case(Doubles, recipe=recipe).options == {"factor": 3.0}
     assert Case(Doubles, {"factor": 2.0}, recipe=recipe).options == {"factor": 2.0}
-    assert "Doubles" not in Case(Doubles, recipe=recipe).source.data["plugins"]
+    assert "Doubles" not in Case(Doubles, recipe=recipe).raw.data["plugins"]
 
 
 def test_a_recipe_file_is_read_with_what_it_extends_and_its_plugins_by_its_folder(

@@ -83,7 +83,7 @@ class RunTensors:
         """Yield the parts of a state that come from elsewhere, each with what to call its owner."""
         run = self._run
         for name, part in state.get("plugins", {}).items():
-            yield f"{run.recipe.source.nearest('plugins', name)}: plugins.{name}", part
+            yield f"{run.recipe.raw.nearest('plugins', name)}: plugins.{name}", part
         owners = {"model": run.model, "optimizer": run.optimizer, "scheduler": run.scheduler}
         for key, owner in owners.items():
             if key in state:

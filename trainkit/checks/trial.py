@@ -119,7 +119,7 @@ def _shape(output: Any) -> tuple[int, ...] | None:
 
 
 def _refused(run: Run, size: int, error: Exception) -> Problem:
-    recipe, where = run.recipe, run.recipe.source.nearest
+    recipe, where = run.recipe, run.recipe.raw.nearest
     name, wrong = recipe.model.name, first_line(error)
     shape = " x ".join(map(str, run.data.input_size))
     if "more than 1 value per channel" in wrong:
@@ -141,7 +141,7 @@ def _refused(run: Run, size: int, error: Exception) -> Problem:
 
 
 def _misshapen(run: Run, output: Any) -> Problem:
-    recipe, where, wanted = run.recipe, run.recipe.source.nearest, run.data.num_classes
+    recipe, where, wanted = run.recipe, run.recipe.raw.nearest, run.data.num_classes
     shape = _shape(output)
     found = (
         type(output).__name__ if shape is None else f"[{', '.join(['N', *map(str, shape[1:])])}]"

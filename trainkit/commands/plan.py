@@ -47,7 +47,7 @@ def make_plan(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
     run = build(setup, registered=registered)
     recipe, epochs = run.recipe, run.recipe.train.epochs
-    where = recipe.source.nearest
+    where = recipe.raw.nearest
     locations = {entry.name: entry.location for entry in setup.entries}
     steps = run.data.train.steps_per_epoch
     return {

@@ -187,9 +187,9 @@ def _split(name: str, data: Any) -> tuple[str, ...]:
 
 
 def validate(
-    model: type[M], data: Any, source: RawRecipe, prefix: KeyPath
+    model: type[M], data: Any, raw: RawRecipe, prefix: KeyPath
 ) -> tuple[M | None, list[Problem]]:
-    """Make a `model` of `data`, the part of `source` under `prefix`, or say with file and line
+    """Make a `model` of `data`, the part of `raw` under `prefix`, or say with file and line
     why not.
     """
     try:
@@ -197,17 +197,17 @@ def validate(
         # YAML needs.
         return model.model_validate_json(json.dumps(data), strict=True), []
     except ValidationError as error:
-        return None, [_problem(item, model, data, source, prefix) for item in error.errors()]
+        return None, [_problem(item, model, data, raw, prefix) for item in error.errors()]
     except (
         ValueError
     ) as error:  # raised by a model's own `model_post_init`, which pydantic does not catch
         return None, [
-            Problem(source.nearest(*prefix), ".".join(map(str, prefix)), _sentence(str(error)))
+            Problem(raw.nearest(*prefix), ".".join(map(str, prefix)), _sentence(str(error)))
         ]
 
 
 def _problem(
-    item: Any, model: type[BaseModel], data: Any, source: RawRecipe, prefix: KeyPath
+    item: Any, model: type[BaseModel], data: Any, raw: RawRecipe, prefix: KeyPath
 ) -> Problem:
     path = (*prefix, *_real_path(data, item["loc"], item["type"]))
     if item["type"] == "extra_forbidden":
@@ -221,7 +221,7 @@ def _problem(
         shown = f"; got {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}"
         message = _sentence(item["msg"]) + ("" if isinstance(item["input"], dict) else shown)
         message += fix(model, item, path)
-    return Problem(source.nearest(*path), ".".join(map(str, path)), message)
+    return Problem(raw.nearest(*path), ".".join(map(str, path)), message)
 
 
 def _sentence(message: str) -> str:

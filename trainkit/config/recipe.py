@@ -158,25 +158,25 @@ class Recipe(BaseModel):
     checkpoint: CheckpointSpec = Field(CheckpointSpec(keep_best=1), description="what is kept")
     plugins: dict[str, dict[str, Any]] = Field({}, description="the plugins that are on, in order")
 
-    _source: RawRecipe = PrivateAttr(default_factory=RawRecipe)
+    _raw: RawRecipe = PrivateAttr(default_factory=RawRecipe)
 
     @property
-    def source(self) -> RawRecipe:
+    def raw(self) -> RawRecipe:
         """The text that the recipe was read from; empty for one made in code."""
-        return self._source
+        return self._raw
 
     def where(self, *keys: str | int) -> Location:
         """Return where the value under `keys` was written; `default` when it was not written at
         all.
         """
-        return self._source.locations.get(keys, Location("default"))
+        return self._raw.locations.get(keys, Location("default"))
 
     def dump(self) -> str:
         """Return the resolved recipe as YAML: every default written out, local plugins by their
         absolute path.
         """
         data = self.model_dump()  # not in JSON mode, which turns infinity into null
-        folder = self._source.folder
+        folder = self._raw.folder
         data["plugins"] = {
             str((folder("plugins", key) / key).resolve()) if ".py:" in key else key: options
             for key, options in self.plugins.items()
@@ -190,14 +190,14 @@ def read_recipe(
     """Read a recipe with its overrides, or overrides alone, and check core's sections of it.
 
     Returns:
-        The recipe, or None where those sections have mistakes; its source, from which the plugins'
+        The recipe, or None where those sections have mistakes; its raw form, from which the plugins'
         options can be checked even then; and the mistakes.
 
     Raises:
         UserError: a file cannot be read, or is not YAML.
     """
-    source = read_raw(path, overrides)
-    recipe, problems = validate(Recipe, source.data, source, ())
+    raw = read_raw(path, overrides)
+    recipe, problems = validate(Recipe, raw.data, raw, ())
     if recipe is not None:
-        recipe._source = source
-    return recipe, source, [*source.problems, *problems]
+        recipe._raw = raw
+    return recipe, raw, [*raw.problems, *problems]

@@ -46,7 +46,7 @@ def random_transform(
     except Exception as error:  # what the policies of timm raise is of any kind
         keys = ("data", "augment", *(("auto_augment",) if spec.auto_augment else ()))
         wrong = f"timm cannot augment so: {first_line(error)}"
-        raise UserError(f"{recipe.source.nearest(*keys)}: {'.'.join(keys)}: {wrong}") from None
+        raise UserError(f"{recipe.raw.nearest(*keys)}: {'.'.join(keys)}: {wrong}") from None
     return transform
 
 

@@ -50,5 +50,5 @@ def deal(
         )
         ordered = OrderedStream(val, batch_size=spec.eval_batch_size or spec.batch_size, **shared)
     except ValueError as error:
-        raise UserError(f"{recipe.source.nearest('data')}: data: {error}") from None
+        raise UserError(f"{recipe.raw.nearest('data')}: data: {error}") from None
     return Data(shuffled, ordered, outputs, input_size, summary, targets, missing)

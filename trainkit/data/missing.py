@@ -48,7 +48,7 @@ def hide(
     spec = recipe.data.missing
     if spec is None:
         return examples
-    mark = recipe.source.nearest("data", "missing")
+    mark = recipe.raw.nearest("data", "missing")
     if places is None and spec.on is not None:
         raise UserError(
             f"{mark}: data.missing.on: names a column, and these data have none; the mean of each "

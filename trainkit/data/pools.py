@@ -105,7 +105,7 @@ def class_pool(recipe: Recipe, split: Split) -> ClassPool:
     """
     spec = _images(recipe.data, recipe, ("data",))
     if spec.augment is not None and spec.augment != type(spec).model_fields["augment"].default:
-        mark = recipe.source.nearest("data", "augment")
+        mark = recipe.raw.nearest("data", "augment")
         raise UserError(
             f"{mark}: data.augment: images of few-shot tasks are not augmented; set data.augment to"
             " null"
@@ -130,7 +130,7 @@ def target_pool(recipe: Recipe, data: Mapping[str, Any], *keys: str) -> ClassPoo
     """
     # The section is checked as a recipe's own is, in its place: under its marks, with its keys in
     # the messages.
-    source, depth = recipe.source, len(keys)
+    source, depth = recipe.raw, len(keys)
     marks = {
         ("data", *key[depth:]): mark
         for key, mark in source.locations.items()
@@ -148,7 +148,7 @@ def target_pool(recipe: Recipe, data: Mapping[str, Any], *keys: str) -> ClassPoo
 
 
 def _images(spec: AnyDataSpec, recipe: Recipe, keys: tuple[str, ...]) -> DataSpec:
-    mark, place = recipe.source.nearest(*keys), ".".join(keys)
+    mark, place = recipe.raw.nearest(*keys), ".".join(keys)
     if not isinstance(spec, DataSpec):
         raise UserError(
             f"{mark}: {place}: {spec.name} has no images in classes to make few-shot tasks of"
@@ -168,7 +168,7 @@ def _pool(recipe: Recipe, spec: DataSpec, where: Where, keys: tuple[str, ...]) -
     try:
         images = open_split(spec, where, shape, ".".join(keys))
     except UserError as error:
-        raise UserError(f"{recipe.source.nearest(*keys)}: {error}") from None
+        raise UserError(f"{recipe.raw.nearest(*keys)}: {error}") from None
     return ClassPool(
         images, shape, scale.mean or (0.0,), scale.std or (1.0,), getattr(spec, "rotations", False)
     )

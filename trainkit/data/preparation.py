@@ -136,13 +136,13 @@ def check_channels(recipe: Recipe) -> None:
     """Refuse numbers of channels that do not fit images or one another."""
     channels = recipe.model.in_chans
     if channels not in (1, 3):
-        mark = recipe.source.nearest("model", "in_chans")
+        mark = recipe.raw.nearest("model", "in_chans")
         wrong = f"images have 1 (grey) or 3 (colour) channels, the model takes {channels}"
         raise UserError(f"{mark}: model.in_chans: {wrong}")
     for name in ("mean", "std"):
         values = getattr(recipe.data, name)
         if values is not None and len(values) not in (1, channels):
-            mark = recipe.source.nearest("data", name)
+            mark = recipe.raw.nearest("data", name)
             raise UserError(
                 f"{mark}: data.{name}: has {len(values)} values; give one, or one for each of "
                 f"{channels}"

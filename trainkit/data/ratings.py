@@ -123,7 +123,7 @@ def build(spec: RatingsSpec, recipe: Recipe, device: Device) -> Data:
     held = held_out(ratings, spec.val_fraction)
     known, hidden = ratings.of(~held), ratings.of(held)
     if not len(hidden.r):
-        mark = recipe.source.nearest("data", "val_fraction")
+        mark = recipe.raw.nearest("data", "val_fraction")
         raise UserError(
             f"{mark}: data.val_fraction: {spec.val_fraction:g} of any user's ratings is none; "
             "raise it"

@@ -89,7 +89,7 @@ def build(recipe: Recipe, device: Device) -> Data:
     elif isinstance(spec, TimmSpec):
         splits = _timm(spec, recipe)
     else:
-        mark = recipe.source.nearest("data", "name")
+        mark = recipe.raw.nearest("data", "name")
         raise UserError(
             f"{mark}: data: {spec.name} has no class with both training and validation images; it "
             "is for few-shot tasks: switch on a plugin that draws them, or name other data"
@@ -176,7 +176,7 @@ def _digits(spec: DigitsSpec, recipe: Recipe) -> Splits:
             images, bunch.target, test_size=spec.val_fraction, stratify=bunch.target, random_state=0
         )
     except ValueError:
-        mark = recipe.source.nearest("data", "val_fraction")
+        mark = recipe.raw.nearest("data", "val_fraction")
         message = (
             f"{spec.val_fraction:g} of {len(images)} images leaves less than one of each class on "
             "one side"
@@ -195,9 +195,7 @@ def _glyphs(spec: GlyphsSpec, recipe: Recipe) -> Splits:
     try:
         glyphs = everything.of(spec.scripts, spec.letters)
     except ValueError as error:
-        raise UserError(
-            f"{recipe.source.nearest('data', 'letters')}: data.letters: {error}"
-        ) from None
+        raise UserError(f"{recipe.raw.nearest('data', 'letters')}: data.letters: {error}") from None
     held_out = np.isin(FACES, spec.val_faces)
     train_x, val_x = glyphs.images[:, ~held_out], glyphs.images[:, held_out]
     mean, std = float(train_x.mean()) / 255, float(train_x.std()) / 255

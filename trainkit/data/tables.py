@@ -69,7 +69,7 @@ def build(spec: TableSpec, recipe: Recipe, device: Device) -> Data:
         train, val = split(target, spec.val_fraction)
     except ValueError as error:
         mark, count = (
-            recipe.source.nearest("data", "val_fraction"),
+            recipe.raw.nearest("data", "val_fraction"),
             f"{table.rows} rows cannot be split so",
         )
         reason = str(error).split(". ")[0]
@@ -79,7 +79,7 @@ def build(spec: TableSpec, recipe: Recipe, device: Device) -> Data:
     features = [column for column in table.columns if column != name and column not in spec.drop]
     if not features:
         raise UserError(
-            f"{recipe.source.nearest('data')}: data: no column is left beside the target {name!r}"
+            f"{recipe.raw.nearest('data')}: data: no column is left beside the target {name!r}"
         )
     _refuse_odd(table, features, "leave it out: data.drop=[{}]")
     encoded = {
@@ -94,7 +94,7 @@ def build(spec: TableSpec, recipe: Recipe, device: Device) -> Data:
     if spec.missing is not None and (on := spec.missing.on) is not None:
         numeric = [column for column in features if encoded[column].shape[1] == 1]
         if on not in numeric:
-            mark = recipe.source.nearest("data", "missing", "on")
+            mark = recipe.raw.nearest("data", "missing", "on")
             raise UserError(
                 f"{mark}: data.missing.on: no feature of numbers is called "
                 f"{on!r}{suggest(on, numeric)}"
@@ -173,7 +173,7 @@ def _target_name(table: Table, spec: TableSpec, recipe: Recipe) -> str:
         for name in names:
             if name is not None and name not in known:
                 shown = ", ".join(known[:12]) + (" …" if len(known) > 12 else "")
-                mark = recipe.source.nearest("data", option)
+                mark = recipe.raw.nearest("data", option)
                 near = suggest(name, known)
                 if len(known) == 1:
                     near = (
@@ -187,11 +187,11 @@ def _target_name(table: Table, spec: TableSpec, recipe: Recipe) -> str:
     target = spec.target or table.target
     if target is None:
         raise UserError(
-            f"{recipe.source.nearest('data')}: data.target: is required: the column to predict"
+            f"{recipe.raw.nearest('data')}: data.target: is required: the column to predict"
         )
     if target in spec.drop:
         raise UserError(
-            f"{recipe.source.nearest('data', 'drop')}: data.drop: {target!r} is the target"
+            f"{recipe.raw.nearest('data', 'drop')}: data.drop: {target!r} is the target"
         )
     return target
 

@@ -80,7 +80,7 @@ def open_splits(spec: TimmSpec, recipe: Recipe) -> tuple[Opened, Opened, int]:
     ]
     layout = _LAYOUTS.get(spec.name, "the files as timm's documentation of this data set says")
     expected = layout.format(root=spec.root, train=splits[0], val=splits[1])
-    mark = recipe.source.nearest("data", "name")
+    mark = recipe.raw.nearest("data", "name")
     mode = mode_of(recipe.model.in_chans)
     try:
         naming = _NAMING.get(spec.name)

@@ -13,26 +13,26 @@ from trainkit.hooks.guard import make
 from trainkit.hooks.order import Entry, arrange
 
 
-def instantiate(source: RawRecipe) -> tuple[list[Entry], list[Problem]]:
+def instantiate(raw: RawRecipe) -> tuple[list[Entry], list[Problem]]:
     """Make the plugins that a recipe names; return them in recipe order, and every mistake
     found.
     """
     entries: dict[str, Entry] = {}
     problems: list[Problem] = []
-    section = source.data.get("plugins", {})
+    section = raw.data.get("plugins", {})
     if not isinstance(section, dict):
         return [], []  # core's own check of the recipe reports this
-    seed = source.data.get("seed", 0)
+    seed = raw.data.get("seed", 0)
     for key, options in section.items():
-        location = source.nearest("plugins", key)
+        location = raw.nearest("plugins", key)
         if not isinstance(options, dict):
             continue
         try:
-            name, cls = load_class(key, source.folder("plugins", key))
+            name, cls = load_class(key, raw.folder("plugins", key))
         except UserError as error:
             problems.append(Problem(location, f"plugins.{key}", str(error)))
             continue
-        plugin, found = make(name, cls, options, source, ("plugins", key), by=validate)
+        plugin, found = make(name, cls, options, raw, ("plugins", key), by=validate)
         problems += found
         if name in entries:
             problems.append(
@@ -52,17 +52,17 @@ def read_entries(path: Path, overrides: Sequence[str] = ()) -> list[Entry]:
     Raises:
         RecipeError: the recipe or a plugin's options have mistakes.
     """
-    _, source, problems = read_recipe(path, overrides)
-    entries, found = plugins_of(source)
+    _, raw, problems = read_recipe(path, overrides)
+    entries, found = plugins_of(raw)
     if problems or found:
         raise RecipeError([*problems, *found])
     return entries
 
 
-def plugins_of(source: RawRecipe) -> tuple[list[Entry], list[Problem]]:
+def plugins_of(raw: RawRecipe) -> tuple[list[Entry], list[Problem]]:
     """Return the plugins that a recipe names, made and in order, and every mistake found."""
-    entries, problems = instantiate(source)
-    section = source.data.get("plugins", {})
+    entries, problems = instantiate(raw)
+    section = raw.data.get("plugins", {})
     # One that could not be made has been reported; nobody need hear that it is missing as well.
     named = [key.rpartition(":")[2] for key in section] if isinstance(section, dict) else []
     entries, found = arrange(entries, named)

@@ -70,8 +70,7 @@ def own_folder(run: Run, plugin: Plugin, option: str) -> Path:
     assert run.folder is not None
     folder: Path = run.folder / getattr(plugin, option)
     place = (
-        f"{run.recipe.source.nearest('plugins', plugin.name, option)}: "
-        f"plugins.{plugin.name}.{option}"
+        f"{run.recipe.raw.nearest('plugins', plugin.name, option)}: plugins.{plugin.name}.{option}"
     )
     if not folder.resolve().is_relative_to(run.folder.resolve()):
         raise UserError(

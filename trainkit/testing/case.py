@@ -100,7 +100,7 @@ class Case:
         return RawRecipe(file, data), None if own is None else data["plugins"].pop(own)
 
     @property
-    def source(self) -> RawRecipe:
+    def raw(self) -> RawRecipe:
         """The recipe without the examined plugin."""
         return self._read[0]
 
@@ -116,8 +116,8 @@ class Case:
             CheckError: the options are refused.
         """
         options = self.options if options is None else options
-        source = RawRecipe(self.source.file, {"plugins": {self.name: options}})
-        plugin, problems = validate(self.cls, options, source, ("plugins", self.name))
+        raw = RawRecipe(self.raw.file, {"plugins": {self.name: options}})
+        plugin, problems = validate(self.cls, options, raw, ("plugins", self.name))
         if plugin is None:
             raise CheckError(
                 "the options are refused; give others as example (`options=`)\n" + _lines(problems)
@@ -138,9 +138,9 @@ class Case:
         Raises:
             CheckError: the recipe or the plugins in it are refused.
         """
-        data = merge(self.source.data, over or {})
+        data = merge(self.raw.data, over or {})
         examined = (
-            [Entry(self.name, self.plugin(options, data["seed"]), Location(self.source.file))]
+            [Entry(self.name, self.plugin(options, data["seed"]), Location(self.raw.file))]
             if on
             else []
         )
@@ -148,18 +148,18 @@ class Case:
         entries, found = arrange([*companions, *examined])
         for entry in examined:
             data["plugins"] = data["plugins"] | {entry.name: entry.plugin.model_dump(mode="json")}
-        source = RawRecipe(self.source.file, data)
-        recipe, mistakes = validate(Recipe, data, source, ())
-        problems += [*found, *mistakes, *check_names(source)]
+        raw = RawRecipe(self.raw.file, data)
+        recipe, mistakes = validate(Recipe, data, raw, ())
+        problems += [*found, *mistakes, *check_names(raw)]
         if recipe is None or problems:
             raise CheckError("the recipe of the checks is refused\n" + _lines(problems))
-        recipe._source = source
+        recipe._raw = raw
         return Setup(recipe, entries)
 
     def _companions(self, data: dict[str, Any]) -> tuple[list[Entry], list[Problem]]:
         """Make the recipe's own plugins, with those added that they or the examined one require."""
         while True:
-            entries, problems = instantiate(RawRecipe(self.source.file, data))
+            entries, problems = instantiate(RawRecipe(self.raw.file, data))
             needed = (
                 *self.cls.requires,
                 *(name for entry in entries for name in entry.plugin.requires),

@@ -89,7 +89,7 @@ def check_streams(case: Case) -> None:
     generator.
     """
     # Without dropout nothing draws while training, so any move of a stream is the plugin's.
-    args = dict(case.source.data["model"]["args"])
+    args = dict(case.raw.data["model"]["args"])
     args.update({name: 0.0 for name in args if "drop" in name})
     over = {"model": {"args": args}}
     on, off = case.trained(over=over), case.trained(on=False, over=over)
@@ -105,7 +105,7 @@ def check_isolated(case: Case) -> None:
     """A run of another seed in the midst of a run changes neither, and a later run without it is
     as ever.
     """
-    other = {"seed": case.source.data["seed"] + 1}
+    other = {"seed": case.raw.data["seed"] + 1}
     alone = case.anew().train(over=other)
     inner = _Inner(lambda: case.train(over=other))
     outer = case.train(observers=[inner])

@@ -50,9 +50,9 @@ def compose(path: Path | None, overrides: Sequence[str] = ()) -> Setup:
         RecipeError: everything that is wrong, at once.
         UserError: a file cannot be read.
     """
-    recipe, source, problems = read_recipe(path, overrides)
-    entries, found = plugins_of(source)
-    problems += found + check_names(source)
+    recipe, raw, problems = read_recipe(path, overrides)
+    entries, found = plugins_of(raw)
+    problems += found + check_names(raw)
     problems += make_manager(entries, Defaults(LossSpec(name="cross_entropy")))[1]
     if recipe is None or problems:
         raise RecipeError(problems)
@@ -133,12 +133,12 @@ def _placed(recipe: Recipe, section: str) -> Iterator[None]:
     except UserError as error:
         if re.match(r"command line|\S.*?:\d+: ", str(error)):
             raise
-        raise UserError(f"{recipe.source.nearest(section)}: {section}: {error}") from error
+        raise UserError(f"{recipe.raw.nearest(section)}: {section}: {error}") from error
 
 
 def _prepare(model: nn.Module, run: Run) -> nn.Module:
     """Apply the recipe's `train:` switches to the finished model and put it on the device."""
-    spec, where = run.recipe.train, run.recipe.source.nearest
+    spec, where = run.recipe.train, run.recipe.raw.nearest
     if spec.grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -178,7 +178,7 @@ def _task_problems(run: Run) -> list[Problem]:
     """Say where the loss is for another kind of target, and where inputs have gaps that the
     model cannot take.
     """
-    where, data = run.recipe.source.nearest, run.data
+    where, data = run.recipe.raw.nearest, run.data
     loss = run.recipe.train.loss.name
     problems = []
     if (loss == "mse") != (data.targets == "numbers"):
@@ -205,7 +205,7 @@ def _metric_problems(run: Run) -> list[Problem]:
     known = list(run.metrics.keys())
     metric = run.recipe.checkpoint.metric
     if metric not in known:
-        location = run.recipe.source.nearest("checkpoint", "metric")
+        location = run.recipe.raw.nearest("checkpoint", "metric")
         plain = metric.removeprefix("val/")
         near = f"; did you mean {plain!r}?" if plain in known else suggest(metric, known)
         message = f"this run does not measure {metric!r}{near} (it measures: {', '.join(known)})"
@@ -215,7 +215,7 @@ def _metric_problems(run: Run) -> list[Problem]:
     higher = getattr(measured, "higher_is_better", None)
     unsaid = run.recipe.where("checkpoint", "mode") == Location("default")
     if higher is False and unsaid:
-        location = run.recipe.source.nearest("checkpoint", "metric")
+        location = run.recipe.raw.nearest("checkpoint", "metric")
         return [
             Problem(
                 location, "checkpoint.mode", f"less {metric} is better; set checkpoint.mode to min"

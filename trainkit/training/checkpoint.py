@@ -58,7 +58,7 @@ def run_state(run: Run) -> dict[str, Any]:
 def _state_of(plugin: Plugin, run: Run) -> dict[str, Any]:
     state = ask(plugin, plugin.name, "state_dict")
     if not isinstance(state, dict):
-        location = run.recipe.source.nearest("plugins", plugin.name)
+        location = run.recipe.raw.nearest("plugins", plugin.name)
         raise PluginError(
             f"{location}: plugins.{plugin.name}: its state_dict returned a "
             f"{type(state).__name__}; it must return a dict"

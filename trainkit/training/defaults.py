@@ -29,7 +29,7 @@ from trainkit.training.trainable import optimized
 from trainkit.training.weights import note_new_classifier, start_from
 
 
-def check_names(source: RawRecipe) -> list[Problem]:
+def check_names(raw: RawRecipe) -> list[Problem]:
     """Return the mistakes that only timm can tell: names of models and optimizers that it does not
     have.
 
@@ -38,23 +38,23 @@ def check_names(source: RawRecipe) -> list[Problem]:
     """
     problems = []
 
-    model, optimizer = (_name(source.data.get(section)) for section in ("model", "optimizer"))
+    model, optimizer = (_name(raw.data.get(section)) for section in ("model", "optimizer"))
     if model and ":" not in model and not timm.is_model(model.split(".")[0]):
         near = suggest(model, timm.list_models())
         message = f"timm {timm.__version__} has no model {model!r}{near} (see timm.list_models())"
-        problems.append(Problem(source.nearest("model", "name"), "model.name", message))
+        problems.append(Problem(raw.nearest("model", "name"), "model.name", message))
     known = timm.optim.list_optimizers()
     if optimizer and optimizer not in known:
         message = (
             f"timm {timm.__version__} has no optimizer {optimizer!r}{suggest(optimizer, known)}"
         )
-        problems.append(Problem(source.nearest("optimizer", "name"), "optimizer.name", message))
+        problems.append(Problem(raw.nearest("optimizer", "name"), "optimizer.name", message))
     elif optimizer and timm.optim.get_optimizer_info(optimizer).second_order:
         message = (
             f"{optimizer} differentiates the gradient again, which the loop does not prepare for; "
             "choose another"
         )
-        problems.append(Problem(source.nearest("optimizer", "name"), "optimizer.name", message))
+        problems.append(Problem(raw.nearest("optimizer", "name"), "optimizer.name", message))
     return problems
 
 
@@ -91,7 +91,7 @@ class Defaults:
             try:
                 notes = start_from(model, Path(spec.checkpoint))
             except UserError as error:
-                location = recipe.source.nearest("model", "checkpoint")
+                location = recipe.raw.nearest("model", "checkpoint")
                 raise UserError(f"{location}: model.checkpoint: {error}") from None
         for note in notes:
             run.log.note(note)
@@ -119,7 +119,7 @@ class Defaults:
                     raise
                 return cast(nn.Module, _create(recipe, arguments))
         except Exception as error:  # an argument of the wrong kind may raise anything
-            location = recipe.source.nearest("model", *(("args",) if spec.args else ()))
+            location = recipe.raw.nearest("model", *(("args",) if spec.args else ()))
             named = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
             raise UserError(
                 f"{location}: model: timm cannot make {spec.name}: {named}{first_line(error)}"
@@ -243,7 +243,7 @@ def _in_chans(recipe: Recipe, data: Data) -> int:
             f"{spec.name} takes images, and these data are rows of {features} features; use one of "
             f"{known}"
         )
-        raise UserError(f"{recipe.source.nearest('model', 'name')}: model.name: {wrong}")
+        raise UserError(f"{recipe.raw.nearest('model', 'name')}: model.name: {wrong}")
     return features
 
 

@@ -43,7 +43,7 @@ def model_problems(recipe: Recipe, input_size: tuple[int, ...]) -> list[Problem]
         else:
             continue
         problems.append(
-            Problem(recipe.source.nearest("model", "args", name), f"model.args.{name}", wrong)
+            Problem(recipe.raw.nearest("model", "args", name), f"model.args.{name}", wrong)
         )
     return problems
 

@@ -46,7 +46,7 @@ def build_optimizer(groups: ParamGroups, recipe: Recipe, device: torch.device) -
     Raises:
         RecipeError: a setting would do nothing, or cannot be used.
     """
-    spec, where = recipe.optimizer, recipe.source.nearest
+    spec, where = recipe.optimizer, recipe.raw.nearest
     try:
         problems = _problems(recipe)
     except (ImportError, AssertionError) as error:  # apex and bitsandbytes
@@ -100,7 +100,7 @@ def _problems(recipe: Recipe) -> list[Problem]:
     if not info.has_momentum and spec.momentum != OptimizerSpec.model_fields["momentum"].default:
         message = f"{spec.name} has no momentum of this kind; leave it out"
         problems.append(
-            Problem(recipe.source.nearest("optimizer", "momentum"), "optimizer.momentum", message)
+            Problem(recipe.raw.nearest("optimizer", "momentum"), "optimizer.momentum", message)
         )
     for name, value in spec.args.items():
         if name in _ELSEWHERE:
@@ -118,7 +118,7 @@ def _problems(recipe: Recipe) -> list[Problem]:
         else:
             key, wrong = f"optimizer.args.{name}", _wrong_value(name, value, known[name].default)
         if wrong:
-            problems.append(Problem(recipe.source.nearest("optimizer", "args", name), key, wrong))
+            problems.append(Problem(recipe.raw.nearest("optimizer", "args", name), key, wrong))
     return problems
 
 

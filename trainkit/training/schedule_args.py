@@ -156,7 +156,7 @@ _FIXED = {
 
 def read_args(recipe: Recipe) -> tuple[Args | None, list[Problem]]:
     """Return the schedule's arguments, typed, and what is wrong with them."""
-    spec, where = recipe.scheduler, recipe.source.nearest
+    spec, where = recipe.scheduler, recipe.raw.nearest
     known, problems = _ARGS[spec.name], []
     for name in [name for name in spec.args if name not in known.model_fields]:
         key = f"scheduler.args.{name}"
@@ -180,5 +180,5 @@ def read_args(recipe: Recipe) -> tuple[Args | None, list[Problem]]:
             wrong = f"timm has no {name!r}{suggest(name, every)}"
         problems.append(Problem(where("scheduler", "args", name), key, wrong))
     told = {name: value for name, value in spec.args.items() if name in known.model_fields}
-    args, found = validate(known, told, recipe.source, ("scheduler", "args"))
+    args, found = validate(known, told, recipe.raw, ("scheduler", "args"))
     return args, [*problems, *found]

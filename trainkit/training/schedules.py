@@ -65,7 +65,7 @@ def build_scheduler(
     problems += _against(recipe, args, peak)
     if args is None or problems:
         raise RecipeError(problems)
-    location = recipe.source.nearest("scheduler", "args" if spec.args else "name")
+    location = recipe.raw.nearest("scheduler", "args" if spec.args else "name")
     try:
         settings = _fitted(spec, args, length)
         trial = _create(torch.optim.SGD([torch.zeros(1)], lr=peak), spec, settings, steps_per_epoch)
@@ -81,7 +81,7 @@ def build_scheduler(
 
 def _against(recipe: Recipe, args: Args | None, peak: float) -> list[Problem]:
     """Return the settings that would turn the schedule round, or leave it no time."""
-    spec, epochs, where = recipe.scheduler, recipe.train.epochs, recipe.source.nearest
+    spec, epochs, where = recipe.scheduler, recipe.train.epochs, recipe.raw.nearest
     problems = []
     cooldown = args.cooldown_epochs if isinstance(args, Ending) else 0.0
     if spec.warmup_epochs + cooldown >= epochs and spec.name != "constant":

@@ -42,7 +42,7 @@ class _Summers(Plugin):
 
     def _refusal(self, run: Run, message: str) -> UserError:
         return UserError(
-            f"{run.recipe.source.nearest('plugins', self.name)}: plugins.{self.name}: {message}"
+            f"{run.recipe.raw.nearest('plugins', self.name)}: plugins.{self.name}: {message}"
         )
 
     def _convert(self, model: nn.Module, run: Run, **fields: Any) -> None:

@@ -180,7 +180,7 @@ class LearningToBalance(Plugin):
         return layout
 
     def _refusal(self, run: Run, why: str) -> UserError:
-        mark = run.recipe.source.nearest("plugins", self.name)
+        mark = run.recipe.raw.nearest("plugins", self.name)
         return UserError(f"{mark}: plugins.{self.name}: {why}")
 
     @hookimpl(wrapper=True)

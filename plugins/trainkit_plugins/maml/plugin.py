@@ -182,8 +182,7 @@ class Maml(Episodic):
         for option, lack in REFUSED.items():
             if getattr(run.recipe.train, option):
                 raise UserError(
-                    f"{run.recipe.source.nearest('train', option)}: train.{option}: {self.name} "
-                    f"{lack}"
+                    f"{run.recipe.raw.nearest('train', option)}: train.{option}: {self.name} {lack}"
                 )
         batch_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if self.norm_eps is not None:
@@ -356,7 +355,7 @@ class Maml(Episodic):
 
     def _explained(self, error: Exception, run: Run) -> Exception:
         for option, why in explained(error, run.recipe.model.name):
-            mark = run.recipe.source.nearest("plugins", self.name, option)
+            mark = run.recipe.raw.nearest("plugins", self.name, option)
             return UserError(f"{mark}: plugins.{self.name}.{option}: {why}")
         return error
 

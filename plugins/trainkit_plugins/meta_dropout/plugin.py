@@ -81,10 +81,10 @@ class MetaDropout(Plugin):
         if self.mode == "off":
             return model
         recipe = run.recipe
-        where = recipe.source.nearest("plugins", self.name)
+        where = recipe.raw.nearest("plugins", self.name)
         if recipe.train.grad_checkpointing:
             raise UserError(
-                f"{recipe.source.nearest('train', 'grad_checkpointing')}: train.grad_checkpointing:"
+                f"{recipe.raw.nearest('train', 'grad_checkpointing')}: train.grad_checkpointing:"
                 f" {self.name} would draw other noise when a block is computed a second time; set "
                 "it to false, and checkpoint_steps of maml"
             )

@@ -54,7 +54,7 @@ class MetaSgd(Plugin):
         model = yield
         maml = cast(Any, run.plugins["maml"])
         if self.per == "element" and maml.ways_of("train") != maml.ways and maml.adapt != "body":
-            mark = run.recipe.source.nearest("plugins", self.name, "per")
+            mark = run.recipe.raw.nearest("plugins", self.name, "per")
             raise UserError(
                 f"{mark}: plugins.{self.name}.per: the classifier of a training task has "
                 f"{maml.train_ways} classes and that of a test task {maml.ways}, so its elements "

@@ -110,7 +110,7 @@ class Mixup(Plugin):
 
     @staticmethod
     def _place(run: Run, *keys: str) -> str:
-        return str(run.recipe.source.nearest(*keys))
+        return str(run.recipe.raw.nearest(*keys))
 
     @property
     def _off(self) -> bool:

@@ -132,12 +132,10 @@ class NormBias(Plugin):
         }
         if self.coefficient > 0 and not self.with_weight_decay and max(decays) > 0:
             unsaid = (
-                ""
-                if "weight_decay" in run.recipe.source.data.get("optimizer", {})
-                else " by default"
+                "" if "weight_decay" in run.recipe.raw.data.get("optimizer", {}) else " by default"
             )
             raise UserError(
-                f"{run.recipe.source.nearest('optimizer', 'weight_decay')}: optimizer.weight_decay:"
+                f"{run.recipe.raw.nearest('optimizer', 'weight_decay')}: optimizer.weight_decay:"
                 f" is {max(decays):g}{unsaid} and pulls to zero what {self.name} pulls to its "
                 "target; set optimizer.weight_decay=0, or "
                 f"plugins.{self.name}.with_weight_decay=true if both are meant"
@@ -179,7 +177,7 @@ class NormBias(Plugin):
         return self.mu_squared
 
     def _mark(self, run: Run, option: str) -> str:
-        return str(run.recipe.source.nearest("plugins", self.name, option))
+        return str(run.recipe.raw.nearest("plugins", self.name, option))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the target, which `auto` takes from parameters that have moved since."""

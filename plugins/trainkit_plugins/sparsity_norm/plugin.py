@@ -159,7 +159,7 @@ class SparsityNormalization(Plugin):
 
 
 def _where(plugin: Plugin, run: Run) -> str:
-    return f"{run.recipe.source.nearest('plugins', plugin.name)}: plugins.{plugin.name}"
+    return f"{run.recipe.raw.nearest('plugins', plugin.name)}: plugins.{plugin.name}"
 
 
 def _inputs(run: Run) -> Iterator[Tensor]:

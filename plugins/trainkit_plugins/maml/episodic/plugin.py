@@ -157,7 +157,7 @@ class Episodic(Plugin):
         Raises:
             UserError: always.
         """
-        mark = run.recipe.source.nearest("plugins", self.name, option)
+        mark = run.recipe.raw.nearest("plugins", self.name, option)
         raise UserError(f"{mark}: plugins.{self.name}.{option}: {why}") from None
 
     @hookimpl(wrapper=True)

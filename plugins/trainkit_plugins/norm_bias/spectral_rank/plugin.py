@@ -92,7 +92,7 @@ class SpectralRank(Plugin):
         if not self._layers:
             name = run.recipe.model.name
             raise UserError(
-                f"{run.recipe.source.nearest('plugins', self.name, 'exclude')}: "
+                f"{run.recipe.raw.nearest('plugins', self.name, 'exclude')}: "
                 f"{self.name}.exclude: of {name} no layer is left to project; `trainkit plan` says "
                 "why for each"
             )
@@ -155,7 +155,7 @@ class SpectralRank(Plugin):
                 run.model(image)
         except RuntimeError as error:
             raise UserError(
-                f"{run.recipe.source.nearest('plugins', self.name)}: {self.name}: cannot find out "
+                f"{run.recipe.raw.nearest('plugins', self.name)}: {self.name}: cannot find out "
                 f"the size of the feature maps, because {run.recipe.model.name} does not take one "
                 f"input of the data: {error}"
             ) from None

@@ -62,7 +62,7 @@ class TrapInit(Plugin):
         layers = linear_layers(model, ahead=("sparsity_norm",))
         if isinstance(layers, str):
             raise UserError(
-                f"{run.recipe.source.nearest('model')}: model: {self.name} needs a plain ReLU "
+                f"{run.recipe.raw.nearest('model')}: model: {self.name} needs a plain ReLU "
                 f"network, and {run.recipe.model.name} {layers}; mlp is one"
             )
         self._examples = examples = self._read(run)
@@ -72,7 +72,7 @@ class TrapInit(Plugin):
             embed_affine(layers, affine.weight, affine.bias, inputs, self.margin)
         except ValueError as error:
             raise UserError(
-                f"{run.recipe.source.nearest('model', 'args')}: model: {self.name}: {error}"
+                f"{run.recipe.raw.nearest('model', 'args')}: model: {self.name}: {error}"
             ) from None
         parameters = [p for layer in layers for p in layer.parameters() if p.requires_grad]
         self._lines = self._describe(model, parameters, affine, examples, run)
@@ -81,7 +81,7 @@ class TrapInit(Plugin):
 
     def _read(self, run: Run) -> Batch:
         """Return all training examples as one batch."""
-        where = run.recipe.source.nearest
+        where = run.recipe.raw.nearest
         if run.device.world > 1:
             raise UserError(
                 f"{where('plugins', self.name)}: {self.name}: fits a model to all training data, "
@@ -116,7 +116,7 @@ class TrapInit(Plugin):
                 )
         if not attained:
             raise UserError(
-                f"{run.recipe.source.nearest('train', 'loss')}: train.loss: {self.name} found no "
+                f"{run.recipe.raw.nearest('train', 'loss')}: train.loss: {self.name} found no "
                 "affine model that minimises it on these data (gradient norm "
                 f"{affine.gradient_norm:.2g} in the end), most likely because planes separate the "
                 "classes; set train.loss.smoothing=0.1, or give inputs that say less, such as a "
