@@ -41,6 +41,14 @@ def _deterministic() -> Iterator[None]:
 
 
 @pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave report.html out of a run: its plots take longer than the training."""
+    from trainkit.commands import session
+
+    monkeypatch.setattr(session, "write_report", lambda folder, *_: folder)
+
+
+@pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes a file in a folder of its own and returns its path."""
 

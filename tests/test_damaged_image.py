@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.test_sources import make_folder
-from trainkit.commands import session
+from trainkit import resume, train
 from trainkit.errors import UserError
 from trainkit.training.checkpoint import read_state
 
@@ -28,24 +28,24 @@ optimizer: {{name: sgd, lr: 0.01}}
 """
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(("split", "steps"), [("train", 1), ("validation", 4)])
 def test_a_run_goes_on_where_an_image_could_not_be_read(
-    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, steps: int
+    write: Write, tmp_path: Path, split: str, steps: int
 ) -> None:
-    monkeypatch.setattr(session, "write_report", lambda *_: None)
     root = make_folder(tmp_path / "images")
     recipe = write(RECIPE.format(root=root, seed=0))
-    whole = session.start(recipe, [], tmp_path / "whole", [])
+    whole = train(recipe, run_dir=tmp_path / "whole").folder
     path = root / split / "blue" / "1.png"
     content = path.read_bytes()
     path.write_bytes(content[:60])
     with pytest.raises(UserError, match=r"blue/1\.png: is no image that can be read"):
-        session.start(recipe, [], tmp_path / "run", [])
+        train(recipe, run_dir=tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == steps
     assert summary["status"].startswith(f"failed: {path}: is no image that can be read")
     path.write_bytes(content)
-    resumed = session.resume(tmp_path / "run", [])
+    resumed = resume(tmp_path / "run").folder
     assert whole is not None
     assert resumed is not None
     one, two = (read_state(folder / "checkpoints" / "last.pt") for folder in (whole, resumed))

@@ -14,8 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from tests.reference.tiny import with_plugins
-from trainkit import Plugin, Run, hookimpl
-from trainkit.commands import session
+from trainkit import Plugin, Run, hookimpl, train
 from trainkit.commands.plan import make_plan
 from trainkit.commands.plan_page import show
 from trainkit.errors import PluginError
@@ -161,7 +160,7 @@ def test_plan_and_summary_say_the_notes_and_a_resolved_recipe_says_the_same(
     show(plan, Console(width=200, file=text))
     page = [line.strip() for line in text.getvalue().splitlines()]
     assert page[page.index("notes") + 1] == expected[0]
-    folder = session.start(tiny, changes, tmp_path / "run", [])
+    folder = train(tiny, *changes, run_dir=tmp_path / "run").folder
     assert json.loads((folder / "summary.json").read_text())["notes"] == expected
     assert notes(folder / "recipe.yaml") == expected
 

@@ -12,13 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.reference.tiny import with_plugins
-from trainkit import Plugin, Run, hookimpl
+from trainkit import Plugin, Run, hookimpl, resume, train
 from trainkit.commands import session
 from trainkit.commands.app import app
 from trainkit.commands.verify import differences
 from trainkit.errors import Interrupted, UserError
 from trainkit.training.checkpoint import read_state
 
+pytestmark = pytest.mark.usefixtures("no_report")
 CONSTANT = ["scheduler={name: constant}"]
 TO_BE_LONGER = {
     "constant": CONSTANT,
@@ -34,13 +35,8 @@ TO_BE_LONGER = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "write_report", lambda folder, *_: folder)
-
-
 def trained(recipe: Path, folder: Path, overrides: Sequence[str]) -> Path:
-    session.start(recipe, overrides, folder, [])
+    train(recipe, *overrides, run_dir=folder)
     return folder
 
 
@@ -63,10 +59,10 @@ def test_a_finished_run_made_longer_equals_a_long_one(
     overrides = TO_BE_LONGER[name]
     whole = trained(tiny, tmp_path / "whole", [*overrides, "train.epochs=4"])
     longer = trained(tiny, tmp_path / "longer", [*overrides, "train.epochs=2"])
-    session.resume(longer, [], ["train.epochs=4"])
+    resume(longer, "train.epochs=4")
     the_same(whole, longer)
     with pytest.raises(UserError, match="is finished after 24 steps"):
-        session.resume(longer, [])
+        resume(longer)
 
 
 class Stops(Plugin):
@@ -84,14 +80,14 @@ class Stops(Plugin):
 def stopped_at(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Return a function that trains until a step at which the process is as good as killed."""
 
-    def train(step: int, *overrides: str) -> Path:
+    def stop(step: int, *overrides: str) -> Path:
         with monkeypatch.context() as patch:
             patch.setattr(session, "compose", lambda p, o=(): with_plugins(p, o, Stops(step=step)))
             with pytest.raises((KeyboardInterrupt, Interrupted)):
-                session.start(tiny, overrides, tmp_path / "stopped", [])
+                train(tiny, *overrides, run_dir=tmp_path / "stopped")
         return tmp_path / "stopped"
 
-    return train
+    return stop
 
 
 @pytest.mark.parametrize("step", [5, 9])
@@ -105,7 +101,7 @@ def test_an_interrupted_run_is_made_longer_too(
     # Killed between the new recipe and the next checkpoint, it goes on as the longer run.
     recipe = folder / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("epochs: 2", "epochs: 3"))
-    session.resume(folder, [])
+    resume(folder)
     the_same(whole, folder)
 
 
@@ -123,7 +119,7 @@ def test_a_schedule_that_looks_at_the_end_is_refused(
     folder = trained(tiny, tmp_path / "run", [f"scheduler={schedule}"])
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=rates) as caught:
-        session.resume(folder, [], ["train.epochs=4"])
+        resume(folder, "train.epochs=4")
     assert str(caught.value).endswith("start a new run with train.epochs=4")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
@@ -142,7 +138,7 @@ def test_other_changes_are_refused(
 ) -> None:
     folder = trained(tiny, tmp_path / "run", CONSTANT)
     with pytest.raises(UserError, match=message):
-        session.resume(folder, [], overrides)
+        resume(folder, *overrides)
 
 
 def test_a_validation_that_would_not_have_been_is_refused(tiny: Path, tmp_path: Path) -> None:
@@ -152,11 +148,11 @@ def test_a_validation_that_would_not_have_been_is_refused(tiny: Path, tmp_path: 
     with pytest.raises(
         UserError, match=r"validated after its last epoch, 3, and a longer run would not have"
     ):
-        session.resume(folder, [], ["train.epochs=5"])
+        resume(folder, "train.epochs=5")
     other = trained(
         tiny, tmp_path / "other", [*CONSTANT, "train.epochs=2", "train.evaluate_every=2"]
     )
-    session.resume(other, [], ["train.epochs=4"])
+    resume(other, "train.epochs=4")
     whole = trained(
         tiny, tmp_path / "whole", [*CONSTANT, "train.epochs=4", "train.evaluate_every=2"]
     )
@@ -169,7 +165,7 @@ def test_a_plugin_that_has_closed_the_run_is_respected(tiny: Path, tmp_path: Pat
     with pytest.raises(
         UserError, match="example_weighing has chosen alpha at the end of training; start a new run"
     ):
-        session.resume(folder, [], ["train.epochs=4"])
+        resume(folder, "train.epochs=4")
 
 
 def test_the_command_line_makes_a_run_longer(tiny: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from trainkit.commands import session
+from trainkit import resume, train
 from trainkit.errors import UserError, WriteError
 from trainkit.system.run_folder import LOCK, begun, held
 
@@ -63,8 +63,8 @@ def test_a_folder_in_use_is_refused_until_its_process_is_killed(tmp_path: Path) 
         " there; wait for its end, or end it"
     )
     for act in (
-        lambda: session.resume(tmp_path, []),
-        lambda: session.start(tmp_path / "r.yaml", [], tmp_path, []),
+        lambda: resume(tmp_path),
+        lambda: train(tmp_path / "r.yaml", run_dir=tmp_path),
     ):
         (tmp_path / "recipe.yaml").write_text("model: {name: test_vit}\ndata: {name: digits}\n")
         (tmp_path / "r.yaml").write_text(
@@ -163,6 +163,6 @@ def test_a_rank_that_writes_nothing_touches_no_folder(
     monkeypatch.setenv("RANK", "1")
     for folder in (None, here, tmp_path / "run"):
         with pytest.raises(UserError, match="timm cannot make test_vit"):
-            session.start(tiny, ["model.args={deepth: 1}"], folder, [])
+            train(tiny, "model.args={deepth: 1}", run_dir=folder)
         assert list(here.iterdir()) == []
     assert not (tmp_path / "run").exists()

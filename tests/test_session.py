@@ -15,7 +15,7 @@ import timm
 import torch
 
 from tests.reference.tiny import with_plugins
-from trainkit import Plugin, Run, hookimpl
+from trainkit import Plugin, Run, hookimpl, resume, train
 from trainkit.commands import session
 from trainkit.commands.verify import differences
 from trainkit.errors import Interrupted, TrainingError, UserError
@@ -25,6 +25,7 @@ from trainkit.training.checkpoint import read_state
 from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import evaluate
 
+SHORT = ("train.epochs=1", "scheduler.warmup_epochs=0")
 FILES = [
     "checkpoints/best-0001.safetensors",
     "checkpoints/last.pt",
@@ -45,14 +46,6 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def last(folder: Path) -> dict[str, Any]:
     return read_state(folder / "checkpoints" / "last.pt")
-
-
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the plots, which take longer than the training; one test looks at a run with
-    them.
-    """
-    monkeypatch.setattr(session, "write_report", lambda folder, *_: folder)
 
 
 @pytest.fixture
@@ -86,7 +79,7 @@ class At(Plugin):
 
 
 def test_a_finished_run_leaves_everything(tiny: Path, tmp_path: Path) -> None:
-    folder = session.start(tiny, ["checkpoint.keep_best=9"], tmp_path / "new" / "run", [])
+    folder = train(tiny, "checkpoint.keep_best=9", run_dir=tmp_path / "new" / "run").folder
     assert folder == tmp_path / "new" / "run"
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert names == sorted([*FILES, "checkpoints/best-0002.safetensors"])
@@ -115,10 +108,8 @@ def test_a_finished_run_leaves_everything(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_report")
 def test_the_folders_own_recipe_repeats_the_run(tiny: Path, tmp_path: Path) -> None:
-    first = session.start(
-        tiny, ["train.epochs=1", "scheduler.warmup_epochs=0"], tmp_path / "first", []
-    )
-    again = session.start(first / "recipe.yaml", [], tmp_path / "again", [])
+    first = train(tiny, *SHORT, run_dir=tmp_path / "first").folder
+    again = train(first / "recipe.yaml", run_dir=tmp_path / "again").folder
     assert next(differences(last(first), last(again)), None) is None
     for name in ("recipe.yaml", "metrics.jsonl", "weights.safetensors"):
         assert (first / name).read_bytes() == (again / name).read_bytes()
@@ -126,7 +117,7 @@ def test_the_folders_own_recipe_repeats_the_run(tiny: Path, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("no_report")
 def test_weights_are_measured_again_as_they_were(tiny: Path, tmp_path: Path) -> None:
-    folder = session.start(tiny, [], tmp_path / "run", [])
+    folder = train(tiny, run_dir=tmp_path / "run").folder
     told = summary(folder)
     assert evaluate(session.open_run(folder, weights="last")) == told["final"]
     best = evaluate(session.open_run(folder, weights="best"))
@@ -136,9 +127,7 @@ def test_weights_are_measured_again_as_they_were(tiny: Path, tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("no_report")
 def test_weights_that_cannot_be_measured_are_refused(tiny: Path, tmp_path: Path) -> None:
-    folder = session.start(
-        tiny, ["train.epochs=1", "scheduler.warmup_epochs=0"], tmp_path / "run", []
-    )
+    folder = train(tiny, *SHORT, run_dir=tmp_path / "run").folder
     with pytest.raises(UserError, match=r"none\.pth: there are no weights here"):
         evaluate(session.open_run(folder, weights="none.pth"))
     other = tmp_path / "other.pth"
@@ -158,7 +147,7 @@ def test_weights_that_cannot_be_measured_are_refused(tiny: Path, tmp_path: Path)
 def test_a_folder_that_is_not_empty_is_left_alone(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(UserError) as caught:
-        session.start(tiny, [], tmp_path, [])
+        train(tiny, run_dir=tmp_path)
     assert (
         str(caught.value)
         == f"{tmp_path}: is not empty; name another folder, or go on with `--resume {tmp_path}`"
@@ -171,14 +160,14 @@ def test_a_folder_that_cannot_be_written_is_refused(tiny: Path, place: str) -> N
     with pytest.raises(
         UserError, match=rf"^{place}: cannot be written: .+; choose another --run-dir$"
     ):
-        session.start(tiny, [], Path(place), [])
+        train(tiny, run_dir=Path(place))
 
 
 def test_a_file_in_the_folders_place_is_refused(tiny: Path, write: Callable[..., Path]) -> None:
     with pytest.raises(
         UserError, match=r"cannot be written: File exists; choose another --run-dir"
     ):
-        session.start(tiny, [], write("text", "taken"), [])
+        train(tiny, run_dir=write("text", "taken"))
 
 
 def test_fresh_folders_are_all_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +184,7 @@ def test_a_run_that_cannot_be_built_leaves_no_folder(
     monkeypatch.chdir(tmp_path)
     for folder in (None, tmp_path / "named"):
         with pytest.raises(UserError, match=r"timm cannot make test_vit"):
-            session.start(tiny, ["model.args={deepth: 1}"], folder, [])
+            train(tiny, "model.args={deepth: 1}", run_dir=folder)
     assert not (tmp_path / "named").exists()
     assert list((tmp_path / "runs").iterdir()) == []
 
@@ -210,17 +199,17 @@ def test_a_signal_stops_the_run_and_it_goes_on_to_the_same_end(
 ) -> None:
     idle = At(step=-1, act=int)
     plugged(idle)
-    whole = session.start(tiny, [], tmp_path / "whole", [])
+    whole = train(tiny, run_dir=tmp_path / "whole").folder
     handler = signal.getsignal(number)
     plugged(At(step=4, act=lambda: os.kill(os.getpid(), number)))
     with pytest.raises(Interrupted):
-        session.start(tiny, [], tmp_path / "stopped", [])
+        train(tiny, run_dir=tmp_path / "stopped")
     assert signal.getsignal(number) is handler
     told = summary(tmp_path / "stopped")
     assert (told["status"], told["steps"]) == ("interrupted", 4)
     assert told["best"] is None
     plugged(idle)
-    resumed = session.resume(tmp_path / "stopped", [])
+    resumed = resume(tmp_path / "stopped").folder
     assert next(differences(last(whole), last(resumed)), None) is None
     assert (whole / "metrics.jsonl").read_bytes() == (resumed / "metrics.jsonl").read_bytes()
     assert summary(resumed)["status"] == "finished"
@@ -236,7 +225,7 @@ def test_a_second_ctrl_c_stops_at_once(
 
     plugged(At(step=4, act=twice))
     with pytest.raises(KeyboardInterrupt):
-        session.start(tiny, [], tmp_path / "run", [])
+        train(tiny, run_dir=tmp_path / "run")
     assert summary(tmp_path / "run")["status"] == "interrupted"
 
 
@@ -249,7 +238,7 @@ def test_a_run_that_fails_is_never_called_finished(
 
     plugged(At(step=7, act=fail))
     with pytest.raises(TrainingError, match="RuntimeError: out of memory") as caught:
-        session.start(tiny, [], tmp_path / "run", [])
+        train(tiny, run_dir=tmp_path / "run")
     told = summary(tmp_path / "run")
     assert told["status"] == f"failed: {caught.value}"
     assert told["steps"] == 7
@@ -259,7 +248,7 @@ def test_a_run_that_fails_is_never_called_finished(
 def test_a_loss_that_is_not_finite_is_the_status(tiny: Path, tmp_path: Path) -> None:
     key = next(iter(session.compose(tiny).recipe.plugins))
     with pytest.raises(TrainingError) as caught:
-        session.start(tiny, [f"plugins={{{key}: {{poison: 3}}}}"], tmp_path / "run", [])
+        train(tiny, f"plugins={{{key}: {{poison: 3}}}}", run_dir=tmp_path / "run")
     assert summary(tmp_path / "run")["status"] == f"failed: {caught.value}"
 
 
@@ -268,13 +257,13 @@ def test_a_loss_that_is_not_finite_is_the_status(tiny: Path, tmp_path: Path) -> 
 
 def refusal(folder: Path) -> str:
     with pytest.raises(UserError) as caught:
-        session.resume(folder, [])
+        resume(folder)
     return str(caught.value)
 
 
 @pytest.mark.usefixtures("no_report")
 def test_a_finished_run_is_not_resumed(tiny: Path, tmp_path: Path) -> None:
-    folder = session.start(tiny, [], tmp_path / "run", [])
+    folder = train(tiny, run_dir=tmp_path / "run").folder
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert (
         refusal(folder)
@@ -320,10 +309,10 @@ def test_a_run_killed_after_its_last_step_is_brought_to_its_end(
         patch.setattr(Checkpointer, "save", save_then_die)
         patch.setattr(session, "finish", lambda *_: None)  # kill -9 leaves no time for it
         with pytest.raises(Killed):
-            session.start(tiny, [], tmp_path / "run", [])
+            train(tiny, run_dir=tmp_path / "run")
     assert ended == []
     assert not (tmp_path / "run" / "summary.json").exists()
-    session.resume(tmp_path / "run", [])
+    resume(tmp_path / "run")
     assert ended == [6 if early else 12]
     assert summary(tmp_path / "run")["status"] == ("stopped early: enough" if early else "finished")
     assert "is finished after" in refusal(tmp_path / "run")
@@ -338,7 +327,7 @@ def test_a_changed_recipe_is_refused(
             session, "compose", lambda p, o=(): with_plugins(p, o, At(step=2, act=_interrupt))
         )
         with pytest.raises(Interrupted):
-            session.start(tiny, [], tmp_path / "run", [])
+            train(tiny, run_dir=tmp_path / "run")
     recipe = tmp_path / "run" / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("lr: 0.002", "lr: 0.003"))
     assert (

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.reference.tiny import with_plugins
-from trainkit import Plugin, Run, hookimpl
+from trainkit import Plugin, Run, hookimpl, train
 from trainkit.commands import session
 from trainkit.data.loader import OrderedStream, Rows, ShuffledStream
 from trainkit.errors import Interrupted, TrainingError
@@ -107,14 +107,12 @@ class WithWorkers(Plugin):
 
 
 @pytest.fixture
-def run_with(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(session, "write_report", lambda folder, *_: folder)
-
+def run_with(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None) -> Any:
     def run(act: Any) -> Path:
         monkeypatch.setattr(
             session, "compose", lambda p, o=(): with_plugins(p, o, WithWorkers(step=4, act=act))
         )
-        session.start(tiny, ["data.workers=2"], tmp_path / "run", [])
+        train(tiny, "data.workers=2", run_dir=tmp_path / "run")
         return tmp_path / "run"
 
     return run

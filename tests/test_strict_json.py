@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from trainkit.commands import session
+from trainkit import train
 from trainkit.commands.app import app
 from trainkit.system.strict_json import to_json
 
@@ -64,7 +64,7 @@ def test_a_run_whose_metrics_are_nan_leaves_json_and_finite_weights(
     )
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{tiny.read_text()}  {home}:Unsure: {{}}\n")
-    folder = session.start(recipe, [], tmp_path / "run", [])
+    folder = train(recipe, run_dir=tmp_path / "run").folder
     told = strictly((folder / "summary.json").read_text())
     assert told["status"] == "finished"
     assert set(told["final"].values()) == {None}

@@ -16,13 +16,15 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from trainkit import Plugin, Run, hookimpl
+from trainkit import Plugin, Run, hookimpl, resume, train
 from trainkit.commands import session
 from trainkit.commands.app import app
 from trainkit.commands.verify import differences
 from trainkit.errors import UserError, WriteError
 from trainkit.system.writes import append, atomically, write_text
 from trainkit.training.checkpoint import read_state, save_weights
+
+SHORT = ("train.epochs=1", "scheduler.warmup_epochs=0")
 
 
 @contextmanager
@@ -97,36 +99,31 @@ def test_a_log_that_somebody_else_writes_is_noticed(tmp_path: Path) -> None:
 # Whole runs.
 
 
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "write_report", lambda folder, *_: folder)
-
-
 @pytest.mark.parametrize("room", [0, 300])
 def test_a_run_without_room_for_its_recipe_leaves_no_folder(
     tiny: Path, tmp_path: Path, room: int
 ) -> None:
     with room_for(room), pytest.raises(WriteError, match=r"run/recipe\.yaml: cannot be written"):
-        session.start(tiny, [], tmp_path / "run", [])
+        train(tiny, run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.usefixtures("no_report")
 def test_a_run_that_found_no_room_goes_on_when_there_is(tiny: Path, tmp_path: Path) -> None:
-    whole = session.start(tiny, [], tmp_path / "whole", [])
+    whole = train(tiny, run_dir=tmp_path / "whole").folder
     folder = tmp_path / "run"
     overrides = ["checkpoint.every_steps=4"]
     with (
         room_for(10_000),
         pytest.raises(WriteError, match=r"checkpoints/last\.pt: cannot be written"),
     ):
-        session.start(tiny, overrides, folder, [])
+        train(tiny, *overrides, run_dir=folder)
     assert list(folder.rglob(".*")) == []
     assert json.loads((folder / "summary.json").read_text())["status"].startswith("failed: ")
     shutil.rmtree(folder)
-    other = session.start(tiny, overrides, folder, [])
+    other = train(tiny, *overrides, run_dir=folder).folder
     (other / "summary.json").unlink()  # as if there had been no room for it
-    session.resume(other, [])
+    resume(other)
     states = [
         read_state(f / "checkpoints" / "last.pt") | {"recipe": ""} for f in (whole, other) if f
     ]
@@ -150,14 +147,14 @@ def test_a_finished_run_that_could_not_write_all_writes_what_is_missing(
     with monkeypatch.context() as patch:
         patch.setattr(session, "compose", lambda p, o=(): with_plugins(p, o, InTheWay()))
         with pytest.raises(WriteError, match=rf"{name}: cannot be written: Is a directory"):
-            session.start(tiny, ["train.epochs=1", "scheduler.warmup_epochs=0"], folder, [])
+            train(tiny, *SHORT, run_dir=folder)
     assert not (folder / "summary.json").is_file()
     (folder / name).rmdir()
-    session.resume(folder, [])
+    resume(folder)
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
     assert (folder / name).is_file()
     with pytest.raises(UserError, match="is finished after 6 steps"):
-        session.resume(folder, [])
+        resume(folder)
 
 
 @pytest.mark.usefixtures("no_report")
@@ -178,7 +175,7 @@ def test_a_folder_removed_while_training_is_one_line(
     with pytest.raises(
         WriteError, match=r"run/metrics\.jsonl: cannot be written: No such file or directory"
     ):
-        session.start(tiny, [], folder, [])
+        train(tiny, run_dir=folder)
     assert not folder.exists()
 
 
@@ -197,14 +194,12 @@ def test_an_event_file_without_room_is_one_line(
     tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tensorboard")
-    whole = session.start(
-        tiny, ["train.epochs=1", "scheduler.warmup_epochs=0"], tmp_path / "whole", []
-    )
+    whole = train(tiny, *SHORT, run_dir=tmp_path / "whole").folder
     room = len((whole / "recipe.yaml").read_bytes()) + 100  # the event file holds it indented
-    overrides = ["train.epochs=1", "scheduler.warmup_epochs=0", "plugins.tensorboard={}"]
+    overrides = [*SHORT, "plugins.tensorboard={}"]
     with (
         room_for(room),
         pytest.raises(WriteError, match=r"run/tensorboard: cannot be written: File too large"),
     ):
-        session.start(tiny, overrides, tmp_path / "run", [])
+        train(tiny, *overrides, run_dir=tmp_path / "run")
     assert capfd.readouterr().err == ""

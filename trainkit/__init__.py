@@ -4,13 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainkit.commands.plan_page import Plan
+    from trainkit.commands.result import Result
     from trainkit.commands.session import open_run
+    from trainkit.commands.train import plan, resume, train
     from trainkit.data.drawn import DrawnEval, DrawnStream
     from trainkit.data.pools import ClassPool, class_pool, target_pool
     from trainkit.data.types import Data
-    from trainkit.errors import UserError
+    from trainkit.errors import Interrupted, PluginError, RecipeError, TrainingError, UserError
     from trainkit.hooks.folders import FolderName, own_folder
     from trainkit.hooks.plugin import Plugin
+    from trainkit.hooks.recorder import Recorder
     from trainkit.hooks.run import Batch, Predictions, Run
     from trainkit.hooks.section import Section
     from trainkit.hooks.specs import Hooks, hookimpl, moment, value
@@ -34,12 +38,19 @@ __all__ = [
     "FolderName",
     "History",
     "Hooks",
+    "Interrupted",
+    "Plan",
     "Plugin",
+    "PluginError",
     "Predictions",
+    "RecipeError",
     "Record",
+    "Recorder",
+    "Result",
     "Run",
     "Section",
     "Terminal",
+    "TrainingError",
     "UserError",
     "Window",
     "atomically",
@@ -50,9 +61,12 @@ __all__ = [
     "moment",
     "open_run",
     "own_folder",
+    "plan",
+    "resume",
     "style",
     "target_pool",
     "to_json",
+    "train",
     "value",
     "write_text",
     "writing",
@@ -62,7 +76,7 @@ _HOMES = {
     "data.drawn": ("DrawnEval", "DrawnStream"),
     "data.pools": ("ClassPool", "class_pool", "target_pool"),
     "data.types": ("Data",),
-    "errors": ("UserError",),
+    "errors": ("Interrupted", "PluginError", "RecipeError", "TrainingError", "UserError"),
     "report.figures": ("figure", "style"),
     "hooks.folders": ("FolderName", "own_folder"),
     "training.param_groups": ("exempt_names",),
@@ -70,9 +84,13 @@ _HOMES = {
     "log.history": ("History",),
     "log.records": ("Record",),
     "hooks.plugin": ("Plugin",),
+    "hooks.recorder": ("Recorder",),
     "hooks.section": ("Section",),
     "hooks.run": ("Batch", "Predictions", "Run"),
+    "commands.plan_page": ("Plan",),
+    "commands.result": ("Result",),
     "commands.session": ("open_run",),
+    "commands.train": ("plan", "resume", "train"),
     "system.strict_json": ("to_json",),
     "system.writes": ("atomically", "write_text", "writing"),
     "system.terminal": ("Terminal",),

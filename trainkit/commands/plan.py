@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import pluggy
 from torch import nn
 
 from trainkit.commands.plan_data import augmentation_words, data_facts, loss_words, schedule_words
+from trainkit.config.raw import Given
 from trainkit.errors import Location, PluginError
 from trainkit.hooks.guard import ask
 from trainkit.hooks.order import Entry
@@ -30,14 +30,14 @@ FILES = {
 }
 
 
-def make_plan(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def make_plan(given: Given, overrides: Sequence[str]) -> dict[str, Any]:
     """Return everything that a run of this recipe would be, as plain data.
 
     Raises:
         UserError: the recipe has mistakes.
         PluginError: a plugin broke the rules of a hook.
     """
-    setup = compose(path, overrides)
+    setup = compose(given, overrides)
     changes: dict[str, list[str]] = {}
     managers: list[pluggy.PluginManager] = []
 
@@ -51,7 +51,7 @@ def make_plan(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     locations = {entry.name: entry.location for entry in setup.entries}
     steps = run.data.train.steps_per_epoch
     return {
-        "recipe": str(path),
+        "recipe": recipe.raw.file,
         "device": {"is": run.device.describe(), "from": str(recipe.where("train", "device"))},
         "data": {
             "is": run.data.summary,

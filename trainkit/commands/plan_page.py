@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,17 @@ from rich.console import Console
 from rich.text import Text
 
 from trainkit.commands.plan_data import data_rows
+from trainkit.system.terminal import Terminal
+
+
+class Plan(dict[str, Any]):
+    """What a run would be, as plain data; it prints as the page for people."""
+
+    def __repr__(self) -> str:
+        file = StringIO()
+        show(self, Terminal(file=file, width=Terminal().width))
+        return file.getvalue().rstrip()
+
 
 Row = tuple[str, str, str]
 """Label, words (lines of them) and where they come from."""

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from trainkit.commands.longer import check_longer, check_plugins, recipe_before
+from trainkit.commands.result import Result
 from trainkit.config import bundled as shelf
+from trainkit.config.raw import Given, run_name
 from trainkit.errors import Interrupted, PluginError, TrainingError, UserError, WriteError, suggest
 from trainkit.hooks.run import Run
 from trainkit.log.history import History
@@ -31,17 +33,14 @@ from trainkit.training.weights import fit_weights, load_weights
 
 
 def start(
-    recipe: Path, overrides: Sequence[str], folder: Path | None, observers: Sequence[object]
-) -> Path | None:
-    """Train a recipe in a fresh folder; return the folder, or None on a rank that writes nothing.
-
-    Raises what `_train` raises.
-    """
+    recipe: Given, overrides: Sequence[str], folder: Path | None, observers: Sequence[object]
+) -> Result:
+    """Train a recipe in a fresh folder; raises what `_train` raises."""
     setup = compose(recipe, overrides)
     if not writes():  # a folder made by each rank would be one too many
         run = build(setup, None, observers)
         return _train(run, Checkpointer(None, run))
-    with begun(folder, recipe.stem) as target:
+    with begun(folder, run_name(recipe)) as target:
         try:
             run = build(setup, target, observers)
             checkpointer = Checkpointer(target, run)
@@ -63,8 +62,8 @@ def _leave_nothing(folder: Path) -> None:
         (folder / "checkpoints").rmdir()
 
 
-def resume(folder: Path, observers: Sequence[object], overrides: Sequence[str] = ()) -> Path | None:
-    """Go on with a run, exactly; return its folder, or None on a rank that writes nothing.
+def resume(folder: Path, observers: Sequence[object], overrides: Sequence[str] = ()) -> Result:
+    """Go on with a run, exactly.
 
     Args:
         folder: of the run.
@@ -177,9 +176,8 @@ def what_is_measured(run: Run, folder: Path, weights: str) -> list[str]:
     ]
 
 
-def _train(run: Run, checkpointer: Checkpointer) -> Path | None:
-    """Train to the end and write what is left behind, however it ends; return the folder on the
-    rank that writes.
+def _train(run: Run, checkpointer: Checkpointer) -> Result:
+    """Train to the end and write what is left behind, however it ends.
 
     Raises:
         Interrupted: the user stopped the run; it can be resumed.
@@ -199,16 +197,12 @@ def _train(run: Run, checkpointer: Checkpointer) -> Path | None:
                     raise TrainingError(lost) from None
                 raise
             else:
-                finish(
-                    run,
-                    checkpointer,
-                    f"{_STOPPED}: {run.stop_reason}" if run.stop_reason else _FINISHED,
-                )
+                status = f"{_STOPPED}: {run.stop_reason}" if run.stop_reason else _FINISHED
+                return finish(run, checkpointer, status)
             finally:
                 run.data.close()  # here, where no signal interrupts it
     finally:
         run.device.close()
-    return run.folder
 
 
 def _status(error: BaseException) -> str:
@@ -248,13 +242,29 @@ _WORKER = re.compile(
 _RANK = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer", re.IGNORECASE)
 
 
-def finish(run: Run, checkpointer: Checkpointer, status: str) -> None:
+def finish(run: Run, checkpointer: Checkpointer, status: str) -> Result:
     """Write metrics.csv, report.html and at last summary.json, which says that all is written."""
-    folder = run.folder
+    folder, summary = run.folder, _summary(run, checkpointer, status)
     if folder is None or not checkpointer.ran(run):
-        return
-    best = checkpointer.best[0] if checkpointer.best else None
-    summary: dict[str, Any] = {
+        return Result(run, History(), summary, folder)
+    history = History.read(folder / "metrics.jsonl")
+    atomically(folder / "metrics.csv", history.write_csv)
+    write_report(folder, list(run.plugins.values()), summary)
+    write_text(folder / "summary.json", summary_text(summary))
+    return Result(run, history, summary, folder)
+
+
+def _summary(run: Run, checkpointer: Checkpointer, status: str) -> dict[str, Any]:
+    best = None
+    if checkpointer.best:
+        first = checkpointer.best[0]
+        best = {
+            "metric": checkpointer.spec.metric,
+            "value": first["value"],
+            "epoch": first["epoch"] + 1,
+            **first["metrics"],
+        }
+    return {
         "status": status,
         "model": run.recipe.model.name,
         "parameters": sum(p.numel() for p in run.model.parameters()),
@@ -265,18 +275,6 @@ def finish(run: Run, checkpointer: Checkpointer, status: str) -> None:
         "effective_batch_size": run.data.train.examples_per_step,
         "seconds": round(checkpointer.seconds, 2),
         "final": checkpointer.final,
-        "best": (
-            best
-            and {
-                "metric": checkpointer.spec.metric,
-                "value": best["value"],
-                "epoch": best["epoch"] + 1,
-                **best["metrics"],
-            }
-        ),
+        "best": best,
         "notes": run.log.notes,
     }
-    history = History.read(folder / "metrics.jsonl")
-    atomically(folder / "metrics.csv", history.write_csv)
-    write_report(folder, list(run.plugins.values()), summary)
-    write_text(folder / "summary.json", summary_text(summary))

@@ -32,13 +32,13 @@ _RESOLVERS: list[tuple[str, str, str]] = [
 
 
 # Values in one file: no recipe has as many, but a few aliases inside aliases make billions.
-_MOST = 10_000
-_DEEPEST = 100  # levels: none has as many, and Python itself gives up at a thousand
+MOST_VALUES = 10_000
+DEEPEST = 100  # levels: none has as many, and Python itself gives up at a thousand
 _LARGEST = (
     256 * 1024
 )  # bytes: a recipe has a few thousand, and the parser takes a second for a million
-_LARGEST_INT = 10**100  # Python itself writes no number of more than 4,300 digits
-_NO_TEXT = re.compile("[\x00\ud800-\udfff]")
+LARGEST_INT = 10**100  # Python itself writes no number of more than 4,300 digits
+NO_TEXT = re.compile("[\x00\ud800-\udfff]")
 _PLAIN = {
     f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")
 }
@@ -63,12 +63,12 @@ class _Loader(yaml.SafeLoader):
         """
         self._nodes += 1
         self._depth += 1
-        if self._nodes > 2 * _MOST or self._depth > _DEEPEST:
+        if self._nodes > 2 * MOST_VALUES or self._depth > DEEPEST:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            if self._depth > _DEEPEST:
+            if self._depth > DEEPEST:
                 raise _TooDeep(None, None, None, mark)
             raise yaml.MarkedYAMLError(
-                "no recipe has so many", None, f"more than {_MOST:,} values", mark
+                "no recipe has so many", None, f"more than {MOST_VALUES:,} values", mark
             )
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
@@ -87,7 +87,7 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     # Base 10 unless marked: 010 is ten in YAML 1.2, eight in PyYAML.
     text = node.value.lower()
     value = int(text, 0) if text.startswith(("0x", "0o")) else int(text)
-    if abs(value) >= _LARGEST_INT:
+    if abs(value) >= LARGEST_INT:
         raise ValueError("it has more than a hundred digits")
     return value
 
@@ -206,10 +206,10 @@ class _Reader:
             raise yaml.MarkedYAMLError(
                 "write the value out", None, "an alias that contains itself", node.start_mark
             )
-        if len(path) > _DEEPEST:
+        if len(path) > DEEPEST:
             raise _TooDeep(None, None, None, node.start_mark)
-        if len(self.locations) > _MOST:
-            many = f"more than {_MOST:,} values"
+        if len(self.locations) > MOST_VALUES:
+            many = f"more than {MOST_VALUES:,} values"
             raise yaml.MarkedYAMLError(
                 "do aliases stand inside aliases?", None, many, node.start_mark
             )
@@ -263,7 +263,7 @@ class _Reader:
 
     def _check_text(self, text: str, location: Location, path: KeyPath) -> bool:
         """Refuse characters that no file's name and no text may hold; escapes can put them in."""
-        found = _NO_TEXT.search(text)
+        found = NO_TEXT.search(text)
         if found:
             self._refuse(
                 location,

@@ -14,10 +14,14 @@ from pydantic import BaseModel, ValidationError
 
 from trainkit.config.hints import fix, meant, options_at
 from trainkit.config.locations import KeyPath, Locations, parse_value, read_yaml
+from trainkit.config.mapping import FILE, load_mapping
 from trainkit.errors import Location, Problem, RecipeError, UserError, printable, suggest
 from trainkit.system.paths import is_file, whole
 
 M = TypeVar("M", bound=BaseModel)
+Given = Path | Mapping[str, Any]
+"""A recipe as it may be given: a file, or nested mappings."""
+_Loaded = tuple[dict[str, Any], Locations, list[Problem]]
 _SHOWN = 60  # characters of a wrong value that a message repeats
 _LONGEST_CHAIN = 20  # recipes that extend one another
 _MOST_OVERRIDES = 1000
@@ -50,17 +54,23 @@ class RawRecipe:
         return Path(location.file if location.line else self.file).parent
 
 
-def read_raw(path: Path | None, overrides: Sequence[str] = ()) -> RawRecipe:
-    """Read `path`, what it extends, and the overrides (`a.b=value` sets a key, `~a.b` removes one).
+def run_name(given: Given) -> str:
+    """Return how the name of a fresh run's folder begins."""
+    return given.stem if isinstance(given, Path) else "run"
 
-    Without a path the overrides are all there is.
+
+def read_raw(given: Given | None, overrides: Sequence[str] = ()) -> RawRecipe:
+    """Read a recipe, what it extends, and the overrides (`a.b=value` sets a key, `~a.b` removes
+    one).
+
+    Args:
+        given: a file, or the recipe itself; None where the overrides are all there is.
+        overrides: as on the command line.
 
     Raises:
         UserError: a file cannot be read, or is not YAML.
     """
-    data, locations, problems = (
-        _load_extended(path, ()) if path else ({}, {(): Location("command line")}, [])
-    )
+    data, locations, problems = _load(given)
     if len(overrides) > _MOST_OVERRIDES:
         raise UserError(
             f"command line: {len(overrides):,} overrides are too many; write a recipe that extends "
@@ -80,13 +90,25 @@ def read_raw(path: Path | None, overrides: Sequence[str] = ()) -> RawRecipe:
         data["plugins"] = {
             name: {} if options is None else options for name, options in plugins.items()
         }
-    return RawRecipe(str(path or "command line"), data, locations, problems)
+    name = FILE if isinstance(given, Mapping) else str(given or "command line")
+    return RawRecipe(name, data, locations, problems)
 
 
-def _load_extended(
-    path: Path, seen: tuple[Path, ...]
-) -> tuple[dict[str, Any], Locations, list[Problem]]:
-    data, locations, problems = read_yaml(path)
+def _load(given: Given | None) -> _Loaded:
+    if given is None:
+        return {}, {(): Location("command line")}, []
+    if isinstance(given, Path):
+        return _load_extended(given, ())
+    return _with_base(Path(FILE), load_mapping(given), ())
+
+
+def _load_extended(path: Path, seen: tuple[Path, ...]) -> _Loaded:
+    return _with_base(path, read_yaml(path), seen)
+
+
+def _with_base(path: Path, loaded: _Loaded, seen: tuple[Path, ...]) -> _Loaded:
+    """Put what was read from `path` over the recipe that it extends, if it does."""
+    data, locations, problems = loaded
     base = data.pop("extends", None)
     if base is None:
         return data, locations, problems

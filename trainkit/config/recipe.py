@@ -8,13 +8,12 @@ default; `Recipe.where` tells which.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from trainkit.config.locations import dump
-from trainkit.config.raw import RawRecipe, read_raw, validate
+from trainkit.config.raw import Given, RawRecipe, read_raw, validate
 from trainkit.data.spec import STRICT, AnyDataSpec
 from trainkit.errors import Location, Problem
 
@@ -185,18 +184,18 @@ class Recipe(BaseModel):
 
 
 def read_recipe(
-    path: Path | None, overrides: Sequence[str] = ()
+    given: Given | None, overrides: Sequence[str] = ()
 ) -> tuple[Recipe | None, RawRecipe, list[Problem]]:
     """Read a recipe with its overrides, or overrides alone, and check core's sections of it.
 
     Returns:
-        The recipe, or None where those sections have mistakes; its raw form, from which the plugins'
-        options can be checked even then; and the mistakes.
+        The recipe, or None where those sections have mistakes; its raw form, from which the
+        plugins' options can be checked even then; and the mistakes.
 
     Raises:
         UserError: a file cannot be read, or is not YAML.
     """
-    raw = read_raw(path, overrides)
+    raw = read_raw(given, overrides)
     recipe, problems = validate(Recipe, raw.data, raw, ())
     if recipe is not None:
         recipe._raw = raw

@@ -1,4 +1,5 @@
-"""What a person sees while a run trains: a live display in a terminal, plain lines anywhere else.
+"""What a person sees while a run trains: a live display in a terminal or a notebook, plain lines
+anywhere else.
 
 Nothing here asks a device for a value: the loss comes from what the log brings to the host anyway.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -39,8 +41,8 @@ class Progress:
     """Shows how a run goes. Core registers it on rank 0, and calls `close` however the run ends.
 
     Args:
-        console: where to write; a live display if it is a terminal, else plain lines without
-            control codes.
+        console: where to write; a live display if it is a terminal, or a notebook with ipywidgets,
+            else plain lines without control codes.
         every: seconds between two plain lines within an epoch; there is one after each epoch in any
             case.
         now: the time in seconds; only differences count.
@@ -76,7 +78,7 @@ class Progress:
         self._started, self._epoch = (began, run.step), _Epoch(began)
         self._say_notes(run)
         self._due = began + self._every
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
+        if _can_redraw(self.console):
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
             self._draw(run)
@@ -248,6 +250,13 @@ class Progress:
             second.append(f"{name} ", style="dim")
             second.append(f"{value}   ")
         return Constrain(Group(first, second), width=100)
+
+
+def _can_redraw(console: Console) -> bool:
+    """Return whether what is shown can be replaced; in a notebook, rich draws with ipywidgets."""
+    if console.is_jupyter:
+        return find_spec("ipywidgets") is not None
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 @dataclass

@@ -18,6 +18,7 @@ from torch import nn
 
 from trainkit.checks.idle import idle_notes
 from trainkit.checks.trial import trial_problems
+from trainkit.config.raw import Given
 from trainkit.config.recipe import LossSpec, Recipe, read_recipe
 from trainkit.data.loader import OrderedStream, ShuffledStream
 from trainkit.errors import Location, PluginError, Problem, RecipeError, UserError, suggest
@@ -43,16 +44,16 @@ class Setup:
     entries: Sequence[Entry]
 
 
-def compose(path: Path | None, overrides: Sequence[str] = ()) -> Setup:
+def compose(given: Given | None, overrides: Sequence[str] = ()) -> Setup:
     """Read a recipe, or overrides alone, and make its plugins.
 
     Raises:
         RecipeError: everything that is wrong, at once.
         UserError: a file cannot be read.
     """
-    recipe, raw, problems = read_recipe(path, overrides)
-    entries, found = plugins_of(raw)
-    problems += found + check_names(raw)
+    recipe, source, problems = read_recipe(given, overrides)
+    entries, found = plugins_of(source)
+    problems += found + check_names(source)
     problems += make_manager(entries, Defaults(LossSpec(name="cross_entropy")))[1]
     if recipe is None or problems:
         raise RecipeError(problems)
