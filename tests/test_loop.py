@@ -414,3 +414,38 @@ def test_predictions_go_to_the_metrics_whoever_makes_them(tiny: Path) -> None:
     metrics = evaluate(run)
     assert metrics["accuracy"] == 1
     assert metrics["nll"] < 1e-6
+
+
+class EpochsTold:
+    """A schedule that notes what it is told at the end of an epoch."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, float | None]] = []
+
+    def step_update(self, num_updates: int) -> None:
+        """Leave the rates as they are."""
+
+    def step(self, epoch: int, metric: float | None = None) -> None:
+        self.told.append((epoch, metric))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing was kept."""
+
+
+def test_the_loop_steps_the_schedule_and_evaluation_does_not(tiny: Path) -> None:
+    schedule = EpochsTold()
+
+    class Scheduled(Plugin):
+        @hookimpl
+        def build_scheduler(self) -> EpochsTold:
+            return schedule
+
+    overrides = ["train.epochs=3", "train.evaluate_every=2"]
+    run, checkpointer = train(with_plugins(tiny, overrides, Scheduled()))
+    assert [epoch for epoch, _ in schedule.told] == [2, 3]
+    assert schedule.told[-1][1] == checkpointer.final["accuracy"]
+    evaluate(run, checkpointer)
+    assert len(schedule.told) == 2

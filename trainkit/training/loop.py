@@ -14,13 +14,14 @@
                     compute_criterion        the loss of its output
             unscale, averaged over ranks
             before_optimizer_step            gradients final, parameters untouched
-            optimizer.step, scheduler.step
+            optimizer.step, scheduler.step_update
             after_optimizer_step             parameters have moved
             on_log                           every few steps, for each of them
         on_evaluate_start
         for batch in validation:
             evaluate_batch
         on_evaluate_end
+        scheduler.step                       told the metric of the validation
         on_epoch_end                         then the checkpoint
     on_fit_end
 """
@@ -40,8 +41,8 @@ from trainkit.hooks.guard import naming
 from trainkit.hooks.run import Run
 from trainkit.seeds import derive_seed, isolated
 from trainkit.training.checkpointer import Checkpointer
-from trainkit.training.trainable import select, trained
-from trainkit.training.window import StepLoss, Window
+from trainkit.training.trainable import select
+from trainkit.training.window import Replica, Window
 
 
 @naming()
@@ -66,8 +67,15 @@ def fit(
         TrainingError: a loss, a gradient or something that would be saved is not finite.
         PluginError: something that would be saved could not be read back.
     """
+
+    def stop_requested() -> bool:
+        # On several ranks this is an all-reduce of one number on the CPU, at every step. It cannot
+        # be rarer: a signal reaches the ranks at different moments, and a rank that stopped alone
+        # would leave the others waiting for its gradients in the next step.
+        return run.device.any(interrupted()) or run.step == until
+
     try:
-        _fit(run, checkpointer, interrupted, until)
+        _fit(run, checkpointer, stop_requested, interrupted)
     except (Interrupted, UserError):
         raise
     except Exception as error:
@@ -81,55 +89,30 @@ def fit(
 
 
 def _fit(
-    run: Run, checkpointer: Checkpointer, interrupted: Callable[[], bool], until: int | None
+    run: Run,
+    checkpointer: Checkpointer,
+    stop_requested: Callable[[], bool],
+    interrupted: Callable[[], bool],
 ) -> None:
-    step_loss: nn.Module | None = run.device.replicate(StepLoss(run))
-    trains = trained(run.model)
-    epochs, steps_per_epoch = run.recipe.train.epochs, run.data.train.steps_per_epoch
+    replica, steps_per_epoch = Replica(run), run.data.train.steps_per_epoch
     run.hook.on_fit_start(run=run)
     checkpointer.begin(run)
-    while run.epoch < epochs and not run.stop_reason:
-        start = run.step - run.epoch * steps_per_epoch
-        if start == 0:
-            begun = begin_epoch(run, trains)
-            if begun != trains:
-                # The old one must go before the next is made: each waits for the gradients that it
-                # was made for.
-                trains, step_loss = begun, None
-        if step_loss is None:
-            step_loss = run.device.replicate(StepLoss(run))
-        # A run that was stopped while validating has no steps left in its epoch.
-        batches = run.data.train.batches(run.epoch, start) if start < steps_per_epoch else iter(())
+    while has_epochs_left(run):
+        start = begin_epoch(run, replica)
+        stream = batches_from(run, start)
         for position in range(start, steps_per_epoch):
-            train_step(
-                run,
-                step_loss,
-                checkpointer.watch,
-                position,
-                _read_ahead(batches, run, checkpointer, position),
-            )
-            stop = run.device.any(interrupted()) or run.step == until
+            batches = read_ahead(stream, run, checkpointer, position)
+            train_step(run, replica.step_loss, checkpointer.watch, position, batches)
+            stop = stop_requested()
             if run.log.pending >= run.recipe.train.log_every:
                 flush_log(run, checkpointer)
-            if (stop or checkpointer.is_due(run.step)) and position + 1 < steps_per_epoch:
-                flush_log(run, checkpointer)
-                checkpointer.save(run)
-            if stop and position + 1 < steps_per_epoch:
-                raise Interrupted(run.folder)
+            if position + 1 < steps_per_epoch:
+                checkpoint_if_due(run, checkpointer, stop)
         flush_log(run, checkpointer)
-        if (run.epoch + 1) % run.recipe.train.evaluate_every == 0 or run.epoch + 1 == epochs:
-            _validate(run, checkpointer, interrupted)
-        run.hook.on_epoch_end(run=run)
-        run.log.commit(run.step, run.epoch)
-        flush_log(run, checkpointer)  # the checkpoint holds nothing that is still to be written
-        if run.device.any(bool(run.stop_reason)):
-            run.stop(
-                "another rank asked for it"
-            )  # a plugin may do so where only one rank is told, in on_log say
-        run.epoch += 1
-        checkpointer.save(run)
-        going_on = run.epoch < epochs and not run.stop_reason
-        if going_on and (run.device.any(interrupted()) or run.step == until):
+        if validation_is_due(run):
+            validate(run, checkpointer, interrupted)
+        end_epoch(run, checkpointer)
+        if has_epochs_left(run) and stop_requested():
             raise Interrupted(run.folder)
     checkpointer.watch.sum_up()
     run.hook.on_fit_end(run=run)
@@ -137,21 +120,34 @@ def _fit(
     run.log.flush()
 
 
-def _validate(run: Run, checkpointer: Checkpointer, interrupted: Callable[[], bool]) -> None:
-    checkpointer.hold(run)
-    try:
-        evaluate(run, checkpointer, interrupted=interrupted)
-    except (Interrupted, UserError):  # a UserError: an image that cannot be read, say
-        # Validation may have put other weights into the model; it is done again as a whole.
-        checkpointer.save_held()
-        raise
+def has_epochs_left(run: Run) -> bool:
+    """Return whether the run goes on with another epoch."""
+    return run.epoch < run.recipe.train.epochs and not run.stop_reason
 
 
-def _read_ahead(
+def begin_epoch(run: Run, replica: Replica) -> int:
+    """Begin an epoch, or go on with one; return the position of its next step."""
+    start = run.step - run.epoch * run.data.train.steps_per_epoch
+    if start == 0:
+        run.model.train()
+        run.hook.on_epoch_start(run=run)
+        replica.train_only(select(run, replica.trains))
+    return start
+
+
+def batches_from(run: Run, start: int) -> Iterator[Any]:
+    """Return the batches of the epoch from the step at position `start` on."""
+    if start == run.data.train.steps_per_epoch:
+        return iter(())  # the run was stopped while validating
+    return run.data.train.batches(run.epoch, start)
+
+
+def read_ahead(
     batches: Iterator[Any], run: Run, checkpointer: Checkpointer, position: int
 ) -> Iterator[Any]:
-    """Return the batches with the next one read; where it cannot be, the steps of the epoch so
-    far are saved first.
+    """Return the batches with the next one read.
+
+    Where it cannot be read, the steps of the epoch so far are saved first.
     """
     try:
         first = next(batches)
@@ -164,13 +160,48 @@ def _read_ahead(
     return chain((first,), batches)
 
 
-def begin_epoch(run: Run, trains: frozenset[str]) -> frozenset[str]:
-    """Begin an epoch; return the names of the parameters that train in it, given those that did
-    until now.
+def checkpoint_if_due(run: Run, checkpointer: Checkpointer, stop: bool) -> None:
+    """Save the run within an epoch if the recipe or the user says so; then stop if the user does.
+
+    Raises:
+        Interrupted: the run stops here.
     """
-    run.model.train()
-    run.hook.on_epoch_start(run=run)
-    return select(run, trains)
+    if stop or checkpointer.is_due(run.step):
+        flush_log(run, checkpointer)
+        checkpointer.save(run)
+    if stop:
+        raise Interrupted(run.folder)
+
+
+def validation_is_due(run: Run) -> bool:
+    """Return whether the epoch ends with a validation; the last one always does."""
+    number, train = run.epoch + 1, run.recipe.train
+    return number % train.evaluate_every == 0 or number == train.epochs
+
+
+def validate(run: Run, checkpointer: Checkpointer, interrupted: Callable[[], bool]) -> None:
+    """Evaluate at the end of an epoch, and tell the schedule what came out."""
+    checkpointer.hold(run)
+    try:
+        metrics = evaluate(run, checkpointer, interrupted=interrupted)
+        flush_log(run, checkpointer)
+    except (Interrupted, UserError):  # a UserError: an image that cannot be read, say
+        # Validation may have put other weights into the model; it is done again as a whole.
+        checkpointer.save_held()
+        raise
+    run.scheduler.step(run.epoch + 1, metrics.get(run.recipe.checkpoint.metric))
+
+
+def end_epoch(run: Run, checkpointer: Checkpointer) -> None:
+    """End an epoch: tell the plugins, and save the run as it is between two epochs."""
+    run.hook.on_epoch_end(run=run)
+    run.log.commit(run.step, run.epoch)
+    flush_log(run, checkpointer)  # the checkpoint holds nothing that is still to be written
+    # A plugin may stop the run where only one rank is told, as in on_log.
+    if run.device.any(bool(run.stop_reason)):
+        run.stop("another rank asked for it")
+    run.epoch += 1
+    checkpointer.save(run)
 
 
 def train_step(
@@ -238,15 +269,12 @@ def evaluate(
     metrics = {name: float(value) for name, value in run.metrics.compute().items()}
     if checkpointer is not None:
         checkpointer.save_if_best(run, metrics)
-        run.scheduler.step(run.epoch + 1, metrics.get(run.recipe.checkpoint.metric))
     for module, training in modes:
         module.training = training
     run.hook.on_evaluate_end(model=run.model, metrics=metrics, run=run)
     for name, value in metrics.items():
         run.log.record(f"val/{name}", value)
     run.log.commit(run.step, run.epoch)
-    if checkpointer is not None:
-        flush_log(run, checkpointer)
     return metrics
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trainkit.checks.reach import explained, look
 from trainkit.hooks.run import Run
 from trainkit.seeds import rng_state, set_rng_state
+from trainkit.training.trainable import trained
 
 
 class StepLoss(nn.Module):
@@ -38,6 +39,31 @@ class StepLoss(nn.Module):
             look(run, loss)
             self._looked = True
         return loss
+
+
+class Replica:
+    """The loss of one micro-batch, replicated over ranks, for the parameters that train now.
+
+    Args:
+        run: the run.
+    """
+
+    step_loss: nn.Module
+
+    def __init__(self, run: Run) -> None:
+        self.trains = trained(run.model)
+        self.step_loss = run.device.replicate(StepLoss(run))
+        self._run = run
+
+    def train_only(self, names: frozenset[str]) -> None:
+        """Average the gradients of these parameters from now on."""
+        if names == self.trains:
+            return
+        self.trains = names
+        # The old one must go before the next is made: each waits for the gradients that it was
+        # made for.
+        del self.step_loss
+        self.step_loss = self._run.device.replicate(StepLoss(self._run))
 
 
 @dataclass(frozen=True)
@@ -115,7 +141,9 @@ class Window:
     def _backward(self, batch: Any, i: int) -> Tensor:
         """Add the gradient of micro-batch `i`, scaled; return its share of the loss, detached."""
         if self._run.device.world > 1:
-            # Average over ranks once per window, while its last backward pass runs.
+            # Average over ranks once per window, while its last backward pass runs. DDP offers
+            # `no_sync()` for the other passes. We set the flag that it sets by hand: whether to
+            # average is then one line for every pass, and an exception leaves nothing behind.
             replicated = cast(nn.parallel.DistributedDataParallel, self._step_loss)
             replicated.require_backward_grad_sync = i + 1 == len(self.weights)
         try:
