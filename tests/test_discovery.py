@@ -137,7 +137,7 @@ print(json.dumps([*facts, "torch" in sys.modules]))
     recipe.write_text(f"{RECIPE}  shout: {{volume: 3}}\n")
     using = f"""
 from pathlib import Path
-from trainkit.hooks.manager import read_entries
+from trainkit.hooks.entries import read_entries
 (entry,) = read_entries(Path({str(recipe)!r}))
 print(entry.name, entry.plugin.volume, type(entry.plugin).__module__)
 """

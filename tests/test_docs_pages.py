@@ -5,15 +5,19 @@ reference page reads them.
 from __future__ import annotations
 
 import ast
+import pkgutil
 import re
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 
 import docs_pages
+import trainkit
+import trainkit.testing
 from trainkit.commands.app import app
 from trainkit.config.recipe import Recipe
 from trainkit.hooks.discovery import installed
@@ -98,6 +102,21 @@ def test_every_page_is_in_the_menu() -> None:
     assert yaml.safe_load(menu[menu.index("\nnav:") :])
     written = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     assert named == written | {"options.md", "commands.md"}
+
+
+@pytest.mark.parametrize("module", [trainkit, trainkit.testing], ids=lambda module: module.__name__)
+def test_the_reference_has_every_public_name(module: ModuleType) -> None:
+    page = (ROOT / "docs" / "reference.md").read_text()
+    shown = set(re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE))
+    for name in module.__all__:
+        home = getattr(getattr(module, name), "__module__", "")  # a page may show a whole module
+        assert f"{module.__name__}.{name}" in shown or home in shown or name == "Hooks", name
+
+
+def test_what_the_reference_shows_exists() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text()
+    for shown in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE):
+        assert pkgutil.resolve_name(shown) is not None, shown
 
 
 def entries() -> Iterator[tuple[str, str]]:
