@@ -91,7 +91,11 @@ def train(setting: str, method: str, seed: int) -> Row:
     checkpointer = Checkpointer(None, run)
     fit(run, checkpointer)
     numbers = run.data.targets == "numbers"
-    epoch = checkpointer.best[0]["epoch"] if numbers else max(row["epoch"] for row in recorder.rows)
+    epoch = (
+        checkpointer.outcome.best[0]["epoch"]
+        if numbers
+        else max(row["epoch"] for row in recorder.rows)
+    )
     found: Row = {"setting": setting, "method": method, "seed": seed, "epoch": epoch}
     for row in recorder.rows:
         if row["epoch"] == epoch:

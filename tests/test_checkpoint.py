@@ -25,9 +25,10 @@ from trainkit.commands.verify import differences
 from trainkit.errors import Interrupted, UserError, WriteError
 from trainkit.system.writes import atomically
 from trainkit.training.build import Setup, build, compose
-from trainkit.training.checkpoint import FORMAT, read_state, restore_run, run_state, save_weights
+from trainkit.training.checkpoint import FORMAT, read_state, restore_run, run_state
 from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import fit
+from trainkit.training.weights_file import save_weights
 
 CONSTANT = ["scheduler.name=constant", "scheduler.warmup_epochs=0"]
 
@@ -405,7 +406,7 @@ def best_of(tiny: Path, folder: Path, scores: list[float], *overrides: str) -> l
         Scores(scores=scores),
     )
     run, checkpointer = train(setup, folder)
-    epochs = [entry["epoch"] for entry in checkpointer.best]
+    epochs = [entry["epoch"] for entry in checkpointer.outcome.best]
     names = sorted(path.name for path in (folder / "checkpoints").glob("best-*"))
     assert names == sorted(f"best-{epoch + 1:04d}.safetensors" for epoch in epochs)
     first = next(iter(dict(run.model.named_parameters())))
@@ -414,7 +415,7 @@ def best_of(tiny: Path, folder: Path, scores: list[float], *overrides: str) -> l
         assert kept[first].unique().tolist() == [float(epoch)]
     best = load_file(folder / "weights.safetensors")
     assert best[first].unique().tolist() == [float(epochs[0])]
-    assert checkpointer.final["accuracy"] == pytest.approx(scores[-1])
+    assert checkpointer.outcome.final["accuracy"] == pytest.approx(scores[-1])
     return epochs
 
 
@@ -443,7 +444,7 @@ def test_a_metric_that_is_not_a_number_never_ranks_first(tiny: Path, mode: str) 
     for epoch, value in enumerate([float("nan"), 0.3, float("nan"), 0.2]):
         run.epoch = epoch
         checkpointer.save_if_best(run, {"accuracy": value})
-    assert [entry["epoch"] for entry in checkpointer.best] == (
+    assert [entry["epoch"] for entry in checkpointer.outcome.best] == (
         [1, 3, 0] if mode == "max" else [3, 1, 0]
     )
 

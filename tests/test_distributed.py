@@ -87,7 +87,7 @@ def test_two_ranks_match_one_with_the_same_global_batch(tiny: Path, tmp_path: Pa
 
     # Each rank measured five of the ten images, and knows the result over all ten.
     assert two[0]["metrics"] == two[1]["metrics"]
-    assert two[0]["metrics"] == pytest.approx(checkpointer.final, rel=1e-4, abs=1e-6)
+    assert two[0]["metrics"] == pytest.approx(checkpointer.outcome.final, rel=1e-4, abs=1e-6)
     assert not list((tmp_path / "two").rglob("*rank1*.jsonl"))
 
 

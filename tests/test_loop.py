@@ -135,7 +135,7 @@ def test_validation_counts_examples_not_batches(tiny: Path) -> None:
         abs(confidence[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean()
         for b in set(bins)
     ]
-    assert checkpointer.final == {
+    assert checkpointer.outcome.final == {
         "accuracy": pytest.approx(right.mean(), abs=1e-7),
         "nll": pytest.approx(-np.log(probabilities[np.arange(10), targets]).mean(), rel=1e-6),
         "calibration_error": pytest.approx(sum(gaps), rel=1e-5),
@@ -154,7 +154,7 @@ def test_top_5_is_measured_where_there_are_more_classes(tiny: Path) -> None:
     with torch.no_grad():
         best = run.model(torch.stack([image for image, _ in examples])).topk(5).indices
     targets = torch.tensor([target for _, target in examples])
-    assert checkpointer.final["top5"] == pytest.approx(
+    assert checkpointer.outcome.final["top5"] == pytest.approx(
         (best == targets[:, None]).any(1).double().mean().item()
     )
 
@@ -236,7 +236,7 @@ def test_lower_precision_computes_in_it_and_keeps_weights_whole(tiny: Path, prec
     assert set(seen) == {torch.float32, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]}
     assert {p.dtype for p in low.model.parameters()} == {torch.float32}
     assert 0 < distance(low.model, whole.model) < 0.1
-    assert math.isfinite(checkpointer.final["nll"])
+    assert math.isfinite(checkpointer.outcome.final["nll"])
 
 
 def test_gradients_are_unscaled_before_plugins_see_them(tiny: Path) -> None:
@@ -359,7 +359,7 @@ def test_how_often_is_validated_changes_nothing(tiny: Path) -> None:
     often, _ = train(with_plugins(tiny, dropout))
     seldom, checkpointer = train(with_plugins(tiny, ["train.evaluate_every=3", *dropout]))
     assert identical(weights(often.model), weights(seldom.model))
-    assert [entry["epoch"] for entry in checkpointer.best] in ([2], [3])
+    assert [entry["epoch"] for entry in checkpointer.outcome.best] in ([2], [3])
 
 
 def test_validation_may_draw_random_numbers_of_its_own(tiny: Path) -> None:
@@ -446,6 +446,6 @@ def test_the_loop_steps_the_schedule_and_evaluation_does_not(tiny: Path) -> None
     overrides = ["train.epochs=3", "train.evaluate_every=2"]
     run, checkpointer = train(with_plugins(tiny, overrides, Scheduled()))
     assert [epoch for epoch, _ in schedule.told] == [2, 3]
-    assert schedule.told[-1][1] == checkpointer.final["accuracy"]
+    assert schedule.told[-1][1] == checkpointer.outcome.final["accuracy"]
     evaluate(run, checkpointer)
     assert len(schedule.told) == 2

@@ -99,7 +99,7 @@ def test_a_recipe_trains_one_on_images(write: Write) -> None:
     )
     run, checkpointer = train(compose(write(text)))
     assert run.model.layers[0].in_features == 64
-    assert checkpointer.final["accuracy"] > 0.8
+    assert checkpointer.outcome.final["accuracy"] > 0.8
 
 
 @pytest.mark.parametrize(

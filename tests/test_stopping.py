@@ -119,7 +119,7 @@ def test_an_interruption_at_the_end_of_an_epoch_validates_first(tiny: Path, tmp_
     with pytest.raises(Interrupted):
         fit(run, checkpointer, until=6)
     assert (run.step, run.epoch) == (6, 1)
-    assert "accuracy" in checkpointer.final
+    assert "accuracy" in checkpointer.outcome.final
 
 
 @pytest.mark.parametrize(("step", "batch"), [(6, 0), (12, 0), (12, 1)])
@@ -195,7 +195,11 @@ def test_a_plugin_ends_training_with_the_epoch(tiny: Path, tmp_path: Path, hook:
 def test_a_run_that_has_ended_is_not_also_interrupted(tiny: Path, tmp_path: Path) -> None:
     # Otherwise its last checkpoint would be one that cannot be resumed, of a run that never ended.
     run, checkpointer = start(with_plugins(tiny, ["train.epochs=5"], Enough()), tmp_path / "run")
-    fit(run, checkpointer, interrupted=lambda: run.epoch == 1 or "accuracy" in checkpointer.final)
+    fit(
+        run,
+        checkpointer,
+        interrupted=lambda: run.epoch == 1 or "accuracy" in checkpointer.outcome.final,
+    )
     assert run.stop_reason == "enough, says on_evaluate_end"
 
 

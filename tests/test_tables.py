@@ -410,8 +410,8 @@ def test_numbers_are_learned_and_measured(write: Write) -> None:
     run, checkpointer = train(compose(write(text)))
     with torch.no_grad():
         found = torch.cat([run.model(b.inputs) - b.targets for b in run.data.val])
-    assert checkpointer.final["rmse"] == pytest.approx(
+    assert checkpointer.outcome.final["rmse"] == pytest.approx(
         found.square().mean().sqrt().item(), rel=1e-5
     )
-    assert checkpointer.final["mae"] == pytest.approx(found.abs().mean().item(), rel=1e-5)
-    assert checkpointer.final["rmse"] < 0.8  # 1 is the training mean
+    assert checkpointer.outcome.final["mae"] == pytest.approx(found.abs().mean().item(), rel=1e-5)
+    assert checkpointer.outcome.final["rmse"] < 0.8  # 1 is the training mean

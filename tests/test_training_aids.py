@@ -120,7 +120,7 @@ def test_averaging_leaves_training_alone_and_changes_what_is_validated(
         {"ema": Ema(decay=0.8, buffers=buffers, recompute_batches=2)}, train=spec
     )
     assert same(state(run), state(plain))
-    assert checkpointer.final["nll"] != kept.final["nll"]
+    assert checkpointer.outcome.final["nll"] != kept.outcome.final["nll"]
 
 
 def test_the_kept_weights_are_the_average(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_killed_and_resumed_equals_never_stopped(
         checkpointer.restore(run, read_state(saved))
         fit(run, checkpointer)
     assert same(state(run), state(whole))
-    assert (checkpointer.best, run.stop_reason) == (kept.best, whole.stop_reason)
+    assert (checkpointer.outcome.best, run.stop_reason) == (kept.outcome.best, whole.stop_reason)
     assert same(
         run.plugins["ema"].state_dict()["average"], whole.plugins["ema"].state_dict()["average"]
     )
@@ -234,7 +234,7 @@ for buffers in ("copy", "average", "recompute"):
     plugins = {"compare": Compare(), "mixup": Mixup(mixup_alpha=1.0), "ema": ema}
     run, checkpointer = make(plugins, None)
     fit(run, checkpointer)
-    losses = run.device.gather(checkpointer.final["nll"])
+    losses = run.device.gather(checkpointer.outcome.final["nll"])
     assert losses[0] == losses[1], losses
     assert run.step == 12, run.step
 dist.destroy_process_group()

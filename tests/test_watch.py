@@ -466,4 +466,4 @@ def test_a_metric_that_is_not_finite_never_ranks_above_one_that_is(
     checkpointer = Checkpointer(tmp_path, run)
     for run.epoch, value in enumerate([NAN, INF, 0.25, NAN, 0.5]):
         checkpointer.save_if_best(run, {"accuracy": value})
-    assert [entry["epoch"] for entry in checkpointer.best] == [4, 2, 0]
+    assert [entry["epoch"] for entry in checkpointer.outcome.best] == [4, 2, 0]

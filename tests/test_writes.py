@@ -22,7 +22,8 @@ from trainkit.commands.app import app
 from trainkit.commands.verify import differences
 from trainkit.errors import UserError, WriteError
 from trainkit.system.writes import append, atomically, write_text
-from trainkit.training.checkpoint import read_state, save_weights
+from trainkit.training.checkpoint import read_state
+from trainkit.training.weights_file import save_weights
 
 SHORT = ("train.epochs=1", "scheduler.warmup_epochs=0")
 

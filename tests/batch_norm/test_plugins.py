@@ -243,7 +243,7 @@ def test_a_fixed_alpha_is_noted_and_used_in_validation(recipe: Path) -> None:
         torch.equal(a, b)
         for a, b in zip(run.model.parameters(), plain.model.parameters(), strict=True)
     )
-    assert checkpointer.final["nll"] != without.final["nll"]
+    assert checkpointer.outcome.final["nll"] != without.outcome.final["nll"]
     assert "convert_batch_norm(model, example_weight=0.5) gives these metrics" in run.log.notes[0]
 
 
@@ -308,5 +308,7 @@ def test_all_four_compiled(recipe: Path) -> None:
     overrides: list[Any] = [*ALL, "train.epochs=1", "data.drop_last=true"]
     run, checkpointer = train(compose(recipe, [*overrides, "train.compile=true"]))
     plain, without = train(compose(recipe, overrides))
-    assert checkpointer.final["nll"] == pytest.approx(without.final["nll"], rel=0.05)
+    assert checkpointer.outcome.final["nll"] == pytest.approx(
+        without.outcome.final["nll"], rel=0.05
+    )
     assert len(run.log.notes) == len(plain.log.notes) == 1

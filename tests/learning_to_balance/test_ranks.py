@@ -35,5 +35,5 @@ def test_two_ranks_match_one_process(write: Callable[..., Path], tmp_path: Path)
     )
     for name, value in run.model.state_dict().items():
         torch.testing.assert_close(first["weights"][name], value, rtol=1e-4, atol=1e-6)
-    assert first["metrics"] == pytest.approx(checkpointer.final, rel=1e-4, abs=1e-6)
+    assert first["metrics"] == pytest.approx(checkpointer.outcome.final, rel=1e-4, abs=1e-6)
     assert not re.search("nan", str(first["metrics"]))

@@ -34,6 +34,6 @@ def test_two_ranks_match_one_with_the_same_tasks(write: Callable[..., Path], tmp
     for name, tensor in run.model.state_dict().items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-6)
-    assert two[0]["metrics"] == pytest.approx(checkpointer.final, rel=1e-4)
+    assert two[0]["metrics"] == pytest.approx(checkpointer.outcome.final, rel=1e-4)
     for name in ("loss", "test/accuracy", "test/accuracy_interval"):
         assert logged(tmp_path / "two", name) == pytest.approx(logged(one, name), rel=1e-4)

@@ -36,7 +36,7 @@ def main(recipe: Path, folder: Path, until: int, overrides: list[str]) -> None:
     weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     seen = {
         "weights": weights,
-        "metrics": checkpointer.final,
+        "metrics": checkpointer.outcome.final,
         "examples_per_step": run.data.train.examples_per_step,
     }
     seen |= {"stop_reason": run.stop_reason, "step": run.step, "error": error}

@@ -79,8 +79,8 @@ ALL = [
 @pytest.mark.parametrize("options", ALL)
 def test_every_method_trains_on_rows_with_gaps(write: Write, options: str) -> None:
     _, checkpointer = train(compose(table(write, options)))
-    assert all(math.isfinite(value) for value in checkpointer.final.values())
-    assert checkpointer.final["nll"] < math.log(3)
+    assert all(math.isfinite(value) for value in checkpointer.outcome.final.values())
+    assert checkpointer.outcome.final["nll"] < math.log(3)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_every_method_trains_on_rows_with_gaps(write: Write, options: str) -> No
 )
 def test_every_method_trains_on_images_with_gaps(write: Write, options: str) -> None:
     _, checkpointer = train(compose(write(DIGITS.format(options=options))))
-    assert all(math.isfinite(value) for value in checkpointer.final.values())
+    assert all(math.isfinite(value) for value in checkpointer.outcome.final.values())
 
 
 def test_k_and_means_come_from_the_training_rows_alone(write: Write) -> None:

@@ -245,7 +245,7 @@ _RANK = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer", re.IGNORECASE
 def finish(run: Run, checkpointer: Checkpointer, status: str) -> Result:
     """Write metrics.csv, report.html and at last summary.json, which says that all is written."""
     folder, summary = run.folder, _summary(run, checkpointer, status)
-    if folder is None or not checkpointer.ran(run):
+    if folder is None or run.step == 0:
         return Result(run, History(), summary, folder)
     history = History.read(folder / "metrics.jsonl")
     atomically(folder / "metrics.csv", history.write_csv)
@@ -255,11 +255,11 @@ def finish(run: Run, checkpointer: Checkpointer, status: str) -> Result:
 
 
 def _summary(run: Run, checkpointer: Checkpointer, status: str) -> dict[str, Any]:
-    best = None
-    if checkpointer.best:
-        first = checkpointer.best[0]
+    outcome, best = checkpointer.outcome, None
+    if outcome.best:
+        first = outcome.best[0]
         best = {
-            "metric": checkpointer.spec.metric,
+            "metric": run.recipe.checkpoint.metric,
             "value": first["value"],
             "epoch": first["epoch"] + 1,
             **first["metrics"],
@@ -273,8 +273,8 @@ def _summary(run: Run, checkpointer: Checkpointer, status: str) -> dict[str, Any
         "steps": run.step,
         "epochs": run.epoch,
         "effective_batch_size": run.data.train.examples_per_step,
-        "seconds": round(checkpointer.seconds, 2),
-        "final": checkpointer.final,
+        "seconds": round(outcome.seconds, 2),
+        "final": outcome.final,
         "best": best,
         "notes": run.log.notes,
     }

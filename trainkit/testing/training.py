@@ -157,7 +157,9 @@ def train(
             History.read(folder / "metrics.jsonl"),
             frozenset(files | set(run.log.notes)),
             run.data.train.steps_per_epoch,
-            (load_file(folder / "weights.safetensors"), checkpointer.best[0]) if keep else None,
+            (load_file(folder / "weights.safetensors"), checkpointer.outcome.best[0])
+            if keep
+            else None,
         )
 
 

@@ -6,15 +6,11 @@ Files are read with `weights_only=True`: nothing in a checkpoint can run code.
 
 from __future__ import annotations
 
-import json
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import nn
 
 from trainkit.errors import PluginError, UserError
 from trainkit.hooks.guard import ask
@@ -22,7 +18,6 @@ from trainkit.hooks.plugin import Plugin
 from trainkit.hooks.run import Run
 from trainkit.seeds import rng_state, set_rng_state
 from trainkit.system.paths import is_file
-from trainkit.system.writes import atomically
 from trainkit.training.weights import misfit
 
 FORMAT = 2
@@ -96,33 +91,6 @@ def restore_run(run: Run, state: dict[str, Any]) -> None:
         ask(plugin, name, "load_state_dict", state["plugins"][name])
         plugin.load_generator_states(state["random"][run.device.rank]["plugins"][name])
     set_rng_state(state["random"][run.device.rank]["global"], run.device.torch)
-
-
-def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a model's state under timm's keys, so that plain timm loads it."""
-    # Tied tensors share memory, which safetensors refuses; a contiguous copy of each does not.
-    state = {
-        name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()
-    }
-
-    def write(part: Path) -> None:
-        save_file(state, part, metadata={"format": "pt", **metadata})
-        _order_metadata(part)
-
-    atomically(path, write)
-
-
-def _order_metadata(path: Path) -> None:
-    """Sort what safetensors writes in random order: files with the same weights shall have the
-    same bytes.
-    """
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        file.seek(8)
-        file.write(text.ljust(size))  # the format allows spaces at the end
 
 
 def read_state(path: Path) -> dict[str, Any]:

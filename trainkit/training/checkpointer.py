@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
@@ -14,13 +12,9 @@ import torch
 from trainkit.checks.watch import Watch
 from trainkit.hooks.run import Run
 from trainkit.system.writes import atomically, writing
-from trainkit.training.checkpoint import restore_run, run_state, save_weights
-
-
-def _rank(value: float) -> tuple[bool, float]:
-    """Return what sorts better values first and those that are not finite last."""
-    finite = math.isfinite(value)
-    return not finite, -value if finite else 0.0
+from trainkit.training.checkpoint import restore_run, run_state
+from trainkit.training.outcome import Outcome
+from trainkit.training.weights_file import save_weights
 
 
 def _copied(value: Any) -> Any:
@@ -42,33 +36,25 @@ class Checkpointer:
     Args:
         folder: the run folder; None writes nothing (ranks other than 0 still take part).
         run: the run whose checkpoints these are.
+
+    Attributes:
+        outcome: what the run has reached so far.
+        watch: looks for numbers that are not finite.
     """
 
     def __init__(self, folder: Path | None, run: Run) -> None:
         self.folder = folder
-        self.spec = run.recipe.checkpoint
-        self.best: list[dict[str, Any]] = []
-        self.final: dict[str, float] = {}
+        self.outcome = Outcome(run.recipe.checkpoint)
         self.watch = Watch(run)
-        self.seconds_before = 0.0
-        self._started = time.monotonic()
+        self._spec = run.recipe.checkpoint
         self._held: dict[str, Any] | None = None
         if folder is not None:
             with writing(folder / "checkpoints"):
                 (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
 
-    def ran(self, run: Run) -> bool:
-        """Return whether anything has happened that is worth a summary."""
-        return run.step > 0
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of the run so far, over all its sessions."""
-        return self.seconds_before + time.monotonic() - self._started
-
     def is_due(self, step: int) -> bool:
         """Return whether the recipe wants a checkpoint after this step."""
-        return self.spec.every_steps is not None and step % self.spec.every_steps == 0
+        return self._spec.every_steps is not None and step % self._spec.every_steps == 0
 
     def begin(self, run: Run) -> None:
         """Refuse before the first step what `save` would refuse after it; every rank must call
@@ -105,12 +91,8 @@ class Checkpointer:
             self._write(self._held)
 
     def _state(self, run: Run) -> dict[str, Any]:
-        state = run_state(run) | {
-            "log": run.log.state_dict(),
-            "best": self.best,
-            "final": self.final,
-        }
-        state |= {"seconds": self.seconds, "watch": self.watch.state_dict()}
+        state = run_state(run) | {"log": run.log.state_dict()}
+        state |= self.outcome.state_dict() | {"watch": self.watch.state_dict()}
         self._admit(run, state)
         return state
 
@@ -130,9 +112,8 @@ class Checkpointer:
         """Put `run`, its log and the list of best weights where `state` says."""
         restore_run(run, state)
         run.log.load_state_dict(state["log"])
-        self.best, self.final = list(state["best"]), dict(state["final"])
+        self.outcome.load_state_dict(state)
         self.watch.load_state_dict(state.get("watch", {}))
-        self.seconds_before = state["seconds"]
         if self.folder is not None:
             self.watch.last_good = f"{self.folder / 'checkpoints' / 'last.pt'} (step {run.step})"
 
@@ -143,26 +124,15 @@ class Checkpointer:
             TrainingError: they are not finite.
         """
         self.watch.admit_weights()
-        self.final = dict(metrics)
-        value = metrics[self.spec.metric]
-        file = f"best-{run.epoch + 1:04d}.safetensors"
-        entry = {
-            "epoch": run.epoch,
-            "value": value,
-            "metrics": dict(metrics),
-            "file": file,
-        }
-        sign = 1 if self.spec.mode == "max" else -1
-        # A tie keeps the earlier weights; what is not finite never ranks above what is.
-        ranked = sorted([*self.best, entry], key=lambda e: (*_rank(sign * e["value"]), e["epoch"]))
-        self.best = ranked[: self.spec.keep_best]
-        if entry not in self.best or self.folder is None:
+        rank = self.outcome.add(run.epoch, metrics)
+        if rank is None or self.folder is None:
             return
+        entry = self.outcome.best[rank]
         metadata = {
             "model": run.recipe.model.name,
             "epoch": str(run.epoch + 1),
-            self.spec.metric: repr(value),
+            self._spec.metric: repr(entry["value"]),
         }
-        save_weights(run.model, self.folder / "checkpoints" / file, metadata)
-        if self.best[0] is entry:
+        save_weights(run.model, self.folder / "checkpoints" / entry["file"], metadata)
+        if rank == 0:
             save_weights(run.model, self.folder / "weights.safetensors", metadata)
