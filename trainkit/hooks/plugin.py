@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from trainkit.errors import Problem, RecipeError
 from trainkit.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -72,6 +73,32 @@ class Plugin(BaseModel):
     def name(self) -> str:
         """The plugin's name in the recipe."""
         return self._name
+
+    def refuse(
+        self, run: Run, option: str | Sequence[str], why: str, *, section: str = ""
+    ) -> NoReturn:
+        """Refuse what the recipe asks for, with the file and line where it asks for it.
+
+        Args:
+            run: whose recipe it is.
+            option: the option at fault, or several; empty: the plugin or section as a whole.
+            why: what is wrong with it and what to do, in one line.
+            section: of the recipe, where the fault is in no option of this plugin: `train.loss`,
+                say. Default: the plugin's own.
+
+        Raises:
+            RecipeError: always: `file:line: plugins.NAME.option: why`.
+        """
+        place = tuple(section.split(".")) if section else ("plugins", self.name)
+        options = [option] if isinstance(option, str) else list(option)
+        keys = [(*place, name) for name in options if name] or [place]
+        raw = run.recipe.raw
+        # Of several options the line is that of the first one written in the recipe.
+        written = next((key for key in keys if key in raw.locations), keys[0])
+        label = ".".join(place)
+        if any(options):
+            label += "." + ", ".join(options)
+        raise RecipeError([Problem(raw.nearest(*written), label, why)]) from None
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
         """Return this plugin's own random stream on `device`.

@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainkit import History, Plugin, Run, Section, UserError, figure, hookimpl, to_json, write_text
+from trainkit import History, Plugin, Run, Section, figure, hookimpl, to_json, write_text
 
 from .choice import tune
 from .decay import batch_norms, decay_groups, decay_toward_one, scales_and_shifts
@@ -30,7 +30,7 @@ ParamGroups = list[dict[str, Any]]
 
 
 class _Summers(Plugin):
-    """What the four share: the paper, and errors that name the recipe's line."""
+    """What the four share: the paper, and how they convert a model."""
 
     citation: ClassVar[str] = """\
 @inproceedings{summers2020four,
@@ -40,20 +40,15 @@ class _Summers(Plugin):
   year={2020}
 }"""
 
-    def _refusal(self, run: Run, message: str) -> UserError:
-        return UserError(
-            f"{run.recipe.raw.nearest('plugins', self.name)}: plugins.{self.name}: {message}"
-        )
-
     def _convert(self, model: nn.Module, run: Run, **fields: Any) -> None:
         if run.recipe.train.sync_batchnorm:
-            raise self._refusal(
-                run, "train.sync_batchnorm puts torch's own layer in its place; set it to false"
+            self.refuse(
+                run, "", "train.sync_batchnorm puts torch's own layer in its place; set it to false"
             )
         try:
             convert_batch_norm(model, **fields)
         except ValueError as error:
-            raise self._refusal(run, str(error)) from None
+            self.refuse(run, "", str(error))
 
     def _limit(self, model: nn.Module, run: Run, examples: int | None, **fields: Any) -> None:
         """Let no statistic take in more than `examples` examples; what already limits it more
@@ -348,7 +343,7 @@ class NormDecay(_Summers):
         try:
             self._norms = batch_norms(model, None if self.where == "all" else run.data.input_size)
         except ValueError as error:
-            raise self._refusal(run, str(error)) from None
+            self.refuse(run, "", str(error))
         scale = self.scale, f"{self.where} batch norms, toward {self.toward}"
         shift = self.shift, f"{self.where} batch norms, toward zero"
         return decay_groups(
@@ -364,9 +359,7 @@ class NormDecay(_Summers):
             try:
                 decay_toward_one(optimizer, scales)
             except ValueError as error:
-                raise self._refusal(
-                    run, f"{error}; set toward to zero, or choose another optimizer"
-                ) from None
+                self.refuse(run, "", f"{error}; set toward to zero, or choose another optimizer")
         return optimizer
 
     def explain(self, run: Run) -> list[str]:

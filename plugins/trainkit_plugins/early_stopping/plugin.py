@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from trainkit import Plugin, Run, UserError, hookimpl
+from trainkit import Plugin, Run, hookimpl
 
 
 class EarlyStopping(Plugin):
@@ -54,9 +54,10 @@ class EarlyStopping(Plugin):
         metric, _ = self._watched(run)
         known = list(run.metrics.keys())
         if metric not in known:
-            raise UserError(
-                f"early_stopping.metric: this run does not measure {metric!r} (it measures: "
-                f"{', '.join(known)})"
+            self.refuse(
+                run,
+                "metric",
+                f"this run does not measure {metric!r} (it measures: {', '.join(known)})",
             )
 
     @hookimpl

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from trainkit import Batch, Plugin, Run, UserError, hookimpl
+from trainkit import Batch, Plugin, Run, hookimpl
 
 from .exchange import Values, exchange
 from .statistics import batch_norms, recompute_statistics
@@ -184,9 +184,11 @@ class Ema(Plugin):
         # a validation must not change what the next epoch sees.
         for batch in islice(run.data.train.batches(run.epoch, 0), self.recompute_batches):
             if not isinstance(batch, Batch):
-                raise UserError(
-                    "ema.buffers: recompute needs batches of images, and these data give "
-                    f"{type(batch).__name__}; use copy or average"
+                self.refuse(
+                    run,
+                    "buffers",
+                    "recompute needs batches of images, and these data give "
+                    f"{type(batch).__name__}; use copy or average",
                 )
             yield run.device.move(batch).inputs
 

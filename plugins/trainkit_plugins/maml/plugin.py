@@ -189,18 +189,18 @@ class Maml(Episodic):
             for norm in batch_norms:
                 norm.eps = self.norm_eps
         if why := what_forbids(self.norm_statistics, run.plugins):
-            self.refuse(run, why, "norm_statistics")
+            self.refuse(run, "norm_statistics", why)
         if self.norm_statistics == "running" and any(
             norm.running_mean is None for norm in batch_norms
         ):
             self.refuse(
                 run,
-                f"{run.recipe.model.name} keeps no running averages; choose another",
                 "norm_statistics",
+                f"{run.recipe.model.name} keeps no running averages; choose another",
             )
         try:
             if not adapted_names(model, self.adapt):
-                self.refuse(run, "the model has no such parameters", "adapt")
+                self.refuse(run, "adapt", "the model has no such parameters")
             if self.head == "prototypes":
                 linear_head(model)
             if self.head != "learned":  # every task makes its own
@@ -211,7 +211,7 @@ class Maml(Episodic):
                 meta[self.name] = PerStepNorms(model, self.steps)
                 model.meta = meta
         except ValueError as error:
-            self.refuse(run, str(error), "head" if "classif" in str(error) else "norm_statistics")
+            self.refuse(run, "head" if "classif" in str(error) else "norm_statistics", str(error))
         return model
 
     @hookimpl(wrapper=True)

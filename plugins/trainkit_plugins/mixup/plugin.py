@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from trainkit import Batch, Plugin, Run, UserError, hookimpl
+from trainkit import Batch, Plugin, Run, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,25 +92,19 @@ class Mixup(Plugin):
                 "asymmetric takes one class per image, and mixed images have two; use cross_entropy"
                 " or bce, or drop"
             )
-            raise UserError(
-                f"{self._place(run, 'train', 'loss', 'name')}: train.loss.name: {why} {self.name}"
-            )
+            self.refuse(run, "name", f"{why} {self.name}", section="train.loss")
         if loss.smoothing and (self.label_smoothing or loss.name == "bce"):
-            happens = (
-                "ignores its own smoothing when labels are mixed"
-                if loss.name == "bce"
-                else "smooths them again"
-            )
-            raise UserError(
-                f"{self._place(run, 'train', 'loss', 'smoothing')}: train.loss.smoothing: is "
-                f"{loss.smoothing:g} and mixup.label_smoothing is {self.label_smoothing:g}, but "
+            happens = "smooths them again"
+            if loss.name == "bce":
+                happens = "ignores its own smoothing when labels are mixed"
+            self.refuse(
+                run,
+                "smoothing",
+                f"is {loss.smoothing:g} and mixup.label_smoothing is {self.label_smoothing:g}, but "
                 f"{loss.name} {happens}; set train.loss.smoothing to 0 and use "
-                "mixup.label_smoothing"
+                "mixup.label_smoothing",
+                section="train.loss",
             )
-
-    @staticmethod
-    def _place(run: Run, *keys: str) -> str:
-        return str(run.recipe.raw.nearest(*keys))
 
     @property
     def _off(self) -> bool:
@@ -123,15 +117,14 @@ class Mixup(Plugin):
         if self._off:
             return batch
         if not isinstance(batch, Batch) or batch.targets.ndim != 1:
-            raise UserError(
-                f"{self._place(run, 'plugins', self.name)}: plugins.{self.name}: needs batches of "
-                "images with one class each, and got "
-                + (
-                    f"targets of shape {tuple(batch.targets.shape)}"
-                    if isinstance(batch, Batch)
-                    else repr(type(batch))
-                )
-                + "; switch off the plugin that makes them so, or mixup"
+            got = repr(type(batch))
+            if isinstance(batch, Batch):
+                got = f"targets of shape {tuple(batch.targets.shape)}"
+            self.refuse(
+                run,
+                "",
+                f"needs batches of images with one class each, and got {got}; switch off the "
+                "plugin that makes them so, or mixup",
             )
         if self._mix is None:
             self._mix = self._make(run)

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from trainkit import History, Plugin, Run, Section, UserError, exempt_names, figure, hookimpl
+from trainkit import History, Plugin, Run, Section, exempt_names, figure, hookimpl
 
 from .norm import push_to_norm, squared_norm
 from .plots import draw_distance, draw_squared_norm
@@ -119,10 +119,12 @@ class NormBias(Plugin):
         optimizer = yield
         counted, pushed = self._parameters(run.model, optimizer)
         if not counted:
-            raise UserError(
-                f"{self._mark(run, 'target')}: {self.name}.target: {run.recipe.model.name} has no "
-                f"trainable {'matrices or kernels' if self.target == 'weights' else 'parameters'}, "
-                "so there is no norm to pull"
+            kinds = {"weights": "matrices or kernels", "all": "parameters"}
+            self.refuse(
+                run,
+                "target",
+                f"{run.recipe.model.name} has no trainable {kinds[self.target]}, so there is no "
+                "norm to pull",
             )
         mine = {id(p) for p in pushed}
         decays = {
@@ -131,14 +133,15 @@ class NormBias(Plugin):
             if mine & {id(p) for p in g["params"]}
         }
         if self.coefficient > 0 and not self.with_weight_decay and max(decays) > 0:
-            unsaid = (
-                "" if "weight_decay" in run.recipe.raw.data.get("optimizer", {}) else " by default"
-            )
-            raise UserError(
-                f"{run.recipe.raw.nearest('optimizer', 'weight_decay')}: optimizer.weight_decay:"
-                f" is {max(decays):g}{unsaid} and pulls to zero what {self.name} pulls to its "
-                "target; set optimizer.weight_decay=0, or "
-                f"plugins.{self.name}.with_weight_decay=true if both are meant"
+            said = "weight_decay" in run.recipe.raw.data.get("optimizer", {})
+            value = f"{max(decays):g}" if said else f"{max(decays):g} by default"
+            self.refuse(
+                run,
+                "weight_decay",
+                f"is {value} and pulls to zero what {self.name} pulls to its target; set "
+                f"optimizer.weight_decay=0, or plugins.{self.name}.with_weight_decay=true if both "
+                "are meant",
+                section="optimizer",
             )
         return optimizer
 
@@ -175,9 +178,6 @@ class NormBias(Plugin):
         if self.mu_squared == "auto":
             return self.auto_multiple * squared_norm(counted).item()
         return self.mu_squared
-
-    def _mark(self, run: Run, option: str) -> str:
-        return str(run.recipe.raw.nearest("plugins", self.name, option))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the target, which `auto` takes from parameters that have moved since."""

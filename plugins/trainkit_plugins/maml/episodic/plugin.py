@@ -26,7 +26,6 @@ from trainkit import (
     Predictions,
     Run,
     Section,
-    UserError,
     class_pool,
     figure,
     hookimpl,
@@ -117,7 +116,7 @@ class Episodic(Plugin):
                 (wide if pool is train else sampler).check(pool)
             except ValueError as error:
                 option = "train_ways" if pool is train and self.train_ways else "ways"
-                self.refuse(run, f"{split} classes: {error}", option)
+                self.refuse(run, option, f"{split} classes: {error}")
         share: dict[str, Any] = {"rank": device.rank, "world": device.world, "noun": "tasks"}
         try:
             stream = DrawnStream(
@@ -140,7 +139,7 @@ class Episodic(Plugin):
                 )
             }
         except ValueError as error:
-            self.refuse(run, str(error), "tasks")
+            self.refuse(run, "tasks", str(error))
         self._tests = {name: fixed[name] for name in tests}
         wider = "" if wide == sampler else f" ({wide.ways}-way in training)"
         summary = (
@@ -150,15 +149,6 @@ class Episodic(Plugin):
         )
         notes = tuple(note for pool in (train, val, *tests.values()) for note in pool.notes)
         return Data(stream, fixed["val"], self.ways, train.shape, summary, notes=notes)
-
-    def refuse(self, run: Run, why: str, option: str) -> Any:
-        """Say what is wrong with an option, where it is written.
-
-        Raises:
-            UserError: always.
-        """
-        mark = run.recipe.raw.nearest("plugins", self.name, option)
-        raise UserError(f"{mark}: plugins.{self.name}.{option}: {why}") from None
 
     @hookimpl(wrapper=True)
     def build_metrics(self, run: Run) -> Generator[None, Any, Any]:

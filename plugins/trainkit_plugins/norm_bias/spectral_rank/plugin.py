@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from trainkit import History, Plugin, Run, Section, UserError, figure, hookimpl
+from trainkit import History, Plugin, Run, Section, figure, hookimpl
 
 from ..plugin import CITATION
 from .operators import Geometry, geometry, project
@@ -90,11 +90,11 @@ class SpectralRank(Plugin):
         """Find out which layers there are and at which feature maps they work."""
         self._layers, _ = self._find(run)
         if not self._layers:
-            name = run.recipe.model.name
-            raise UserError(
-                f"{run.recipe.raw.nearest('plugins', self.name, 'exclude')}: "
-                f"{self.name}.exclude: of {name} no layer is left to project; `trainkit plan` says "
-                "why for each"
+            self.refuse(
+                run,
+                "exclude",
+                f"of {run.recipe.model.name} no layer is left to project; `trainkit plan` says why "
+                "for each",
             )
 
     @hookimpl
@@ -154,11 +154,12 @@ class SpectralRank(Plugin):
             ):
                 run.model(image)
         except RuntimeError as error:
-            raise UserError(
-                f"{run.recipe.raw.nearest('plugins', self.name)}: {self.name}: cannot find out "
-                f"the size of the feature maps, because {run.recipe.model.name} does not take one "
-                f"input of the data: {error}"
-            ) from None
+            self.refuse(
+                run,
+                "",
+                "cannot find out the size of the feature maps, because "
+                f"{run.recipe.model.name} does not take one input of the data: {error}",
+            )
 
     def idle(self, run: Run) -> dict[str, str]:
         """Say that no step projects."""

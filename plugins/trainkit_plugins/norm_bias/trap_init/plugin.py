@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from trainkit import Batch, History, Plugin, Run, Section, UserError, figure, hookimpl
+from trainkit import Batch, History, Plugin, Run, Section, figure, hookimpl
 
 from ..plugin import CITATION
 from .affine import Affine, embed_affine, fit_affine, gradient_norm, largest_curvature
@@ -61,19 +61,15 @@ class TrapInit(Plugin):
         model = (yield).to(run.device.torch)
         layers = linear_layers(model, ahead=("sparsity_norm",))
         if isinstance(layers, str):
-            raise UserError(
-                f"{run.recipe.raw.nearest('model')}: model: {self.name} needs a plain ReLU "
-                f"network, and {run.recipe.model.name} {layers}; mlp is one"
-            )
+            why = f"needs a plain ReLU network, and {run.recipe.model.name} {layers}; mlp is one"
+            self.refuse(run, "", f"{self.name} {why}", section="model")
         self._examples = examples = self._read(run)
         inputs = inputs_of(layers[0], model, examples.inputs)
         self._affine = affine = self._fit(layers, inputs, examples, run)
         try:
             embed_affine(layers, affine.weight, affine.bias, inputs, self.margin)
         except ValueError as error:
-            raise UserError(
-                f"{run.recipe.raw.nearest('model', 'args')}: model: {self.name}: {error}"
-            ) from None
+            self.refuse(run, "args", f"{self.name}: {error}", section="model")
         parameters = [p for layer in layers for p in layer.parameters() if p.requires_grad]
         self._lines = self._describe(model, parameters, affine, examples, run)
         self._disturb(model)
@@ -81,22 +77,23 @@ class TrapInit(Plugin):
 
     def _read(self, run: Run) -> Batch:
         """Return all training examples as one batch."""
-        where = run.recipe.raw.nearest
         if run.device.world > 1:
-            raise UserError(
-                f"{where('plugins', self.name)}: {self.name}: fits a model to all training data, "
-                f"and each of {run.device.world} ranks reads a part; train on one"
+            self.refuse(
+                run,
+                "",
+                f"fits a model to all training data, and each of {run.device.world} ranks reads a "
+                "part; train on one",
             )
         if getattr(run.recipe.data, "augment", None) is not None:
-            raise UserError(
-                f"{where('data', 'augment')}: data.augment: {self.name} needs a finite set of "
-                "training examples; leave augmentation out"
+            self.refuse(
+                run,
+                "augment",
+                f"{self.name} needs a finite set of training examples; leave augmentation out",
+                section="data",
             )
         batches = [run.device.move(batch) for batch in run.data.train.batches(0, 0)]
         if not all(isinstance(batch, Batch) for batch in batches):
-            raise UserError(
-                f"{where('data')}: data: {self.name} needs batches of inputs and targets"
-            )
+            self.refuse(run, "", f"{self.name} needs batches of inputs and targets", section="data")
         return Batch(
             torch.cat([b.inputs for b in batches]), torch.cat([b.targets for b in batches])
         )
@@ -115,12 +112,14 @@ class TrapInit(Plugin):
                     affine.gradient_norm < _ATTAINED and not loss(2 * predictions) < affine.loss
                 )
         if not attained:
-            raise UserError(
-                f"{run.recipe.raw.nearest('train', 'loss')}: train.loss: {self.name} found no "
-                "affine model that minimises it on these data (gradient norm "
+            self.refuse(
+                run,
+                "loss",
+                f"{self.name} found no affine model that minimises it on these data (gradient norm "
                 f"{affine.gradient_norm:.2g} in the end), most likely because planes separate the "
                 "classes; set train.loss.smoothing=0.1, or give inputs that say less, such as a "
-                "smaller data.image_size"
+                "smaller data.image_size",
+                section="train",
             )
         return affine
 
