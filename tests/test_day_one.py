@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+import trainkit.testing
+
 ROOT = Path(__file__).parents[1]
 MAP = ROOT / "docs" / "code.md"
 
@@ -57,3 +59,14 @@ def test_commit_hooks_are_local_and_what_ci_runs() -> None:
         assert hook["language"] == "system"
         program, *arguments = hook["entry"].split()
         assert f'"$bin/{program}" {" ".join(arguments)}'.strip() in ci, hook["entry"]
+
+
+def test_contributing_names_what_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"`([^`\s]+)`", text))
+    paths = {word for word in words if "/" in word and "my_" not in word}
+    assert len(paths) > 10
+    assert not [path for path in paths if not (ROOT / path).exists()]
+    checks = {check.__name__ for check in trainkit.testing.checks()}
+    assert {word for word in words if word.startswith("check_")} <= checks
+    assert "## Add a technique" in text  # where the skeleton's last line sends its reader
