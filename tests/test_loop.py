@@ -339,7 +339,9 @@ def test_a_compiled_model_trains_as_the_plain_one(
 
 def test_sync_batchnorm_is_refused_where_torch_has_none(tiny: Path) -> None:
     with pytest.raises(
-        UserError, match=r"train\.sync_batchnorm: torch has it on CUDA only; set it to false"
+        UserError,
+        match=r"command line `train\.sync_batchnorm=true`: train\.sync_batchnorm: torch has it on "
+        "CUDA only; set it to false",
     ):
         build(compose(tiny, ["train.sync_batchnorm=true"]))
 

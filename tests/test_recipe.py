@@ -179,6 +179,11 @@ def test_names_that_timm_does_not_know_are_told_beside_wrong_types(write: Write)
     assert "has no model 'rasnet18'; did you mean 'resnet18'" in second
     assert "recipe.yaml:4: optimizer.name: timm" in third
     assert "has no optimizer 'adamv'; did you mean 'adam" in third
+    empty = mistakes(write("model: {name: ''}\ndata: {name: digits}\noptimizer: {name: ''}\n"))
+    assert [line.partition(";")[0] for line in empty] == [
+        f"recipe.yaml:{line}: {section}.name: string should have at least 1 character"
+        for line, section in ((1, "model"), (3, "optimizer"))
+    ]
 
 
 def test_mistakes_come_in_the_order_of_the_file_and_overrides_last() -> None:

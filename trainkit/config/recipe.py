@@ -97,7 +97,7 @@ class OptimizerSpec(BaseModel):
     """The `optimizer:` section: an optimizer of timm's factory (unless a plugin provides one)."""
 
     model_config = STRICT
-    name: str = Field("adamw", description="timm's name of the optimizer")
+    name: str = Field("adamw", min_length=1, description="timm's name of the optimizer")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(
         0.05, ge=0, description="for weight matrices and kernels; biases and norms have none"

@@ -82,7 +82,7 @@ def build(
         PluginError: a plugin broke the rules of a hook.
     """
     recipe = setup.recipe
-    device = Device(recipe.train)
+    device = Device(recipe)
     manager, problems = make_manager(setup.entries, Defaults(recipe.train.loss), observers)
     if problems:
         raise RecipeError(problems)

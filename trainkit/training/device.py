@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
-from trainkit.config.recipe import TrainSpec
-from trainkit.errors import UserError
+from trainkit.config.recipe import Recipe
+from trainkit.errors import Problem, RecipeError
 from trainkit.training.convolution import SoundConvolutions
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,16 +56,18 @@ class Device:
         scaler: scales the loss in fp16, does nothing otherwise.
 
     Raises:
-        UserError: the device is not there, or cannot do what the recipe asks.
+        RecipeError: the device is not there, or cannot do what the recipe asks.
     """
 
-    def __init__(self, spec: TrainSpec) -> None:
+    def __init__(self, recipe: Recipe) -> None:
+        spec = recipe.train
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
-        self.torch = _resolve(spec.device)
+        self.torch = _resolve(recipe)
         self.dtype = _DTYPES[spec.precision]
         if spec.sync_batchnorm and self.torch.type != "cuda":
-            raise UserError("train.sync_batchnorm: torch has it on CUDA only; set it to false")
+            wrong = "torch has it on CUDA only; set it to false"
+            raise _refusal(recipe, "sync_batchnorm", wrong)
         if self.torch.type == "cuda":
             torch.cuda.set_device(self.torch)
         _set_determinism(spec.deterministic)
@@ -168,29 +170,28 @@ def _soundly(context: AbstractContextManager[Any]) -> Iterator[None]:
         yield
 
 
-def _resolve(name: str) -> torch.device:
+def _resolve(recipe: Recipe) -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
+    name = recipe.train.device
     if name == "auto":
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        if torch.cuda.is_available():
+            name = "cuda"
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = local if device.index is None else device.index
         if index >= count:
-            raise UserError(
-                f"train.device: there is no {name} here (CUDA devices: {count}); use "
-                "train.device=auto"
-            )
+            wrong = f"there is no {name} here (CUDA devices: {count}); use train.device=auto"
+            raise _refusal(recipe, "device", wrong)
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("train.device: there is no mps here; use train.device=auto")
+        raise _refusal(recipe, "device", "there is no mps here; use train.device=auto")
     return device
+
+
+def _refusal(recipe: Recipe, option: str, wrong: str) -> RecipeError:
+    return RecipeError([Problem(recipe.raw.nearest("train", option), f"train.{option}", wrong)])
 
 
 def _set_determinism(wanted: bool) -> None:

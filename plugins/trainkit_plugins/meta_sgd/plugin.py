@@ -40,6 +40,7 @@ class MetaSgd(Plugin):
         None,
         allow_inf_nan=False,
         gt=0,
+        le=1e6,
         description=(
             "where every step size starts; null: at maml's inner_lr (the mean loss, as there)"
         ),

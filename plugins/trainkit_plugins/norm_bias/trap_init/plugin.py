@@ -38,6 +38,7 @@ class TrapInit(Plugin):
     margin: float = Field(
         1.0,
         gt=0,
+        le=1e6,
         allow_inf_nan=False,
         description=(
             "how far above zero every hidden unit is on every training example; more makes the trap"
@@ -47,6 +48,7 @@ class TrapInit(Plugin):
     noise: float = Field(
         0.0,
         ge=0,
+        le=1e6,
         allow_inf_nan=False,
         description="standard deviation of noise on every parameter: does it fall back?",
     )
