@@ -15,29 +15,29 @@ import pluggy
 from trainkit.errors import Problem
 from trainkit.hooks.guard import guarded
 from trainkit.hooks.order import Entry
-from trainkit.hooks.shapes import check_providers, check_shape
+from trainkit.hooks.shapes import check_providers, check_shape, hooks_of, is_value
 from trainkit.hooks.specs import PROJECT, Hooks
+
+
+def check_plugins(entries: Sequence[Entry]) -> list[Problem]:
+    """Return every mistake in how plugins publish and implement hooks; none is registered."""
+    return _specified(entries)[1]
 
 
 def make_manager(
     entries: Sequence[Entry], defaults: object, observers: Sequence[object] = ()
 ) -> tuple[pluggy.PluginManager, list[Problem]]:
-    """Register the plugins, first in order called first and outermost; return the manager and every
-    mistake.
+    """Register the plugins, first in order called first and outermost.
 
     Args:
         entries: the plugins in order.
         defaults: core's own answers, whose implementations are all marked `trylast`.
         observers: further objects with hooks, asked and told after the plugins.
+
+    Returns:
+        The manager, and every mistake; where there is one, nothing is registered.
     """
-    manager = _Manager(PROJECT)
-    manager.add_hookspecs(Hooks)
-    problems = [problem for entry in entries for problem in _publish(entry, manager)]
-    present = {
-        entry.name for entry in entries
-    }  # who lacks a plugin, which is said elsewhere, lacks its hooks too
-    complete = [entry for entry in entries if present.issuperset(entry.plugin.requires)]
-    problems += [problem for entry in complete for problem in check_shape(entry, manager)]
+    manager, problems = _specified(entries)
     if problems:
         return manager, problems
     manager.register(defaults, "core")
@@ -45,16 +45,32 @@ def make_manager(
         manager.register(observer)
     for entry in reversed(entries):  # pluggy calls the last registered first
         manager.register(entry.plugin, entry.name)
-    for name in vars(manager.hook):
-        caller = getattr(manager.hook, name)
-        is_value = bool(caller.spec and caller.spec.opts.get("firstresult"))
-        if is_value:
-            problems += check_providers(caller, entries)
+    blamed = {entry.name for entry in entries}
+    for name, caller in hooks_of(manager).items():
         for implementation in caller.get_hookimpls():
-            blames = implementation.plugin_name in present
             implementation.function = guarded(
-                implementation, name, is_value=is_value, blames=blames
+                implementation,
+                name,
+                is_value=is_value(caller),
+                blames=implementation.plugin_name in blamed,
             )
+    return manager, problems
+
+
+def _specified(entries: Sequence[Entry]) -> tuple[pluggy.PluginManager, list[Problem]]:
+    """Return a manager that knows core's hooks and the plugins', and every mistake in them."""
+    manager = _Manager(PROJECT)
+    manager.add_hookspecs(Hooks)
+    problems: list[Problem] = []
+    for entry in entries:
+        problems += _publish(entry, manager)
+    present = {entry.name for entry in entries}
+    for entry in entries:
+        # Who lacks a plugin, which is said elsewhere, lacks its hooks too.
+        if present.issuperset(entry.plugin.requires):
+            problems += check_shape(entry, manager)
+    if not problems:
+        problems += check_providers(entries, manager)
     return manager, problems
 
 
@@ -68,11 +84,10 @@ def _publish(entry: Entry, manager: pluggy.PluginManager) -> list[Problem]:
     if names and not known:
         manager.add_hookspecs(specs)
         return []
-    wrong = [
-        f"it publishes a hook {name}, but there is one of that name already; rename it"
-        for name in known
-    ]
-    wrong = wrong or [f"its hookspecs {specs.__name__} has no method marked @value or @moment"]
+    wrong = [f"its hookspecs {specs.__name__} has no method marked @value or @moment"]
+    if known:
+        end = "but there is one of that name already; rename it"
+        wrong = [f"it publishes a hook {name}, {end}" for name in known]
     return [Problem(entry.location, f"plugins.{entry.name}", message) for message in wrong]
 
 

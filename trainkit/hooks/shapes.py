@@ -23,12 +23,20 @@ def implementations(plugin: object) -> dict[str, tuple[Callable[..., Any], dict[
     return found
 
 
+def hooks_of(manager: pluggy.PluginManager) -> dict[str, Any]:
+    """Return the hooks that a manager knows, by name, each with what calls it."""
+    return {name: caller for name, caller in vars(manager.hook).items() if caller.spec}
+
+
+def is_value(caller: Any) -> bool:
+    """Return whether a hook asks for a value; a moment does not."""
+    return bool(caller.spec.opts.get("firstresult"))
+
+
 def check_shape(entry: Entry, manager: pluggy.PluginManager) -> list[Problem]:
     """Return what is wrong with a plugin's hook implementations as such."""
     wrong: list[str] = []
-    hooks = {
-        name: caller for name, caller in vars(manager.hook).items() if getattr(caller, "spec", None)
-    }
+    hooks = hooks_of(manager)
     marked = implementations(entry.plugin)
     for name in sorted(hooks.keys() & (vars(type(entry.plugin)).keys() - marked.keys())):
         wrong.append(
@@ -39,9 +47,7 @@ def check_shape(entry: Entry, manager: pluggy.PluginManager) -> list[Problem]:
         if name in hooks:
             known = hooks[name].spec.argnames
             wrong += _check_arguments(name, function, known)
-            wrong += _check_kind(
-                name, function, options, bool(hooks[name].spec.opts.get("firstresult"))
-            )
+            wrong += _check_kind(name, function, options, is_value(hooks[name]))
         elif not options["optionalhook"]:
             wrong.append(f"there is no hook {name!r}{suggest(name, list(hooks))}")
     return [Problem(entry.location, f"plugins.{entry.name}", message) for message in wrong]
@@ -93,16 +99,18 @@ def _check_kind(
     return wrong
 
 
-def check_providers(caller: Any, entries: Sequence[Entry]) -> list[Problem]:
-    """Return a problem if two plugins provide the value that this hook asks for."""
-    providers = {
-        i.plugin_name
-        for i in caller.get_hookimpls()
-        if not (i.wrapper or i.hookwrapper or i.trylast)
-    }
-    ordered = [entry for entry in entries if entry.name in providers]
-    if len(ordered) < 2:
-        return []
-    names = " and ".join(entry.name for entry in ordered)
-    message = f"{names} both provide {caller.name}, and a run has one; drop one of them"
-    return [Problem(ordered[-1].location, f"plugins.{ordered[-1].name}", message)]
+def check_providers(entries: Sequence[Entry], manager: pluggy.PluginManager) -> list[Problem]:
+    """Return a problem for each value that two plugins provide."""
+    problems = []
+    for hook, caller in hooks_of(manager).items():
+        providers = [entry for entry in entries if _provides(entry, hook)]
+        if is_value(caller) and len(providers) > 1:
+            last, names = providers[-1], " and ".join(entry.name for entry in providers)
+            message = f"{names} both provide {hook}, and a run has one; drop one of them"
+            problems.append(Problem(last.location, f"plugins.{last.name}", message))
+    return problems
+
+
+def _provides(entry: Entry, hook: str) -> bool:
+    _, options = implementations(entry.plugin).get(hook, (None, {"wrapper": True}))
+    return not options["wrapper"]

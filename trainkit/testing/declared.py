@@ -13,11 +13,10 @@ from trainkit.commands.verify import differences
 from trainkit.config.raw import RawRecipe, validate
 from trainkit.config.recipe import Recipe, read_recipe
 from trainkit.hooks.discovery import describe, installed
-from trainkit.hooks.manager import make_manager
+from trainkit.hooks.manager import check_plugins
 from trainkit.testing.case import Case, CheckError
 from trainkit.testing.ranges import violations
 from trainkit.testing.training import TINY
-from trainkit.training.defaults import Defaults
 
 
 def check_found(case: Case) -> None:
@@ -131,6 +130,5 @@ def check_hooks(case: Case) -> None:
         ):
             raise CheckError(f"{name} must map names to reasons; it is {value!r}")
     setup = case.setup()
-    _, problems = make_manager(setup.entries, Defaults(setup.recipe.train.loss))
-    if problems:
+    if problems := check_plugins(setup.entries):
         raise CheckError("\n".join(problem.message for problem in problems))

@@ -19,12 +19,12 @@ from torch import nn
 from trainkit.checks.idle import idle_notes
 from trainkit.checks.trial import trial_problems
 from trainkit.config.raw import Given
-from trainkit.config.recipe import LossSpec, Recipe, read_recipe
+from trainkit.config.recipe import Recipe, read_recipe
 from trainkit.data.loader import OrderedStream, ShuffledStream
 from trainkit.errors import Location, PluginError, Problem, RecipeError, UserError, suggest
 from trainkit.hooks.entries import plugins_of
 from trainkit.hooks.guard import naming
-from trainkit.hooks.manager import make_manager
+from trainkit.hooks.manager import check_plugins, make_manager
 from trainkit.hooks.order import Entry
 from trainkit.hooks.run import ParamGroups, Run
 from trainkit.hooks.specs import Hooks
@@ -54,7 +54,7 @@ def compose(given: Given | None, overrides: Sequence[str] = ()) -> Setup:
     recipe, source, problems = read_recipe(given, overrides)
     entries, found = plugins_of(source)
     problems += found + check_names(source)
-    problems += make_manager(entries, Defaults(LossSpec(name="cross_entropy")))[1]
+    problems += check_plugins(entries)
     if recipe is None or problems:
         raise RecipeError(problems)
     return Setup(recipe, entries)
