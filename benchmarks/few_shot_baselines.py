@@ -29,10 +29,11 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from trainkit_data.few_shot import ClassPool, class_pool
 from trainkit_plugins.maml import InnerLoop, isolate, plan_for, predict, trajectory
 from trainkit_plugins.maml.episodes import Episode, EpisodeSampler
 
-from trainkit import Batch, ClassPool, class_pool
+from trainkit import Batch
 from trainkit.training.build import Setup, compose
 
 LEARNING_RATES = {"head": (0.1, 0.3, 1.0, 3.0, 10.0), "all": (0.1, 0.3, 1.0)}

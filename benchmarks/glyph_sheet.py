@@ -9,9 +9,8 @@ import sys
 
 import numpy as np
 from PIL import Image
-
-from trainkit.data.glyphs import load_glyphs
-from trainkit.data.spec import SCRIPTS
+from trainkit_data.few_shot.faces import SCRIPTS
+from trainkit_data.few_shot.glyphs import load_glyphs
 
 PER_SCRIPT, SIZE = 3, 28
 

@@ -164,22 +164,27 @@ def options(schema: dict[str, Any]) -> Iterator[tuple[str, Keys]]:
             ("train.loss", "LossSpec"),
             ("optimizer", "OptimizerSpec"),
         ),
-        *(("scheduler", "SchedulerSpec"), ("checkpoint", "CheckpointSpec"), ("data", "DigitsSpec")),
+        *(
+            ("scheduler", "SchedulerSpec"),
+            ("checkpoint", "CheckpointSpec"),
+            ("data", "DigitsSource"),
+        ),
         *(("data.augment", "AugmentSpec"), ("data.missing", "MissingSpec")),
     ):
         for option in definitions[name]["properties"]:
             yield ("images" if "augment" in section else "digits"), (*section.split("."), option)
     for base, name in (
         *(
-            ("table", "TableSpec"),
-            ("ratings", "RatingsSpec"),
-            ("glyphs", "GlyphsSpec"),
-            ("folder", "TimmSpec"),
+            ("table", "TableSource"),
+            ("ratings", "RatingsSource"),
+            ("glyphs", "GlyphsSource"),
+            ("folder", "TimmSource"),
         ),
-        *(("omniglot", "OmniglotSpec"), ("cifar_fs", "CifarFsSpec"), ("svhn", "SvhnSpec")),
+        *(("omniglot", "OmniglotSource"), ("cifar_fs", "CifarFsSource"), ("svhn", "SvhnSource")),
     ):
         own = (
-            definitions[name]["properties"].keys() - definitions["DigitsSpec"]["properties"].keys()
+            definitions[name]["properties"].keys()
+            - definitions["DigitsSource"]["properties"].keys()
         )
         for option in sorted(own):
             yield base, ("data", option)

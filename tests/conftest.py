@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import hypothesis
@@ -25,6 +27,19 @@ scheduler: {{name: cosine, warmup_epochs: 1}}
 plugins:
   {TINY_DATA}:TinyData: {{}}
 """
+
+
+def pytest_configure() -> None:
+    """Refuse an installation that is older than the checkout's entry points."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    for group, written in project["entry-points"].items():
+        missing = written.keys() - {point.name for point in entry_points(group=group)}
+        if missing:
+            names = ", ".join(sorted(missing))
+            raise pytest.UsageError(
+                f"the installed trainkit lacks entry points of {group} ({names}): "
+                "install the checkout anew, with `uv pip install --no-deps -e .`"
+            )
 
 
 @pytest.fixture(autouse=True, scope="session")

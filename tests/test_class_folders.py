@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from trainkit_data.few_shot import class_pool
 
 from tests.test_sources import PLAIN, load, make_folder, refusal
 from trainkit.data.class_folders import (
@@ -23,7 +24,6 @@ from trainkit.data.class_folders import (
     read_class_map,
 )
 from trainkit.data.file_search import search
-from trainkit.data.pools import class_pool
 from trainkit.errors import UserError
 from trainkit.training.build import compose
 

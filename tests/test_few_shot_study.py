@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import t as student
+from trainkit_data.few_shot import class_pool
 from trainkit_plugins.maml.episodes import EpisodeSampler
 
 from benchmarks import few_shot_baselines
 from benchmarks.few_shot_study import main, mean_interval, read, table
-from trainkit import class_pool
 from trainkit.training.build import compose
 
 

@@ -12,11 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from trainkit_data.few_shot import cache, glyphs
+from trainkit_data.few_shot.cache import cache_folder, cached
+from trainkit_data.few_shot.faces import FACES, SCRIPTS
+from trainkit_data.few_shot.glyphs import (
+    Glyphs,
+    distinct_letters,
+    load_glyphs,
+    script_of,
+    shared_letters,
+)
 
-from trainkit.data import cache, glyphs, sources
-from trainkit.data.cache import cache_folder, cached
-from trainkit.data.glyphs import Glyphs, distinct_letters, load_glyphs, script_of, shared_letters
-from trainkit.data.spec import FACES, SCRIPTS
+from trainkit.data.build import build_source
 from trainkit.data.types import Data
 from trainkit.errors import RecipeError, UserError
 from trainkit.training.build import compose
@@ -226,7 +233,7 @@ def load(write: Write, data: str, *overrides: str) -> Data:
     recipe = compose(
         write(f"model: {{name: test_vit, in_chans: 1}}\ndata: {data}\n"), overrides
     ).recipe
-    return sources.build(recipe, Device(recipe.train))
+    return build_source(recipe, Device(recipe.train))
 
 
 SMALL = "{name: glyphs, image_size: 12, variants: 1, batch_size: 90, scripts: [latin], letters: 10}"

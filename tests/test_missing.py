@@ -15,10 +15,10 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from trainkit.data import sources
+from trainkit.config.data_source import MissingSpec
+from trainkit.data.build import build_source
 from trainkit.data.loader import Rows
 from trainkit.data.missing import Hidden, mask
-from trainkit.data.spec import MissingSpec
 from trainkit.data.types import Data
 from trainkit.errors import RecipeError, UserError
 from trainkit.training.build import compose
@@ -35,7 +35,7 @@ def load(write: Write, data: str, *overrides: str) -> Data:
     recipe = compose(
         write(f"model: {{name: test_vit, in_chans: 1}}\ndata: {data}\n"), overrides
     ).recipe
-    return sources.build(recipe, Device(recipe.train))
+    return build_source(recipe, Device(recipe.train))
 
 
 def first(data: Data, epoch: int = 0) -> Tensor:

@@ -130,7 +130,8 @@ def test_an_image_without_a_label_is_named(
 def test_a_listing_of_cifar_fs_that_is_none_is_named(
     write: Write, tmp_path: Path, content: bytes, message: str
 ) -> None:
-    from trainkit.data.pools import class_pool
+    from trainkit_data.few_shot import class_pool
+
     from trainkit.training.build import compose
 
     listing = tmp_path / "splits" / "bertinetto" / "train.txt"

@@ -16,7 +16,7 @@ from trainkit.commands.plan import make_plan
 from trainkit.commands.plan_data import augmentation_words, loss_words, schedule_words
 from trainkit.commands.plan_page import lines, show
 from trainkit.config.recipe import LossSpec, SchedulerSpec
-from trainkit.data.spec import AugmentSpec
+from trainkit.data.images import AugmentSpec
 
 Write = Callable[..., Path]
 SMALL = "model: {name: test_resnet, in_chans: 1}\ndata: {name: digits, image_size: 32}\n"

@@ -14,10 +14,11 @@ import torch
 import torchvision
 from PIL import Image
 from scipy.io import savemat
+from trainkit_data.few_shot import ClassPool, class_pool, target_pool
+from trainkit_data.few_shot.glyphs import load_glyphs
 
-from trainkit import ClassPool, UserError, class_pool, target_pool
+from trainkit import UserError
 from trainkit.config.recipe import Recipe, read_recipe
-from trainkit.data.glyphs import load_glyphs
 from trainkit.errors import RecipeError
 from trainkit.training.build import compose
 
@@ -138,7 +139,7 @@ def test_a_script_in_two_splits_is_refused(write: Write) -> None:
 def test_glyphs_larger_than_they_are_rendered_are_enlarged(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainkit.data.glyphs.LARGEST", 12)
+    monkeypatch.setattr("trainkit_data.few_shot.glyphs.LARGEST", 12)
     pool = class_pool(recipe(write, GLYPHS + "}", "data.image_size=24"), "test")
     large, small = (
         pool.batch([0], [[0]]).inputs,
@@ -360,11 +361,11 @@ def test_other_timm_data_cannot_be_split(write: Write, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["omniglot", "cifar_fs", "svhn"])
 def test_few_shot_data_are_not_for_classification(write: Write, tmp_path: Path, name: str) -> None:
-    from trainkit.data import sources
+    from trainkit.data.build import build_source
     from trainkit.training.device import Device
 
     made = recipe(write, f"{{name: {name}, root: {tmp_path}}}")
     with pytest.raises(
         UserError, match=f"2: data: {name} has no class with both training and validation images"
     ):
-        sources.build(made, Device(made.train))
+        build_source(made, Device(made.train))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from trainkit_data.tabular.ratings import Ratings, SparseRows, held_out, made_up, read_ratings
+from trainkit_data.tabular.sources import RatingsSource
 
-from trainkit.data import sources
-from trainkit.data.ratings import Ratings, SparseRows, held_out, made_up, read_ratings
-from trainkit.data.spec import RatingsSpec
+from trainkit.data.build import build_source
 from trainkit.data.types import Data
 from trainkit.errors import UserError
 from trainkit.hooks.run import Batch
@@ -29,7 +29,7 @@ def load(write: Write, options: str) -> Data:
     recipe = compose(
         write(f"model: {{name: autoencoder}}\ndata: {{name: ratings{options}}}\n")
     ).recipe
-    return sources.build(recipe, Device(recipe.train))
+    return build_source(recipe, Device(recipe.train))
 
 
 def rows(data: Data) -> tuple[Batch, Batch]:
@@ -50,8 +50,8 @@ def text(name: str) -> str:
 
 
 def test_made_up_ratings_have_the_statistics_that_they_should() -> None:
-    found = made_up(RatingsSpec(name="ratings", noise=0.0))
-    full = made_up(RatingsSpec(name="ratings", noise=0.0, rate=(1.0, 1.0)))
+    found = made_up(RatingsSource(name="ratings", noise=0.0))
+    full = made_up(RatingsSource(name="ratings", noise=0.0, rate=(1.0, 1.0)))
     assert (found.users, found.items) == (800, 200)
     assert len(full.r) == 160_000
     matrix = full.r.reshape(800, 200) - 3.5
@@ -67,7 +67,7 @@ def test_made_up_ratings_have_the_statistics_that_they_should() -> None:
 
 
 def test_how_many_ratings_a_user_has_says_nothing_about_them() -> None:
-    found = made_up(RatingsSpec(name="ratings", users=3000))
+    found = made_up(RatingsSource(name="ratings", users=3000))
     counts = np.bincount(found.u)
     means = np.bincount(found.u, found.r) / counts
     assert abs(np.corrcoef(np.log(counts), means)[0, 1]) < 2.5 / math.sqrt(3000)
@@ -79,7 +79,7 @@ def test_made_up_ratings_depend_on_their_own_seed_alone(write: Write) -> None:
     recipe = compose(
         write("seed: 9\nmodel: {name: autoencoder}\ndata: {name: ratings, seed: 1}\n")
     ).recipe
-    again = rows(sources.build(recipe, Device(recipe.train)))[0]
+    again = rows(build_source(recipe, Device(recipe.train)))[0]
     assert torch.equal(again.inputs.nan_to_num(), one.inputs.nan_to_num())
 
 
@@ -101,7 +101,7 @@ def test_held_out_ratings_are_targets_of_validation_and_inputs_of_nothing(write:
     assert torch.equal(
         val.inputs.nan_to_num(), train.inputs[_users(train.inputs, val.inputs)].nan_to_num()
     )
-    everything = made_up(RatingsSpec(name="ratings"))
+    everything = made_up(RatingsSource(name="ratings"))
     assert known.sum() + (~val.targets.isnan()).sum() == len(everything.r)
     assert f"{known.sum():,} ratings to train on" in data.summary
     share = (~val.targets.isnan()).sum(dim=1) / (

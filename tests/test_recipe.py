@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from trainkit.config.recipe import Recipe, read_recipe
-from trainkit.data.spec import DigitsSpec, TimmSpec
+from trainkit.data.digits import DigitsSource
+from trainkit.data.timm_source import TimmSource
 from trainkit.errors import Location, Problem, RecipeError, suggest
 from trainkit.training.build import compose
 
@@ -206,7 +207,7 @@ def test_a_suggestion_is_made_only_where_one_is_near() -> None:
 def test_the_least_recipe_has_every_default(write: Write) -> None:
     recipe = recipe_of(write(LEAST))
     assert recipe.seed == 0
-    assert isinstance(recipe.data, DigitsSpec)
+    assert isinstance(recipe.data, DigitsSource)
     assert (recipe.data.batch_size, recipe.data.workers, recipe.data.augment) == (64, 0, None)
     assert (recipe.train.epochs, recipe.train.precision, recipe.train.accumulate) == (10, "fp32", 1)
     assert (recipe.optimizer.name, recipe.optimizer.lr) == ("adamw", 1e-3)
@@ -217,7 +218,7 @@ def test_any_other_data_set_is_timms(write: Write) -> None:
     recipe = recipe_of(
         write("model: {name: a}\ndata: {name: torch/cifar10, root: here, mean: [0.5, 0.5, 0.5]}\n")
     )
-    assert isinstance(recipe.data, TimmSpec)
+    assert isinstance(recipe.data, TimmSource)
     assert recipe.data.mean == (0.5, 0.5, 0.5)
     assert recipe.data.augment is not None
 

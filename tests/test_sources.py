@@ -15,7 +15,7 @@ import timm.data
 import torch
 from PIL import Image
 
-from trainkit.data import sources
+from trainkit.data.build import build_source
 from trainkit.data.types import Data
 from trainkit.errors import RecipeError, UserError
 from trainkit.training.build import compose
@@ -44,7 +44,7 @@ def make_folder(
 
 def load(write: Write, data: str, *overrides: str) -> Data:
     recipe = compose(write(f"model: {{name: test_vit}}\ndata: {data}\n"), overrides).recipe
-    return sources.build(recipe, Device(recipe.train))
+    return build_source(recipe, Device(recipe.train))
 
 
 def refusal(write: Write, data: str, *overrides: str) -> str:
@@ -259,8 +259,8 @@ def test_an_unknown_data_set_gets_a_suggestion(write: Write) -> None:
         load(write, "{name: dgits, root: x}")
     assert str(caught.value).endswith(
         "recipe.yaml:2: data.name: no data set has this name; did you mean 'digits'? (there are: "
-        "digits, glyphs, table, ratings, omniglot, cifar_fs, svhn, folder, tar, torch/…, hfds/…);"
-        ' got "dgits"'
+        "cifar_fs, digits, folder, glyphs, hfds/…, hfids/…, omniglot, ratings, svhn, table, tar, "
+        'tfds/…, torch/…, wds/…); got "dgits"'
     )
 
 

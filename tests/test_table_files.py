@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from trainkit_data.tabular.columns import Table, numbers, read_table
+from trainkit_data.tabular.numerals import Unclear, reading, with_comma, with_point
+from trainkit_data.tabular.ratings import read_ratings
+from trainkit_data.tabular.tables import read_target
 
 from tests.test_tables import everything, load, refusal
-from trainkit.data.columns import Table, numbers, read_table
-from trainkit.data.numerals import Unclear, reading, with_comma, with_point
-from trainkit.data.ratings import read_ratings
-from trainkit.data.tables import read_target
 from trainkit.errors import UserError
 
 Write = Callable[..., Path]
@@ -339,7 +339,7 @@ def test_columns_of_other_kinds_in_parquet_are_named_where_they_are_used(write: 
 
 
 def refusal_of(write: Write, path: Path, options: str) -> str:
-    from trainkit.data import sources
+    from trainkit.data.build import build_source
     from trainkit.training.build import compose
     from trainkit.training.device import Device
 
@@ -347,7 +347,7 @@ def refusal_of(write: Write, path: Path, options: str) -> str:
         write(f"model: {{name: mlp}}\ndata: {{name: table, path: '{path}', {options}}}\n")
     ).recipe
     with pytest.raises(UserError) as caught:
-        sources.build(recipe, Device(recipe.train))
+        build_source(recipe, Device(recipe.train))
     return str(caught.value).replace(f"{path.parent}/", "")
 
 

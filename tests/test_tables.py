@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from trainkit_data.tabular.columns import read_table
+from trainkit_data.tabular.tables import Target, split
 
 from tests.reference.tiny import train
-from trainkit.data import sources
-from trainkit.data.columns import read_table
-from trainkit.data.tables import Target, split
+from trainkit.data.build import build_source
 from trainkit.data.types import Data
 from trainkit.errors import RecipeError, UserError
 from trainkit.training.build import build, compose
@@ -40,7 +40,7 @@ def load(write: Write, csv: str, options: str = "target: sick", name: str = "peo
     recipe = compose(
         write(f"model: {{name: mlp}}\ndata: {{name: table, path: '{path}', {options}}}\n")
     ).recipe
-    return sources.build(recipe, Device(recipe.train))
+    return build_source(recipe, Device(recipe.train))
 
 
 def refusal(write: Write, csv: str, options: str = "target: sick", name: str = "people.csv") -> str:
@@ -151,7 +151,7 @@ def test_the_split_is_the_same_for_every_seed_and_stratified(write: Write) -> No
     found = []
     for seed in (0, 1):
         recipe = compose(write(text), [f"seed={seed}"]).recipe
-        data = sources.build(recipe, Device(recipe.train))
+        data = build_source(recipe, Device(recipe.train))
         found.append(torch.cat([batch.inputs for batch in data.val]))
         assert torch.cat([batch.targets for batch in data.val]).sum() == 2
     assert torch.equal(*found)
@@ -170,7 +170,7 @@ def test_tables_of_scikit_learn_are_there(
     write: Write, name: str, facts: tuple[object, ...]
 ) -> None:
     recipe = compose(write(f"model: {{name: mlp}}\ndata: {{name: table, path: {name}}}\n")).recipe
-    data = sources.build(recipe, Device(recipe.train))
+    data = build_source(recipe, Device(recipe.train))
     assert (data.targets, data.num_classes, data.input_size) == facts
     assert not data.missing
 
@@ -190,7 +190,7 @@ def test_parquet_is_read_as_csv_is(write: Write) -> None:
         "0.25}\n"
     )
     recipe = compose(write(text)).recipe
-    found = everything(sources.build(recipe, Device(recipe.train)))
+    found = everything(build_source(recipe, Device(recipe.train)))
     wanted = everything(load(write, PEOPLE, "target: sick, val_fraction: 0.25"))
     torch.testing.assert_close(found[0], wanted[0], equal_nan=True)
     assert torch.equal(found[1], wanted[1])

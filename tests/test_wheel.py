@@ -1,4 +1,4 @@
-"""What an installation holds: exactly two packages, and the recipes only in a real wheel."""
+"""What an installation holds: exactly three packages, and the recipes only in a real wheel."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return build("wheel", tmp_path_factory.mktemp("wheel"))
 
 
-def test_a_wheel_has_exactly_two_top_level_packages(wheel):
+def test_a_wheel_has_exactly_three_top_level_packages(wheel):
     tops = {name.split("/")[0] for name in wheel if ".dist-info" not in name.split("/")[0]}
-    assert tops == {"trainkit", "trainkit_plugins"}
+    assert tops == {"trainkit", "trainkit_data", "trainkit_plugins"}
 
 
 def test_a_wheel_carries_every_recipe_and_the_files_that_are_not_code(wheel):
@@ -38,6 +38,7 @@ def test_a_wheel_carries_every_recipe_and_the_files_that_are_not_code(wheel):
     } == recipes
     assert {
         "trainkit/py.typed",
+        "trainkit_data/py.typed",
         "trainkit_plugins/py.typed",
         "trainkit/report/templates/report.html.j2",
     } <= set(wheel)

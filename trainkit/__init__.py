@@ -8,8 +8,13 @@ if TYPE_CHECKING:
     from trainkit.commands.result import Result
     from trainkit.commands.session import open_run
     from trainkit.commands.train import plan, resume, train
-    from trainkit.data.drawn import DrawnEval, DrawnStream
-    from trainkit.data.pools import ClassPool, class_pool, target_pool
+    from trainkit.config.data_source import DataSource
+    from trainkit.config.recipe import Recipe
+    from trainkit.data.class_images import ImagesByClass
+    from trainkit.data.image_data import Splits
+    from trainkit.data.images import ImageSource
+    from trainkit.data.loader import Images, Rows
+    from trainkit.data.streams import make_streams
     from trainkit.data.types import Data
     from trainkit.errors import Interrupted, PluginError, RecipeError, TrainingError, UserError
     from trainkit.hooks.folders import FolderName, own_folder
@@ -31,40 +36,43 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
-    "ClassPool",
     "Data",
-    "DrawnEval",
-    "DrawnStream",
+    "DataSource",
     "FolderName",
     "History",
     "Hooks",
+    "ImageSource",
+    "Images",
+    "ImagesByClass",
     "Interrupted",
     "Plan",
     "Plugin",
     "PluginError",
     "Predictions",
+    "Recipe",
     "RecipeError",
     "Record",
     "Recorder",
     "Result",
+    "Rows",
     "Run",
     "Section",
+    "Splits",
     "Terminal",
     "TrainingError",
     "UserError",
     "Window",
     "atomically",
-    "class_pool",
     "exempt_names",
     "figure",
     "hookimpl",
+    "make_streams",
     "moment",
     "open_run",
     "own_folder",
     "plan",
     "resume",
     "style",
-    "target_pool",
     "to_json",
     "train",
     "value",
@@ -73,8 +81,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "data.drawn": ("DrawnEval", "DrawnStream"),
-    "data.pools": ("ClassPool", "class_pool", "target_pool"),
+    "config.data_source": ("DataSource",),
+    "config.recipe": ("Recipe",),
+    "data.class_images": ("ImagesByClass",),
+    "data.image_data": ("Splits",),
+    "data.images": ("ImageSource",),
+    "data.loader": ("Images", "Rows"),
+    "data.streams": ("make_streams",),
     "data.types": ("Data",),
     "errors": ("Interrupted", "PluginError", "RecipeError", "TrainingError", "UserError"),
     "report.figures": ("figure", "style"),

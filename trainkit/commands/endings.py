@@ -15,7 +15,7 @@ import typer
 from rich.text import Text
 
 from trainkit.errors import Interrupted, RecipeError, TrainingError, UserError, one_line
-from trainkit.hooks.guard import TRACEBACK
+from trainkit.system.failures import TRACEBACK
 from trainkit.system.signals import ending_at_once
 from trainkit.system.terminal import Terminal
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainkit.config.recipe import LossSpec, SchedulerSpec
-from trainkit.data.spec import AugmentSpec
+from trainkit.data.images import AugmentSpec
 from trainkit.data.types import Data
 
 _ALL = 10  # classes that are listed one by one; of more, the first and the last

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from trainkit.config.data_source import DataSource
+from trainkit.config.find_source import installed_sources, source_class
 from trainkit.config.recipe import Recipe
 from trainkit.errors import UserError
 from trainkit.hooks.discovery import installed
@@ -31,6 +34,8 @@ def recipe_schema() -> dict[str, Any]:
             "anyOf": [own, {"type": "null"}],
             "description": own.get("description", ""),
         }
+    schema["properties"]["data"] = _data(definitions)
+    definitions.pop("DataSource", None)
     schema["properties"]["extends"] = {
         "type": "string",
         "description": "a recipe to start from, relative to this one",
@@ -47,6 +52,31 @@ def recipe_schema() -> dict[str, Any]:
         "title": "trainkit recipe",
         **schema,
     }
+
+
+def _data(definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of the data section, and add that of each source to the definitions."""
+    names: dict[type[DataSource], list[str]] = {}
+    for name in installed_sources():
+        try:
+            names.setdefault(source_class(name, Path()), []).append(name)
+        except UserError as error:
+            raise UserError(f"data source {name}: {error}") from None
+    local = {"type": "object", "properties": {"name": {"type": "string", "pattern": r"\.py:"}}}
+    choices: list[dict[str, Any]] = []
+    for cls, offered in names.items():
+        own = source_schema(cls)
+        if len(offered) == 1:
+            own["properties"]["name"] = {"const": offered[0], "type": "string"}
+        definitions.update(own.pop("$defs", {}))
+        definitions[cls.__name__] = own
+        choices.append({"$ref": f"#/$defs/{cls.__name__}"})
+    return {"description": "the data", "anyOf": [*choices, {**local, "required": ["name"]}]}
+
+
+def source_schema(cls: type[DataSource]) -> dict[str, Any]:
+    """Return the schema of the options of one source of data."""
+    return cls.model_json_schema()
 
 
 def plugin_schema(cls: type[Plugin]) -> dict[str, Any]:

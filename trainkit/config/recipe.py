@@ -8,14 +8,17 @@ default; `Recipe.where` tells which.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, SerializeAsAny, model_validator
 
+from trainkit.config.data_source import STRICT, DataSource
+from trainkit.config.find_source import read_with_source, source_class
 from trainkit.config.locations import dump
-from trainkit.config.raw import Given, RawRecipe, read_raw, validate
-from trainkit.data.spec import STRICT, AnyDataSpec
+from trainkit.config.raw import Given, RawRecipe, read_raw
 from trainkit.errors import Location, Problem
+from trainkit.system.discovery import is_local
 
 
 class ModelSpec(BaseModel):
@@ -142,13 +145,22 @@ class CheckpointSpec(BaseModel):
     mode: Literal["max", "min"] = Field("max", description="whether more or less of it is better")
 
 
+def _of_its_class(value: Any) -> Any:
+    """Make the source of data that a recipe made in code names."""
+    name = value.get("name") if isinstance(value, dict) else None
+    return source_class(name, Path()).model_validate(value) if isinstance(name, str) else value
+
+
+_Source = Annotated[SerializeAsAny[DataSource], BeforeValidator(_of_its_class)]
+
+
 class Recipe(BaseModel):
     """A whole recipe. `plugins` maps names to options; each plugin checks its own."""
 
     model_config = STRICT
     seed: int = Field(0, ge=0, lt=2**63, description="everything random derives from it")
     model: ModelSpec = Field(description="the timm model")
-    data: AnyDataSpec = Field(description="the data")
+    data: _Source = Field(description="the data")
     train: TrainSpec = Field(TrainSpec(epochs=10), description="how to train")
     optimizer: OptimizerSpec = Field(OptimizerSpec(name="adamw"), description="the optimizer")
     scheduler: SchedulerSpec = Field(
@@ -177,10 +189,15 @@ class Recipe(BaseModel):
         data = self.model_dump()  # not in JSON mode, which turns infinity into null
         folder = self._raw.folder
         data["plugins"] = {
-            str((folder("plugins", key) / key).resolve()) if ".py:" in key else key: options
-            for key, options in self.plugins.items()
+            _absolute(key, folder("plugins", key)): options for key, options in self.plugins.items()
         }
+        data["data"]["name"] = _absolute(self.data.name, folder("data", "name"))
         return dump(data)
+
+
+def _absolute(name: str, folder: Path) -> str:
+    """Return a local plugin's or source's name with its whole path; any other as it is."""
+    return str((folder / name).resolve()) if is_local(name) else name
 
 
 def read_recipe(
@@ -194,9 +211,10 @@ def read_recipe(
 
     Raises:
         UserError: a file cannot be read, or is not YAML.
+        PluginError: code of a source of data fails.
     """
     raw = read_raw(given, overrides)
-    recipe, problems = validate(Recipe, raw.data, raw, ())
+    recipe, problems = read_with_source(Recipe, raw)
     if recipe is not None:
         recipe._raw = raw
     return recipe, raw, [*raw.problems, *problems]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm.data
 import torch
@@ -15,11 +15,13 @@ from PIL import Image
 from trainkit.config.recipe import Recipe
 from trainkit.data.policies import policy_notes
 from trainkit.data.preparation import AsMode
-from trainkit.data.spec import AugmentSpec
 from trainkit.errors import UserError, first_line
 from trainkit.seeds import isolated
 
 _DRAWS = 20  # a policy picks other operations every time
+
+if TYPE_CHECKING:
+    from trainkit.data.images import AugmentSpec
 
 
 def random_transform(

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from trainkit.config.data_source import MissingSpec
 from trainkit.config.recipe import Recipe
 from trainkit.data.loader import Images, Key, Keyed, Rows
-from trainkit.data.spec import MissingSpec
 from trainkit.errors import UserError
 from trainkit.hooks.run import Batch
 from trainkit.seeds import derive_seed

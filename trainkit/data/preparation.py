@@ -6,14 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import timm.data
 from PIL import Image
 
 from trainkit.config.recipe import Recipe
-from trainkit.data.spec import DataSpec
 from trainkit.errors import UserError
+
+if TYPE_CHECKING:
+    from trainkit.data.images import ImageSource
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def _listed(value: Any) -> str:
 
 
 def for_measuring(
-    spec: DataSpec, recipe: Recipe, mean: Sequence[float], std: Sequence[float]
+    spec: ImageSource, recipe: Recipe, mean: Sequence[float], std: Sequence[float]
 ) -> Preparation:
     """Return how validation images of a recipe are prepared.
 
@@ -127,7 +129,7 @@ def pretrained_cfg(recipe: Recipe) -> Any:
     return timm.models.get_pretrained_cfg(recipe.model.name) or timm.models.PretrainedCfg()
 
 
-def size_of(spec: DataSpec, recipe: Recipe) -> int:
+def size_of(spec: ImageSource, recipe: Recipe) -> int:
     """Return the side of an image in pixels: what the data say, or what the model was made for."""
     return spec.image_size or int(pretrained_cfg(recipe).input_size[-1])
 

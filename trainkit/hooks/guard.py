@@ -4,19 +4,13 @@ which hook and where.
 
 from __future__ import annotations
 
-import inspect
-import linecache
-import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from trainkit.errors import Interrupted, PluginError, TrainingError, UserError
 from trainkit.hooks.answers import flaw
-
-TRACEBACK = "TRAINKIT_TRACEBACK"
-"""The environment variable under which the command line shows the traceback of an error as well."""
+from trainkit.system.failures import failure, place_of
 
 _BLAME = "trainkit_blame"
 """The attribute of an exception in which it carries who raised it where."""
@@ -105,9 +99,9 @@ def _provider(
         answer = function(*args)
         if answer is None:
             message = f"{hook} returned None; it must return the value it provides"
-            raise PluginError(f"plugin {plugin}: {message}{_place(written)}")
+            raise PluginError(f"plugin {plugin}: {message}{place_of(written)}")
         if blames and (wrong := flaw(hook, answer)):
-            raise PluginError(f"plugin {plugin}: {hook} returned {wrong}{_place(written)}")
+            raise PluginError(f"plugin {plugin}: {hook} returned {wrong}{place_of(written)}")
         return answer
 
     return provider
@@ -123,7 +117,7 @@ def _wrapper(function: Callable[..., Any], plugin: str, hook: str) -> Callable[.
             raise
         if begun is _OVER:
             message = f"the wrapper {hook} ended before its `yield`; it must yield once"
-            raise PluginError(f"plugin {plugin}: {message}{_place(function)}")
+            raise PluginError(f"plugin {plugin}: {message}{place_of(function)}")
         value, thrown = None, None
         try:
             value = yield
@@ -139,12 +133,12 @@ def _wrapper(function: Callable[..., Any], plugin: str, hook: str) -> Callable[.
             raise
         else:
             message = f"the wrapper {hook} yields a second time; it must yield once"
-            raise PluginError(f"plugin {plugin}: {message}{_place(function)}")
+            raise PluginError(f"plugin {plugin}: {message}{place_of(function)}")
         if answer is None:
             message = f"{hook} returned None; a wrapper must return what it makes of `yield`"
-            raise PluginError(f"plugin {plugin}: {message}{_place(function)}")
+            raise PluginError(f"plugin {plugin}: {message}{place_of(function)}")
         if wrong := flaw(hook, answer):
-            raise PluginError(f"plugin {plugin}: {hook} returned {wrong}{_place(function)}")
+            raise PluginError(f"plugin {plugin}: {hook} returned {wrong}{place_of(function)}")
         return answer
 
     return wrapper
@@ -161,48 +155,4 @@ def _blame(error: Exception, function: Callable[..., Any], plugin: str, call: st
 
 
 def _said(error: Exception, function: Callable[..., Any], plugin: str, call: str) -> str:
-    """Return the line that says which plugin, which call and which line of its file raised what."""
-    # Python renames a StopIteration that leaves a generator.
-    renamed = isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration)
-    raised = error.__cause__ if renamed and error.__cause__ is not None else error
-    text = next((line.strip() for line in str(raised).splitlines() if line.strip()), "")
-    what = type(raised).__name__ + (f": {text[:300]}" if text else "")
-    file, line = _written(function)
-    frames = [f for f in traceback.extract_tb(raised.__traceback__) if f.filename == file]
-    line = (frames[-1].lineno if frames else None) or line
-    source = linecache.getline(file, line).strip()
-    place = f"{_shown(file)}:{line}" + (f" (`{source[:100]}`)" if source else "")
-    more = f"set {TRACEBACK}=1 to see the traceback"
-    return f"plugin {plugin}: {call} failed at {place}: {what}{_advice(text, source)} ({more})"
-
-
-def _advice(error: str, source: str) -> str:
-    if "NoneType" in error and "grad" in source:
-        return (
-            "; a parameter that is frozen, or that no loss reaches, has no gradient: leave "
-            "those out"
-        )
-    if "deterministic" in error:
-        return "; set train.deterministic=false to allow it"
-    return ""
-
-
-def _place(function: Callable[..., Any]) -> str:
-    """Return where a function is written, in brackets."""
-    file, line = _written(function)
-    return f" ({_shown(file)}:{line})"
-
-
-def _written(function: Callable[..., Any]) -> tuple[str, int]:
-    """Return the file and the line in which a function or a class begins."""
-    if isinstance(function, type):
-        lines = inspect.getsourcelines(function) if inspect.getsourcefile(function) else ([], 0)
-        return inspect.getsourcefile(function) or "", lines[1]
-    code = inspect.unwrap(function).__code__  # a decorator's own code tells nothing
-    return code.co_filename, code.co_firstlineno
-
-
-def _shown(file: str) -> str:
-    """Return a file's path from the working directory where it lies in it."""
-    path, here = Path(file), Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return f"plugin {plugin}: {failure(error, function, call)}"

@@ -18,8 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from trainkit.config.recipe import Recipe
-from trainkit.data import sources
-from trainkit.data.spec import DigitsSpec
+from trainkit.data.digits import DigitsSource
+from trainkit.data.image_data import Splits, image_data
 from trainkit.data.types import Data
 from trainkit.errors import Interrupted
 from trainkit.hooks.run import Run
@@ -82,7 +82,9 @@ class FewDigits:
     @hookimpl
     def build_data(self, recipe: Recipe, run: Run) -> Data:
         """Answer with `TRAINING` and `VALIDATION` images."""
-        return sources.streams(_splits(), recipe, run.device)
+        spec = recipe.data
+        assert isinstance(spec, DigitsSource)  # `make` asks this of no other
+        return image_data(_splits(), spec, recipe, run.device)
 
 
 class Recorder:
@@ -98,7 +100,7 @@ class Recorder:
 
 
 @functools.cache
-def _splits() -> sources.Splits:
+def _splits() -> Splits:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -108,12 +110,12 @@ def _splits() -> sources.Splits:
         for image, target in zip(grey, bunch.target, strict=False)
     ]
     mean, std = float(grey.mean()) / 255, float(grey.std()) / 255
-    return sources.Splits(examples[:TRAINING], examples[TRAINING:], 10, (mean,), (std,), fits=True)
+    return Splits(examples[:TRAINING], examples[TRAINING:], 10, (mean,), (std,), fits=True)
 
 
 def make(setup: Setup, folder: Path | None = None, observers: Sequence[object] = ()) -> Run:
     """Build a run; a recipe that names the digits gets a few of them."""
-    digits = [FewDigits()] if isinstance(setup.recipe.data, DigitsSpec) else []
+    digits = [FewDigits()] if isinstance(setup.recipe.data, DigitsSource) else []
     return build(setup, folder, [*observers, *digits])
 
 

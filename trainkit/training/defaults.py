@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from trainkit.config.raw import RawRecipe
 from trainkit.config.recipe import LossSpec, Recipe
-from trainkit.data import sources
+from trainkit.data.build import build_source
 from trainkit.data.types import Data
 from trainkit.errors import Problem, RecipeError, UserError, first_line, suggest
 from trainkit.hooks.run import Batch, Metrics, ParamGroups, Predictions, Run, Scheduler
@@ -76,7 +76,7 @@ class Defaults:
     @hookimpl(trylast=True)
     def build_data(self, recipe: Recipe, run: Run) -> Data:
         """The source that `data:` names."""
-        return sources.build(recipe, run.device)
+        return build_source(recipe, run.device)
 
     @hookimpl(trylast=True)
     def build_model(self, recipe: Recipe, run: Run) -> nn.Module:

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from trainkit.config.data_source import STRICT
 from trainkit.config.raw import validate
 from trainkit.config.recipe import Recipe
-from trainkit.data.spec import STRICT
 from trainkit.errors import Problem, suggest
 
 _Positive = Annotated[float, Field(gt=0)]

@@ -7,16 +7,16 @@ K images to learn from (support) and some others to be judged by (query). Any-sh
 independently, uniform in 1 … max_shot, or one number for all of them; a class with too few images
 for it gets what its queries leave.
 
-Together with trainkit's streams, in an adapter (the key of a test task has no seed in it: all arms
-share the tasks):
+Together with the streams of `trainkit_data.few_shot`, in an adapter (the key of a test task has no
+seed in it: all arms share the tasks):
 
     pool, sampler = class_pool(recipe, "train"), EpisodeSampler(ways=5, queries=15, shots=1)
     sampler.check(pool)                                        # ValueError, for the user to read
-    train = DrawnStream(
+    train = GeneratedStream(
         lambda epoch, number: sampler.episode(pool, recipe.seed, "train", epoch, number),
         steps_per_epoch=…, items_per_step=…, accumulate=…, rank=…, world=…, noun="tasks",
     )                                                          # micro-batches are lists of episodes
-    test = DrawnEval(lambda number: sampler.episode(test_pool, "test", number), count=1000,
+    test = GeneratedEval(lambda number: sampler.episode(test_pool, "test", number), count=1000,
     batch_size=…, …)
 """
 
@@ -45,7 +45,7 @@ class Episode(NamedTuple, Generic[E]):
 
 
 class Pool(Protocol[E_co]):
-    """Images by class, such as trainkit's `ClassPool`."""
+    """Images by class, such as the `ClassPool` of `trainkit_data.few_shot`."""
 
     @property
     def names(self) -> Sequence[str]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
+from trainkit_data.few_shot import GeneratedStream
 
 from trainkit import (
     Batch,
     Data,
-    DrawnStream,
     History,
     Plugin,
     Predictions,
@@ -229,7 +229,7 @@ class SparsityBiasMonitor(Plugin):
         measure.
         """
         data = yield
-        if isinstance(data.train, DrawnStream):
+        if isinstance(data.train, GeneratedStream):
             raise UserError(
                 f"{_where(self, run)}: needs batches of inputs and targets, and these data are "
                 "drawn tasks"

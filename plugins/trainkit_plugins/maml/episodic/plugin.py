@@ -14,22 +14,24 @@ from typing import Any
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
+from trainkit_data.few_shot import (
+    ClassPool,
+    GeneratedEval,
+    GeneratedStream,
+    class_pool,
+    target_pool,
+)
 
 from trainkit import (
     Batch,
-    ClassPool,
     Data,
-    DrawnEval,
-    DrawnStream,
     History,
     Plugin,
     Predictions,
     Run,
     Section,
-    class_pool,
     figure,
     hookimpl,
-    target_pool,
 )
 
 from ..accuracy import EpisodeMetrics, by_step, in_order, mean_and_interval
@@ -78,7 +80,7 @@ class Episodic(Plugin):
         description="further data to test on: sections like `data:`, each under a name of its own",
     )
 
-    _tests: dict[str, DrawnEval[Episode[Batch]]] = PrivateAttr(default_factory=dict)
+    _tests: dict[str, GeneratedEval[Episode[Batch]]] = PrivateAttr(default_factory=dict)
 
     def ways_of(self, phase: Phase) -> int:
         """Return how many classes a task has."""
@@ -119,7 +121,7 @@ class Episodic(Plugin):
                 self.refuse(run, option, f"{split} classes: {error}")
         share: dict[str, Any] = {"rank": device.rank, "world": device.world, "noun": "tasks"}
         try:
-            stream = DrawnStream(
+            stream = GeneratedStream(
                 partial(_draw, wide, train, recipe.seed),
                 steps_per_epoch=self.steps_per_epoch,
                 items_per_step=self.tasks,
@@ -127,7 +129,7 @@ class Episodic(Plugin):
                 **share,
             )
             fixed = {
-                name: DrawnEval(
+                name: GeneratedEval(
                     partial(_fixed, sampler, pool, name),
                     count=count,
                     batch_size=self.tasks,

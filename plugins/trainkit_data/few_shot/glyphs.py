@@ -20,8 +20,8 @@ import PIL
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont, features
 
-from trainkit.data.cache import Arrays, cached
-from trainkit.data.spec import FACES, SCRIPTS
+from trainkit_data.few_shot.cache import Arrays, cached
+from trainkit_data.few_shot.faces import FACES, SCRIPTS
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 

@@ -1,4 +1,4 @@
-"""Two sets of examples, dealt to this rank as a recipe's `data:` and `train:` sections say."""
+"""Two sets of examples as streams of this rank, as a recipe's `data:` and `train:` sections say."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trainkit.training.device import Device
 
 
-def deal(
+def make_streams(
     train: Keyed,
     val: Keyed,
     recipe: Recipe,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import timm.data
@@ -25,10 +25,12 @@ from trainkit.data.class_folders import (
 from trainkit.data.image_files import Mode, decode, read_image
 from trainkit.data.loader import Examples
 from trainkit.data.preparation import mode_of
-from trainkit.data.spec import TimmSpec
 from trainkit.errors import UserError
 from trainkit.system.foreign import foreign, no_file
 from trainkit.system.paths import is_folder, is_there
+
+if TYPE_CHECKING:
+    from trainkit.data.timm_source import TimmSource
 
 _LAYOUTS = {
     "folder": "images in {root}/{train}/<class>/ and {root}/{val}/<class>/",
@@ -67,7 +69,7 @@ class Opened:
     notes: tuple[str, ...] = ()
 
 
-def open_splits(spec: TimmSpec, recipe: Recipe) -> tuple[Opened, Opened, int]:
+def open_splits(spec: TimmSource, recipe: Recipe) -> tuple[Opened, Opened, int]:
     """Return the training split, the validation split and how many classes there are.
 
     Raises:
@@ -133,14 +135,14 @@ def _place(root: Path, split: str, name: str, expected: str) -> Path:
     return there
 
 
-def _class_map(spec: TimmSpec, place: Path) -> dict[str, int] | None:
+def _class_map(spec: TimmSource, place: Path) -> dict[str, int] | None:
     if not spec.class_map:
         return None
     path = Path(spec.class_map)
     return read_class_map(path if no_file(path) is None else place / path)
 
 
-def _by_name(spec: TimmSpec, split: str, training: bool, mode: Mode, expected: str) -> Opened:
+def _by_name(spec: TimmSource, split: str, training: bool, mode: Mode, expected: str) -> Opened:
     """Return a split of a data set that timm opens by its name."""
     if spec.name in _IDX:
         for file in sorted(Path(spec.root, _IDX[spec.name], "raw").glob("*-ubyte")):
@@ -275,7 +277,7 @@ def _class_names(dataset: Any) -> list[str]:
     return [str(name) for name in names]
 
 
-def _count(train: Opened, val: Opened, splits: list[str], spec: TimmSpec, recipe: Recipe) -> int:
+def _count(train: Opened, val: Opened, splits: list[str], spec: TimmSource, recipe: Recipe) -> int:
     """Return the number of classes, having looked whether both splits have the same."""
     if train.names and val.names and train.names != val.names:
         one = sorted(set(train.names) ^ set(val.names))[0]

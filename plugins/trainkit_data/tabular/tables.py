@@ -15,16 +15,16 @@ import numpy as np
 import torch
 
 from trainkit.config.recipe import Recipe
-from trainkit.data.columns import Cell, Floats, Table, numbers, read_table
-from trainkit.data.deal import deal
 from trainkit.data.loader import Rows
 from trainkit.data.missing import described, hide
-from trainkit.data.spec import TableSpec
+from trainkit.data.streams import make_streams
 from trainkit.data.types import Data
 from trainkit.errors import UserError, suggest
+from trainkit_data.tabular.columns import Cell, Floats, Table, numbers, read_table
 
 if TYPE_CHECKING:
     from trainkit.training.device import Device
+    from trainkit_data.tabular.sources import TableSource
 
 MOST_WORDS = 50
 """More different words than this in a column are taken for names or remarks, not for categories."""
@@ -55,7 +55,7 @@ class Target:
         return "numbers" if self.classes is None else "classes"
 
 
-def build(spec: TableSpec, recipe: Recipe, device: Device) -> Data:
+def build(spec: TableSource, recipe: Recipe, device: Device) -> Data:
     """Return the table that a recipe names, for this rank.
 
     Raises:
@@ -114,7 +114,7 @@ def build(spec: TableSpec, recipe: Recipe, device: Device) -> Data:
     )
     if gaps.any():
         summary += f" ({gaps.float().mean():.1%} missing)"
-    data = deal(
+    data = make_streams(
         rows[0],
         rows[1],
         recipe,
@@ -162,7 +162,7 @@ def _refuse_odd(table: Table, names: Sequence[str], fix: str) -> None:
             raise UserError(f"{table.where(0)}: {what}; {fix.format(name)}")
 
 
-def _target_name(table: Table, spec: TableSpec, recipe: Recipe) -> str:
+def _target_name(table: Table, spec: TableSource, recipe: Recipe) -> str:
     """Return the target's column, having looked at every name of a column in the recipe."""
     known = list(table.columns)
     for option, names in (

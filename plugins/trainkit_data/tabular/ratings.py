@@ -20,21 +20,21 @@ import torch
 from torch import Tensor
 
 from trainkit.config.recipe import Recipe
-from trainkit.data.deal import deal
 from trainkit.data.loader import Key
 from trainkit.data.missing import described, hide
-from trainkit.data.numerals import plain
-from trainkit.data.spec import RatingsSpec
-from trainkit.data.text_files import read_text
+from trainkit.data.streams import make_streams
 from trainkit.data.types import Data
 from trainkit.errors import UserError
 from trainkit.hooks.run import Batch
 from trainkit.seeds import derive_seed
 from trainkit.system.foreign import no_file
 from trainkit.system.paths import is_file, is_folder
+from trainkit_data.tabular.numerals import plain
+from trainkit_data.tabular.text_files import read_text
 
 if TYPE_CHECKING:
     from trainkit.training.device import Device
+    from trainkit_data.tabular.sources import RatingsSource
 
 Array = np.ndarray[Any, Any]
 
@@ -113,7 +113,7 @@ class _Lists:
         return found
 
 
-def build(spec: RatingsSpec, recipe: Recipe, device: Device) -> Data:
+def build(spec: RatingsSource, recipe: Recipe, device: Device) -> Data:
     """Return the ratings that a recipe names, for this rank.
 
     Raises:
@@ -140,7 +140,7 @@ def build(spec: RatingsSpec, recipe: Recipe, device: Device) -> Data:
         f"{len(known.r):,} ratings to train on ({known_share:.1%} of all) and {len(hidden.r):,} of "
         f"{len(val):,} users held out, mean {mean:.4g}"
     )
-    return deal(
+    return make_streams(
         hide(train, recipe, "train"),
         hide(val, recipe, "val"),
         recipe,
@@ -167,7 +167,7 @@ def held_out(ratings: Ratings, fraction: float) -> Array:
     return chosen
 
 
-def made_up(spec: RatingsSpec) -> Ratings:
+def made_up(spec: RatingsSource) -> Ratings:
     """Return ratings r = 3.5 + sum_k p_uk q_vk / sqrt(rank) + noise, p and q standard normal, each
     user's share known.
 

@@ -14,20 +14,20 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, SerializeAsAny
 
-from trainkit.config.raw import RawRecipe, validate
-from trainkit.config.recipe import Recipe
-from trainkit.data.by_class import ByClass, Split, Where, open_split
+from trainkit import Batch, DataSource, ImagesByClass, ImageSource, Recipe, UserError
+from trainkit.config.data_source import STRICT
+from trainkit.config.find_source import read_with_source
+from trainkit.config.raw import RawRecipe
+from trainkit.data.class_images import Split, Where
 from trainkit.data.preparation import check_channels, size_of
-from trainkit.data.spec import STRICT, AnyDataSpec, DataSpec
-from trainkit.errors import RecipeError, UserError
-from trainkit.hooks.run import Batch
+from trainkit.errors import RecipeError
 
 
 class _Section(BaseModel):
     model_config = STRICT
-    data: AnyDataSpec
+    data: SerializeAsAny[DataSource]
 
 
 class ClassPool:
@@ -49,7 +49,7 @@ class ClassPool:
 
     def __init__(
         self,
-        images: ByClass,
+        images: ImagesByClass,
         shape: tuple[int, int, int],
         mean: Sequence[float] = (0.0,),
         std: Sequence[float] = (1.0,),
@@ -138,7 +138,7 @@ def target_pool(recipe: Recipe, data: Mapping[str, Any], *keys: str) -> ClassPoo
     }
     marks.setdefault(("data",), source.nearest(*keys))
     section = {"data": dict(data)}
-    found, problems = validate(_Section, section, RawRecipe(source.file, section, marks), ())
+    found, problems = read_with_source(_Section, RawRecipe(source.file, section, marks))
     if found is None:
         name = ".".join(keys)
         raise RecipeError(
@@ -147,9 +147,9 @@ def target_pool(recipe: Recipe, data: Mapping[str, Any], *keys: str) -> ClassPoo
     return _pool(recipe, _images(found.data, recipe, keys), "target", keys)
 
 
-def _images(spec: AnyDataSpec, recipe: Recipe, keys: tuple[str, ...]) -> DataSpec:
+def _images(spec: DataSource, recipe: Recipe, keys: tuple[str, ...]) -> ImageSource:
     mark, place = recipe.raw.nearest(*keys), ".".join(keys)
-    if not isinstance(spec, DataSpec):
+    if not isinstance(spec, ImageSource):
         raise UserError(
             f"{mark}: {place}: {spec.name} has no images in classes to make few-shot tasks of"
         )
@@ -160,13 +160,13 @@ def _images(spec: AnyDataSpec, recipe: Recipe, keys: tuple[str, ...]) -> DataSpe
     return spec
 
 
-def _pool(recipe: Recipe, spec: DataSpec, where: Where, keys: tuple[str, ...]) -> ClassPool:
+def _pool(recipe: Recipe, spec: ImageSource, where: Where, keys: tuple[str, ...]) -> ClassPool:
     check_channels(recipe)
     scale = _images(recipe.data, recipe, ("data",))
     size = size_of(scale, recipe)
     shape = (recipe.model.in_chans, size, size)
     try:
-        images = open_split(spec, where, shape, ".".join(keys))
+        images = spec.images_by_class(where, shape, ".".join(keys))
     except UserError as error:
         raise UserError(f"{recipe.raw.nearest(*keys)}: {error}") from None
     return ClassPool(

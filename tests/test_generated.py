@@ -7,8 +7,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from trainkit.data.drawn import DrawnEval, DrawnStream
+from trainkit_data.few_shot.generated import GeneratedEval, GeneratedStream
 
 LAYOUTS = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(0, 9))
 
@@ -17,7 +16,7 @@ def pair(epoch: int, number: int) -> tuple[int, int]:
     return epoch, number
 
 
-def streams(layout: tuple[int, int, int], steps: int = 5) -> list[DrawnStream[tuple[int, int]]]:
+def streams(layout: tuple[int, int, int], steps: int = 5) -> list[GeneratedStream[tuple[int, int]]]:
     """Return the streams of all ranks."""
     world, accumulate, more = layout
     options = {
@@ -25,7 +24,7 @@ def streams(layout: tuple[int, int, int], steps: int = 5) -> list[DrawnStream[tu
         "items_per_step": world * accumulate + more,
         "accumulate": accumulate,
     }
-    return [DrawnStream(pair, rank=rank, world=world, **options) for rank in range(world)]
+    return [GeneratedStream(pair, rank=rank, world=world, **options) for rank in range(world)]
 
 
 @given(layout=LAYOUTS)
@@ -69,7 +68,7 @@ def test_an_epoch_begun_in_its_middle_is_the_tail_of_the_whole(
 def test_every_item_is_validated_on_one_rank_once(count: int, world: int, batch_size: int) -> None:
     count += world
     ranks = [
-        DrawnEval(int, count=count, batch_size=batch_size, rank=rank, world=world)
+        GeneratedEval(int, count=count, batch_size=batch_size, rank=rank, world=world)
         for rank in range(world)
     ]
     batches = [list(rank) for rank in ranks]
@@ -86,11 +85,13 @@ def test_too_few_items_are_refused() -> None:
         ValueError,
         match=r"3 tasks in a step cannot be shared among 2 rank\(s\) times 2 micro-batch",
     ):
-        DrawnStream(pair, steps_per_epoch=1, items_per_step=3, accumulate=2, world=2, noun="tasks")
+        GeneratedStream(
+            pair, steps_per_epoch=1, items_per_step=3, accumulate=2, world=2, noun="tasks"
+        )
     with pytest.raises(ValueError, match="1 tasks cannot be shared among 2 ranks"):
-        DrawnEval(int, count=1, batch_size=1, world=2, noun="tasks")
+        GeneratedEval(int, count=1, batch_size=1, world=2, noun="tasks")
 
 
 def test_a_step_is_described_by_its_items() -> None:
-    stream = DrawnStream(pair, steps_per_epoch=9, items_per_step=4, noun="tasks")
+    stream = GeneratedStream(pair, steps_per_epoch=9, items_per_step=4, noun="tasks")
     assert stream.describe(2, 3) == "tasks 12 to 15 of epoch 2"

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from trainkit.data.numerals import Unclear, are_codes, marked, reading
-from trainkit.data.text_files import read_rows
 from trainkit.errors import UserError, one_line
 from trainkit.system.foreign import foreign, no_file
+from trainkit_data.tabular.numerals import Unclear, are_codes, marked, reading
+from trainkit_data.tabular.text_files import read_rows
 
 Cell = str | float | None
 """What stands in a table: a word, a number, or nothing."""

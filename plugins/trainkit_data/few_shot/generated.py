@@ -10,7 +10,7 @@ from trainkit.data.types import Window
 T = TypeVar("T")
 
 
-class DrawnStream(Generic[T]):
+class GeneratedStream(Generic[T]):
     """Training data of which item `number` of epoch `epoch` is `draw(epoch, number)`; a micro-batch
     is a list of them.
 
@@ -78,7 +78,7 @@ class DrawnStream(Generic[T]):
         return f"{self._noun} {first} to {first + self.examples_per_step - 1} of epoch {epoch}"
 
 
-class DrawnEval(Generic[T]):
+class GeneratedEval(Generic[T]):
     """Items 0 … count - 1 to validate on, the same at every pass; rank r of w draws items r, r + w,
     r + 2w ….
 

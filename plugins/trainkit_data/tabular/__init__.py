@@ -1,0 +1,1 @@
+"""Tables and ratings: rows of features, in which values may be missing."""
