@@ -233,7 +233,7 @@ def load(write: Write, data: str, *overrides: str) -> Data:
     recipe = compose(
         write(f"model: {{name: test_vit, in_chans: 1}}\ndata: {data}\n"), overrides
     ).recipe
-    return build_source(recipe, Device(recipe.train))
+    return build_source(recipe, Device(recipe))
 
 
 SMALL = "{name: glyphs, image_size: 12, variants: 1, batch_size: 90, scripts: [latin], letters: 10}"

@@ -35,7 +35,7 @@ def load(write: Write, data: str, *overrides: str) -> Data:
     recipe = compose(
         write(f"model: {{name: test_vit, in_chans: 1}}\ndata: {data}\n"), overrides
     ).recipe
-    return build_source(recipe, Device(recipe.train))
+    return build_source(recipe, Device(recipe))
 
 
 def first(data: Data, epoch: int = 0) -> Tensor:

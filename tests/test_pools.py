@@ -368,4 +368,4 @@ def test_few_shot_data_are_not_for_classification(write: Write, tmp_path: Path, 
     with pytest.raises(
         UserError, match=f"2: data: {name} has no class with both training and validation images"
     ):
-        build_source(made, Device(made.train))
+        build_source(made, Device(made))

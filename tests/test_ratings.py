@@ -29,7 +29,7 @@ def load(write: Write, options: str) -> Data:
     recipe = compose(
         write(f"model: {{name: autoencoder}}\ndata: {{name: ratings{options}}}\n")
     ).recipe
-    return build_source(recipe, Device(recipe.train))
+    return build_source(recipe, Device(recipe))
 
 
 def rows(data: Data) -> tuple[Batch, Batch]:
@@ -79,7 +79,7 @@ def test_made_up_ratings_depend_on_their_own_seed_alone(write: Write) -> None:
     recipe = compose(
         write("seed: 9\nmodel: {name: autoencoder}\ndata: {name: ratings, seed: 1}\n")
     ).recipe
-    again = rows(build_source(recipe, Device(recipe.train)))[0]
+    again = rows(build_source(recipe, Device(recipe)))[0]
     assert torch.equal(again.inputs.nan_to_num(), one.inputs.nan_to_num())
 
 

@@ -44,7 +44,7 @@ def make_folder(
 
 def load(write: Write, data: str, *overrides: str) -> Data:
     recipe = compose(write(f"model: {{name: test_vit}}\ndata: {data}\n"), overrides).recipe
-    return build_source(recipe, Device(recipe.train))
+    return build_source(recipe, Device(recipe))
 
 
 def refusal(write: Write, data: str, *overrides: str) -> str:

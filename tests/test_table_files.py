@@ -347,7 +347,7 @@ def refusal_of(write: Write, path: Path, options: str) -> str:
         write(f"model: {{name: mlp}}\ndata: {{name: table, path: '{path}', {options}}}\n")
     ).recipe
     with pytest.raises(UserError) as caught:
-        build_source(recipe, Device(recipe.train))
+        build_source(recipe, Device(recipe))
     return str(caught.value).replace(f"{path.parent}/", "")
 
 

@@ -40,7 +40,7 @@ def load(write: Write, csv: str, options: str = "target: sick", name: str = "peo
     recipe = compose(
         write(f"model: {{name: mlp}}\ndata: {{name: table, path: '{path}', {options}}}\n")
     ).recipe
-    return build_source(recipe, Device(recipe.train))
+    return build_source(recipe, Device(recipe))
 
 
 def refusal(write: Write, csv: str, options: str = "target: sick", name: str = "people.csv") -> str:
@@ -151,7 +151,7 @@ def test_the_split_is_the_same_for_every_seed_and_stratified(write: Write) -> No
     found = []
     for seed in (0, 1):
         recipe = compose(write(text), [f"seed={seed}"]).recipe
-        data = build_source(recipe, Device(recipe.train))
+        data = build_source(recipe, Device(recipe))
         found.append(torch.cat([batch.inputs for batch in data.val]))
         assert torch.cat([batch.targets for batch in data.val]).sum() == 2
     assert torch.equal(*found)
@@ -170,7 +170,7 @@ def test_tables_of_scikit_learn_are_there(
     write: Write, name: str, facts: tuple[object, ...]
 ) -> None:
     recipe = compose(write(f"model: {{name: mlp}}\ndata: {{name: table, path: {name}}}\n")).recipe
-    data = build_source(recipe, Device(recipe.train))
+    data = build_source(recipe, Device(recipe))
     assert (data.targets, data.num_classes, data.input_size) == facts
     assert not data.missing
 
@@ -190,7 +190,7 @@ def test_parquet_is_read_as_csv_is(write: Write) -> None:
         "0.25}\n"
     )
     recipe = compose(write(text)).recipe
-    found = everything(build_source(recipe, Device(recipe.train)))
+    found = everything(build_source(recipe, Device(recipe)))
     wanted = everything(load(write, PEOPLE, "target: sick, val_fraction: 0.25"))
     torch.testing.assert_close(found[0], wanted[0], equal_nan=True)
     assert torch.equal(found[1], wanted[1])
