@@ -25,8 +25,7 @@ import torch
 from scipy.stats import t as student
 from trainkit_plugins.norm_bias import squared_norm
 
-from trainkit import Run, hookimpl
-from trainkit.log.records import Record
+from trainkit import Record, Recorder, Run
 from trainkit.training.build import build, compose
 from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import evaluate, fit
@@ -73,22 +72,10 @@ STUDIES: dict[str, tuple[str, dict[str, list[str]]]] = {
 Row = dict[str, float]
 
 
-class Listener:
-    """Keeps what was logged."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    @hookimpl
-    def on_log(self, record: Record) -> None:
-        """Keep one record."""
-        self.records.append(record)
-
-
 def train(recipe: str, overrides: Sequence[str], seed: int) -> Row:
     """Train once and return what came of it."""
-    listener = Listener()
-    run = build(compose(RECIPES / recipe, [*overrides, f"seed={seed}"]), None, [listener])
+    recorder = Recorder()
+    run = build(compose(RECIPES / recipe, [*overrides, f"seed={seed}"]), None, [recorder])
     start = time.process_time()
     fit(run, Checkpointer(None, run))
     seconds = time.process_time() - start
@@ -97,11 +84,12 @@ def train(recipe: str, overrides: Sequence[str], seed: int) -> Row:
         "seconds": seconds,
         "squared_norm": squared_norm(run.model.parameters()).item(),
     }
-    row |= training_data(run) | logged(listener.records)
-    goal = (
-        run.plugins["norm_bias"].state_dict()["mu_squared"] if "norm_bias" in run.plugins else 0.0
-    )
-    return row | ({"mu_squared": goal, "off": abs(row["squared_norm"] / goal - 1)} if goal else {})
+    row |= training_data(run) | logged(recorder.records)
+    if "norm_bias" in run.plugins:
+        goal = run.plugins["norm_bias"].state_dict()["mu_squared"]
+        if goal:
+            row |= {"mu_squared": goal, "off": abs(row["squared_norm"] / goal - 1)}
+    return row
 
 
 @torch.no_grad()

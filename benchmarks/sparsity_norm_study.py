@@ -16,19 +16,16 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from scipy.stats import t as student
 from trainkit_plugins.sparsity_norm import mean_logit, sparsity_bias
 
-from trainkit import Record, hookimpl
-from trainkit.training.build import build, compose
-from trainkit.training.checkpointer import Checkpointer
-from trainkit.training.loop import fit
+import trainkit
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CONVNET = [
@@ -59,24 +56,6 @@ METHODS = {
 Row = dict[str, Any]
 
 
-class Recorder:
-    """Keeps what the validations of a run gave."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    @hookimpl
-    def on_log(self, record: Record) -> None:
-        """Keep a record of the monitor or of a validation."""
-        named = {
-            name: value
-            for name, value in record.values.items()
-            if "/" in name and not isinstance(value, list)
-        }
-        if named:
-            self.rows.append({"epoch": record.epoch, **named})
-
-
 def train(setting: str, method: str, seed: int) -> Row:
     """Train once; return metrics and correlations of the best validation (numbers) or of the
     last (classes).
@@ -85,31 +64,30 @@ def train(setting: str, method: str, seed: int) -> Row:
     options = [f"plugins.sparsity_norm.{name}={value}" for name, value in METHODS[method].items()]
     # The data's own seed goes with the recipe's, so that intervals are over data sets too.
     own = "data.seed" if "ratings" in file else "data.missing.seed"
-    setup = compose(RECIPES / file, [*over, *options, f"seed={seed}", f"{own}={seed}"])
-    recorder, start = Recorder(), time.monotonic()
-    run = build(setup, None, [recorder])
-    checkpointer = Checkpointer(None, run)
-    fit(run, checkpointer)
+    overrides = [*over, *options, f"seed={seed}", f"{own}={seed}"]
+    with TemporaryDirectory() as folder:
+        result = trainkit.train(RECIPES / file, *overrides, run_dir=f"{folder}/run", progress=False)
+    run, epochs = result.run, result.history.epochs()
     numbers = run.data.targets == "numbers"
-    epoch = (
-        checkpointer.outcome.best[0]["epoch"]
-        if numbers
-        else max(row["epoch"] for row in recorder.rows)
-    )
+    epoch = result.best["epoch"] - 1 if numbers else epochs[-1].epoch
     found: Row = {"setting": setting, "method": method, "seed": seed, "epoch": epoch}
-    for row in recorder.rows:
-        if row["epoch"] == epoch:
-            found |= {
-                name: value
-                for name, value in row.items()
-                if name.startswith(("val/", "sparsity_bias/"))
-            }
+    for record in result.history.records:
+        if record.epoch == epoch:
+            found |= measured(record)
     if not numbers:
-        found["logit_correlation"] = sparsity_bias(
-            run.model, run.data.val, mean_logit
-        ).correlation.value
-    found["seconds"] = round(time.monotonic() - start, 1)
+        bias = sparsity_bias(run.model, run.data.val, mean_logit)
+        found["logit_correlation"] = bias.correlation.value
+    found["seconds"] = round(result.summary["seconds"], 1)
     return found
+
+
+def measured(record: trainkit.Record) -> Row:
+    """Return what a validation or the monitor logged."""
+    return {
+        name: value
+        for name, value in record.values.items()
+        if name.startswith(("val/", "sparsity_bias/")) and not isinstance(value, list)
+    }
 
 
 def columns(rows: list[Row]) -> dict[str, str]:

@@ -13,8 +13,8 @@ import timm
 import torch
 from torch import nn
 
-from tests.reference.tiny import train, with_plugins
-from trainkit import Batch, Plugin, Record, hookimpl
+from tests.reference.tiny import train
+from trainkit import Batch, Recorder
 from trainkit.errors import RecipeError, UserError
 from trainkit.training.build import build, compose
 
@@ -23,16 +23,9 @@ CONSTANT = ["scheduler.name=constant", "scheduler.warmup_epochs=0"]
 
 def rates_of(tiny: Path, *overrides: str) -> list[float]:
     """Return the learning rate of every step."""
-    rates = []
-
-    class Watch(Plugin):
-        @hookimpl
-        def on_log(self, record: Record) -> None:
-            if "lr" in record.values:
-                rates.append(record.values["lr"])
-
-    train(with_plugins(tiny, overrides, Watch()))
-    return rates
+    recorder = Recorder()
+    train(compose(tiny, overrides), observers=[recorder])
+    return recorder.history.series("lr")[1]
 
 
 # Losses.

@@ -13,30 +13,13 @@ import torch
 from torch import nn
 
 from tests.reference.tiny import Made, train, with_plugins
-from trainkit import Batch, Plugin, Predictions, Record, Run, hookimpl
+from trainkit import Batch, Plugin, Predictions, Recorder, Run, hookimpl
 from trainkit.errors import UserError
 from trainkit.seeds import derive_seed, seed_everything
 from trainkit.training.build import build, compose
 from trainkit.training.loop import evaluate
 
 CONSTANT = ["scheduler.name=constant", "scheduler.warmup_epochs=0"]
-
-
-class Watch(Plugin):
-    """Keeps every record that is logged."""
-
-    _records: list[Record]
-
-    def model_post_init(self, context: Any) -> None:
-        super().model_post_init(context)
-        self._records = []
-
-    @hookimpl
-    def on_log(self, record: Record) -> None:
-        self._records.append(record)
-
-    def series(self, name: str) -> list[Any]:
-        return [record.values[name] for record in self._records if name in record.values]
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -52,10 +35,10 @@ def distance(one: nn.Module, other: nn.Module) -> float:
     return max((a - b).abs().max().item() for a, b in pairs)
 
 
-def watched(tiny: Path, *overrides: str) -> tuple[Run, Watch]:
-    watch = Watch()
-    run, _ = train(with_plugins(tiny, overrides, watch))
-    return run, watch
+def with_losses(tiny: Path, *overrides: str) -> tuple[Run, list[float]]:
+    recorder = Recorder()
+    run, _ = train(compose(tiny, overrides), observers=[recorder])
+    return run, recorder.history.series("loss")[1]
 
 
 # Against a loop written by hand.
@@ -114,8 +97,8 @@ def test_an_empty_recipe_is_a_hand_written_loop_bit_for_bit(
         f"train.loss.smoothing={smoothing}",
         *CONSTANT,
     ]
-    run, watch = watched(tiny, *overrides)
-    assert watch.series("loss") == losses
+    run, found = with_losses(tiny, *overrides)
+    assert found == losses
     assert identical(weights(run.model), weights(model))
 
 
@@ -196,17 +179,10 @@ def test_an_accumulated_window_is_one_batch_also_when_it_is_short(tiny: Path) ->
 
 def test_the_logged_loss_is_the_mean_over_the_window(tiny: Path) -> None:
     # The first loss of each run is taken at the same weights, on the same 16 examples.
-    cut, whole = (
-        watched(
-            tiny,
-            f"data.batch_size={size}",
-            f"train.accumulate={16 // size}",
-            "train.epochs=1",
-            *CONSTANT,
-        )[1]
-        for size in (4, 16)
-    )
-    assert cut.series("loss")[0] == pytest.approx(whole.series("loss")[0], rel=1e-6)
+    short = ["train.epochs=1", *CONSTANT]
+    _, cut = with_losses(tiny, *short, "data.batch_size=4", "train.accumulate=4")
+    _, whole = with_losses(tiny, *short, "data.batch_size=16", "train.accumulate=1")
+    assert cut[0] == pytest.approx(whole[0], rel=1e-6)
 
 
 # Precision.

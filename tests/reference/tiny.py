@@ -131,10 +131,14 @@ def with_plugins(recipe: Path, overrides: Sequence[str], *plugins: Plugin) -> Se
 
 
 def train(
-    setup: Setup, folder: Path | None = None, *, until: int | None = None
+    setup: Setup,
+    folder: Path | None = None,
+    *,
+    until: int | None = None,
+    observers: Sequence[object] = (),
 ) -> tuple[Run, Checkpointer]:
     """Train a setup to its end, or to a step; return its run and checkpointer."""
-    run = build(setup, folder)
+    run = build(setup, folder, observers)
     checkpointer = Checkpointer(run.folder, run)
     try:
         fit(run, checkpointer, until=until)

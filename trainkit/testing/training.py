@@ -22,6 +22,7 @@ from trainkit.data.digits import DigitsSource
 from trainkit.data.image_data import Splits, image_data
 from trainkit.data.types import Data
 from trainkit.errors import Interrupted
+from trainkit.hooks.recorder import Recorder
 from trainkit.hooks.run import Run
 from trainkit.hooks.specs import hookimpl
 from trainkit.log.history import History
@@ -87,18 +88,6 @@ class FewDigits:
         return image_data(_splits(), spec, recipe, run.device)
 
 
-class Recorder:
-    """Keeps every logged record."""
-
-    def __init__(self, records: list[Record]) -> None:
-        self.records = records
-
-    @hookimpl
-    def on_log(self, record: Record) -> None:
-        """Keep one."""
-        self.records.append(record)
-
-
 @functools.cache
 def _splits() -> Splits:
     from sklearn.datasets import load_digits
@@ -138,12 +127,12 @@ def train(
         begun: called before a session's first step with the run and, when it goes on, the
             checkpoint it came from.
     """
-    records: list[Record] = []
+    recorder = Recorder()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         state: State | None = None
         for until in [*stops, None]:
-            run = make(setups(), folder, [*observers, Recorder(records)])
+            run = make(setups(), folder, [*observers, recorder])
             checkpointer = Checkpointer(folder if stops or keep else None, run)
             if state is not None:
                 checkpointer.restore(run, state)
@@ -155,7 +144,7 @@ def train(
         files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
         return Trace(
             _copied(run_state(run)),
-            tuple(records),
+            tuple(recorder.records),
             History.read(folder / "metrics.jsonl"),
             frozenset(files | set(run.log.notes)),
             run.data.train.steps_per_epoch,
