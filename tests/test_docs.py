@@ -12,6 +12,7 @@ import pytest
 
 from trainkit.errors import Interrupted
 from trainkit.hooks.specs import Hooks
+from trainkit.system.run_files import RUN_FILES
 from trainkit.training.build import build, compose
 from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import fit
@@ -92,3 +93,8 @@ def test_the_readme_lists_every_command_and_every_plugin():
         assert f"`{name}" in readme, name
     for name in installed():
         assert f"`{name}`" in readme, name
+
+
+def test_the_readme_has_the_table_of_a_runs_files():
+    rows = [f"| `{name}` | {words} |" for name, words in RUN_FILES.items()]
+    assert "\n".join(["| file | |", "|---|---|", *rows]) in (ROOT / "README.md").read_text()

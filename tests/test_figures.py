@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from matplotlib.figure import Figure
 
 from trainkit import figure
+from trainkit.report import figures
 from trainkit.report.curves import smooth, thin
 from trainkit.report.figures import PALETTE, style
 from trainkit.report.svg import to_svg
@@ -150,3 +152,14 @@ def test_smoothing_says_nothing_where_nothing_is_known() -> None:
     assert smoothed[0] == 1.0
     assert smoothed[-1] == 3.0
     assert np.isnan(smoothed[15])
+
+
+def test_the_style_file_has_only_colors_that_follow_the_page() -> None:
+    light = {color for color, _ in PALETTE.values()}
+    text = (Path(figures.__file__).parent / "report.mplstyle").read_text()
+    found = {f"#{color}" for color in re.findall(r"\b[0-9a-f]{6}\b", text)}
+    assert found == light
+    with style():
+        cycle = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
+        assert matplotlib.rcParams["figure.figsize"] == [figures.WIDTH, figures.HEIGHT]
+    assert cycle == [color for color, _ in figures.SERIES.values()]

@@ -105,8 +105,7 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fals
         show(made, out)
 
 
-@_command
-def eval(
+def evaluate_run(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="the folder of a run")],
     weights: Annotated[str, typer.Option(help="best, last, or a file of weights")] = "best",
     as_json: AsJson = False,
@@ -129,6 +128,9 @@ def eval(
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
     out.print(table)
+
+
+_command(evaluate_run, "eval")
 
 
 @_command

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from trainkit.config.locations import dump
+from trainkit.config.locations import dump, parse_value
 from trainkit.config.recipe import Recipe
 from trainkit.errors import UserError
 from trainkit.hooks.run import Run, Scheduler
@@ -37,7 +36,7 @@ def recipe_before(
     text, before = now.dump(), str(state["recipe"])
     if text == before:
         return None
-    wanted, then = yaml.safe_load(text), yaml.safe_load(before)
+    wanted, then = parse_value(text)[0], parse_value(before)[0]
     old = then["train"]["epochs"]
     then["train"]["epochs"] = now.train.epochs
     if dump(wanted) != dump(then):

@@ -15,19 +15,8 @@ from trainkit.hooks.guard import ask
 from trainkit.hooks.order import Entry
 from trainkit.hooks.run import Run
 from trainkit.hooks.specs import Hooks
+from trainkit.system.run_files import RUN_FILES
 from trainkit.training.build import Setup, build, compose
-
-FILES = {
-    "recipe.yaml": "the resolved recipe",
-    "environment.json": "versions, device, git commit",
-    "metrics.jsonl": "every logged value, one line per step; epochs count from 1",
-    "metrics.csv": "the same as one table",
-    "checkpoints/last.pt": "the exact state, to resume from",
-    "checkpoints/best-EPOCH.safetensors": "the best weights",
-    "weights.safetensors": "the very best weights, under timm's keys",
-    "summary.json": "final and best metrics",
-    "report.html": "the page to look at",
-}
 
 
 def make_plan(given: Given, overrides: Sequence[str]) -> dict[str, Any]:
@@ -97,7 +86,7 @@ def make_plan(given: Given, overrides: Sequence[str]) -> dict[str, Any]:
         "plugins": _plugins(setup, run),
         "hooks": _timeline(managers[0], setup),
         "notes": run.log.notes,
-        "files": FILES,
+        "files": RUN_FILES,
     }
 
 

@@ -18,6 +18,7 @@ from trainkit.config.raw import Given, run_name
 from trainkit.errors import Interrupted, PluginError, TrainingError, UserError, WriteError, suggest
 from trainkit.hooks.run import Run
 from trainkit.log.history import History
+from trainkit.log.status import Ending, Status
 from trainkit.report.page import summary_text, write_report
 from trainkit.system.paths import is_file, is_folder
 from trainkit.system.run_folder import begun, check_is_run, held, writes
@@ -103,12 +104,9 @@ def _ended(folder: Path, step: int) -> bool:
     """
     try:
         told = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        return str(told["status"]).startswith((_FINISHED, _STOPPED)) and told["steps"] == step
+        return Ending.parse(str(told["status"])).is_final and told["steps"] == step
     except (OSError, ValueError, LookupError, TypeError):
         return False
-
-
-_FINISHED, _STOPPED = "finished", "stopped early"
 
 
 def open_run(
@@ -189,7 +187,7 @@ def _train(run: Run, checkpointer: Checkpointer) -> Result:
                 fit(run, checkpointer, interrupted=interrupted)
             except BaseException as error:
                 with suppress(WriteError):  # what failed first is what to tell of
-                    finish(run, checkpointer, _status(error))
+                    finish(run, checkpointer, _ending(error))
                 lost = _lost(error, run, checkpointer.watch.last_good)
                 if lost and interrupted():
                     raise KeyboardInterrupt from None  # the other process was told to stop as well
@@ -197,22 +195,23 @@ def _train(run: Run, checkpointer: Checkpointer) -> Result:
                     raise TrainingError(lost) from None
                 raise
             else:
-                status = f"{_STOPPED}: {run.stop_reason}" if run.stop_reason else _FINISHED
-                return finish(run, checkpointer, status)
+                ending = Ending(Status.FINISHED)
+                if run.stop_reason:
+                    ending = Ending(Status.STOPPED_EARLY, run.stop_reason)
+                return finish(run, checkpointer, ending)
             finally:
                 run.data.close()  # here, where no signal interrupts it
     finally:
         run.device.close()
 
 
-def _status(error: BaseException) -> str:
-    """Say in the summary how a run ended that is not finished."""
+def _ending(error: BaseException) -> Ending:
+    """Return how a run ended that is not finished."""
     if isinstance(error, Interrupted | KeyboardInterrupt):
-        return "interrupted"
-    told = isinstance(
-        error, TrainingError | UserError
-    )  # a UserError: an image that cannot be read, say
-    return f"failed: {error}" if told else f"failed: {type(error).__name__}: {error}"
+        return Ending(Status.INTERRUPTED)
+    if isinstance(error, TrainingError | UserError):  # a UserError: an image that cannot be read
+        return Ending(Status.FAILED, str(error))
+    return Ending(Status.FAILED, f"{type(error).__name__}: {error}")
 
 
 def _lost(error: BaseException, run: Run, last_good: str) -> str:
@@ -242,9 +241,9 @@ _WORKER = re.compile(
 _RANK = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer", re.IGNORECASE)
 
 
-def finish(run: Run, checkpointer: Checkpointer, status: str) -> Result:
+def finish(run: Run, checkpointer: Checkpointer, ending: Ending) -> Result:
     """Write metrics.csv, report.html and at last summary.json, which says that all is written."""
-    folder, summary = run.folder, _summary(run, checkpointer, status)
+    folder, summary = run.folder, _summary(run, checkpointer, ending)
     if folder is None or run.step == 0:
         return Result(run, History(), summary, folder)
     history = History.read(folder / "metrics.jsonl")
@@ -254,7 +253,7 @@ def finish(run: Run, checkpointer: Checkpointer, status: str) -> Result:
     return Result(run, history, summary, folder)
 
 
-def _summary(run: Run, checkpointer: Checkpointer, status: str) -> dict[str, Any]:
+def _summary(run: Run, checkpointer: Checkpointer, ending: Ending) -> dict[str, Any]:
     outcome, best = checkpointer.outcome, None
     if outcome.best:
         first = outcome.best[0]
@@ -265,7 +264,7 @@ def _summary(run: Run, checkpointer: Checkpointer, status: str) -> dict[str, Any
             **first["metrics"],
         }
     return {
-        "status": status,
+        "status": str(ending),
         "model": run.recipe.model.name,
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "data": run.data.summary,

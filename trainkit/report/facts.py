@@ -4,29 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from trainkit.config.locations import read_yaml
+from trainkit.errors import UserError
 from trainkit.log.history import History
-from trainkit.report.formats import compact, duration, label, number
+from trainkit.log.status import Ending, Status
+from trainkit.report.formats import compact, counted, duration, label, number
+
+_KINDS = {
+    Status.UNFINISHED: "warn",
+    Status.FINISHED: "good",
+    Status.STOPPED_EARLY: "note",
+    Status.INTERRUPTED: "warn",
+    Status.FAILED: "bad",
+}
+"""The class of the page's style for each status."""
 
 
-def heading(recipe_text: str, summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def heading(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return what the head of the page says of the run."""
-    import yaml
-
-    try:
-        recipe = yaml.safe_load(recipe_text)
-        title = f"{recipe['model']['name']} on {recipe['data']['name']}"
-    except (yaml.YAMLError, KeyError, TypeError):
-        recipe, title = {}, folder.resolve().name
-    status = str(summary.get("status", "not finished"))
-    kinds = {"finished": "good", "interrupted": "warn", "stopped early": "note", "failed": "bad"}
-    kind = next((kind for start, kind in kinds.items() if status.startswith(start)), "warn")
+    title = folder.resolve().name
+    recipe: dict[str, Any] = {}
+    with suppress(UserError):  # a broken recipe spoils only the title
+        recipe, _, _ = read_yaml(folder / "recipe.yaml")
+    model, data = recipe.get("model"), recipe.get("data")
+    if isinstance(model, dict) and isinstance(data, dict) and "name" in model and "name" in data:
+        title = f"{model['name']} on {data['name']}"
+    else:
+        recipe = {}
+    status = str(summary.get("status", Status.UNFINISHED))
     return {
         "title": title,
         "status": status,
-        "status_kind": kind,
+        "status_kind": _KINDS[Ending.parse(status).status],
         "plugin_names": list(recipe.get("plugins") or {}),
         "seed": recipe.get("seed"),
         "data": str(summary.get("data", "")),
@@ -38,25 +51,22 @@ def headline_numbers(
 ) -> list[tuple[str, str, str]]:
     """Return the headline numbers: label, value, remark."""
     tiles = []
-    best = summary.get("best")
+    best, final = summary.get("best"), summary.get("final")
     if isinstance(best, Mapping) and _is_number(best.get("value")):
-        metric = str(best.get("metric", "value")).removeprefix("val/")
-        epochs = [
-            r.epoch for r in history.records if r.values.get(f"val/{metric}") == best["value"]
-        ]
-        when = f"after epoch {epochs[0] + 1}" if epochs else ""
-        tiles.append((f"best {label(metric)}", number(best["value"]), when))
-    final = summary.get("final")
-    for name, value in (final if isinstance(final, Mapping) else {}).items():
-        if _is_number(value) or value is None:
-            tiles.append((f"final {label(name)}", number(math.nan if value is None else value), ""))
-    last = history.records[-1] if history.records else None
-    steps = summary.get("steps", last.step if last else None)
+        tiles.append(_best_tile(best, history))
+    if isinstance(final, Mapping):
+        for name, value in final.items():
+            shown = math.nan if value is None else value
+            if _is_number(shown):
+                tiles.append((f"final {label(name)}", number(shown), ""))
+    steps, count = summary.get("steps"), summary.get("epochs")
+    if history.records:
+        last = history.records[-1]
+        steps, count = summary.get("steps", last.step), summary.get("epochs", last.epoch + 1)
     if steps is not None:
-        count = summary.get("epochs", last.epoch + 1 if last else None)
-        remark = (
-            f"in {number(count)} {'epoch' if count == 1 else 'epochs'}" if count is not None else ""
-        )
+        remark = ""
+        if count is not None:
+            remark = f"in {counted(count, 'epoch')}"
         tiles.append(("steps", number(steps), remark))
     if _is_number(summary.get("seconds")):
         tiles.append(("wall time", duration(summary["seconds"]), ""))
@@ -64,6 +74,16 @@ def headline_numbers(
     if parameters is not None and _is_number(parameters):
         tiles.append(("parameters", compact(parameters), ""))
     return tiles
+
+
+def _best_tile(best: Mapping[str, Any], history: History) -> tuple[str, str, str]:
+    metric = str(best.get("metric", "value")).removeprefix("val/")
+    when = ""
+    for record in history.records:
+        if record.values.get(f"val/{metric}") == best["value"]:
+            when = f"after epoch {record.epoch + 1}"
+            break
+    return f"best {label(metric)}", number(best["value"]), when
 
 
 def _is_number(value: Any) -> bool:
@@ -75,18 +95,18 @@ def epoch_table(history: History) -> list[list[str]]:
     validation.
     """
     epochs = history.epochs()
-    names = list(dict.fromkeys(name for epoch in epochs for name in epoch.metrics))
+    if not epochs:
+        return []
+    names: list[str] = []
+    for epoch in epochs:
+        names += [name for name in epoch.metrics if name not in names]
     rows = [["epoch", "steps", "training loss", *map(label, names)]]
     for epoch in epochs:
-        values = [epoch.loss, *(epoch.metrics.get(name) for name in names)]
-        rows.append(
-            [
-                str(epoch.epoch + 1),
-                number(epoch.step),
-                *("" if v is None else number(v) for v in values),
-            ]
-        )
-    return rows if epochs else []
+        row = [str(epoch.epoch + 1), number(epoch.step)]
+        for value in (epoch.loss, *map(epoch.metrics.get, names)):
+            row.append("" if value is None else number(value))
+        rows.append(row)
+    return rows
 
 
 def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -105,4 +125,4 @@ def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
 def _fact(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
-    return repr(value) if isinstance(value, (int, float)) else str(value)
+    return repr(value) if _is_number(value) else str(value)

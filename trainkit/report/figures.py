@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.resources import as_file, files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib import RcParams
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
@@ -55,68 +58,12 @@ too.
 """
 
 
-def _color(name: str) -> str:
-    return PALETTE[name][0]
+@cache
+def _settings() -> RcParams:
+    from matplotlib import rc_params_from_file
 
-
-def _settings() -> dict[str, Any]:
-    from cycler import cycler
-
-    muted, axis = _color("plot-label"), _color("plot-axis")
-    ticks = {
-        f"{xy}tick.{key}": value
-        for xy in "xy"
-        for key, value in {
-            "color": axis,
-            "labelcolor": muted,
-            "labelsize": 8,
-            "major.size": 3,
-            "major.width": 0.7,
-            "minor.size": 1.5,
-            "minor.pad": (
-                5
-            ),  # so that labels of minor ticks on log axes stand in line with the others
-            "minor.width": 0.5,
-        }.items()
-    }
-    return ticks | {
-        "figure.figsize": (WIDTH, HEIGHT),
-        "figure.facecolor": "none",
-        "figure.constrained_layout.use": True,
-        "font.size": 8,
-        "text.color": _color("plot-ink"),
-        "axes.facecolor": "none",
-        "axes.edgecolor": axis,
-        "axes.linewidth": 0.7,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "axes.grid": True,
-        "axes.labelcolor": muted,
-        "axes.labelsize": 8,
-        "axes.titlecolor": _color("plot-ink"),
-        "axes.titlelocation": "left",
-        "axes.titlesize": 8.5,
-        "axes.prop_cycle": cycler(color=[light for light, _ in SERIES.values()]),
-        "axes.formatter.limits": (-4, 6),
-        "axes.formatter.use_mathtext": False,
-        "axes.formatter.useoffset": False,
-        "image.cmap": "trainkit",
-        "grid.color": _color("plot-grid"),
-        "grid.linewidth": 0.7,
-        "lines.linewidth": 1.4,
-        "lines.markersize": 3.5,
-        "lines.solid_capstyle": "round",
-        "scatter.marker": "o",
-        "legend.fontsize": 8,
-        "legend.handlelength": 1.5,
-        "legend.columnspacing": 1.4,
-        "legend.facecolor": _color("plot-paper"),
-        "legend.edgecolor": "none",
-        "legend.framealpha": 0.85,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "trainkit",
-    }
+    with as_file(files("trainkit.report") / "report.mplstyle") as path:
+        return rc_params_from_file(path, use_default_template=False)
 
 
 @contextmanager
@@ -135,6 +82,7 @@ def style() -> Iterator[None]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_settings())
+        matplotlib.rcParams["image.cmap"] = "trainkit"
         yield
 
 

@@ -23,6 +23,12 @@ def number(value: float) -> str:
     return scientific(value) if size else "0"
 
 
+def counted(count: int, thing: str) -> str:
+    """Return how many things there are: 1 epoch, 2 epochs, 1,234 epochs."""
+    plural = "" if count == 1 else "s"
+    return f"{number(count)} {thing}{plural}"
+
+
 def scientific(value: float) -> str:
     """Return `value` with an exponent and as few digits as it needs, at most three: 3e-4,
     1.25e-5.

@@ -14,6 +14,7 @@ from trainkit.report.facts import epoch_table, flat_facts, heading, headline_num
 from trainkit.report.formats import file_size
 from trainkit.report.sections import card, room
 from trainkit.system.paths import is_folder, is_there
+from trainkit.system.run_files import what_is
 from trainkit.system.strict_json import to_json
 from trainkit.system.writes import write_text
 
@@ -21,17 +22,6 @@ if TYPE_CHECKING:
     from trainkit.hooks.plugin import Plugin
 
 _YAML_KEY = re.compile(r"\s*(- )*[^\s#:'\"][^:#]*:(?=\s|$)")
-
-FILES = {
-    "recipe.yaml": "the recipe, every default written out",
-    "environment.json": "versions and hardware",
-    "summary.json": "how the run ended, final and best metrics",
-    "metrics.jsonl": "everything that was logged, one line per step or validation",
-    "metrics.csv": "the same as one table",
-    "weights.safetensors": "the best weights; timm loads them",
-    "checkpoints/last.pt": "checkpoint to resume from",
-}
-"""What the files of a run folder are."""
 
 
 def write_report(
@@ -78,7 +68,7 @@ def write_report(
     text = page.render(
         palette=PALETTE,
         folder=folder.resolve().name,
-        **heading(recipe_text, summary, folder),
+        **heading(summary, folder),
         tiles=headline_numbers(summary, environment, history),
         cards=[card(plot, f"core{i}") for i, plot in enumerate(core_plots(history))],
         rooms=[room(plugin, history, i) for i, plugin in enumerate(plugins)],
@@ -100,31 +90,24 @@ def summary_text(summary: Mapping[str, Any]) -> str:
 
 def _files(folder: Path, summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return name, size and meaning of every file of a run but the page itself."""
-    sizes = {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    sizes: dict[str, int] = {}
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.name.startswith("."):
+            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    sizes.pop("report.html", None)
     if summary:  # it is written after the page, which shall be the same when it is made again
         sizes["summary.json"] = len(summary_text(summary).encode())
-    shown = sorted(
-        name
-        for name in sizes
-        if name != "report.html" and not name.rpartition("/")[2].startswith(".")
-    )
-    return [(name, file_size(sizes[name]), FILES.get(name, "")) for name in shown]
+    return [(name, file_size(sizes[name]), what_is(name)) for name in sorted(sizes)]
 
 
 def _yaml_lines(text: str) -> list[tuple[str, str]]:
     """Split each line of YAML after its key, so that the page can set keys apart."""
-    return [
-        (
-            (line[: found.end()], line[found.end() :])
-            if (found := _YAML_KEY.match(line))
-            else ("", line)
-        )
-        for line in text.splitlines()
-    ]
+    lines = []
+    for line in text.splitlines():
+        found = _YAML_KEY.match(line)
+        end = found.end() if found else 0
+        lines.append((line[:end], line[end:]))
+    return lines
 
 
 def _read_text(path: Path, problems: list[str]) -> str:
