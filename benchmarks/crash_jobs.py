@@ -132,7 +132,8 @@ def _run(words: list[str], output: int, marks: mmap.mmap | None, arrange: Arrang
             )
         for stream in (1, 2):
             os.dup2(output, stream)
-        sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115 - until the end
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - until the end
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - until the end
         if marks is not None:
             _mark_phases(marks)
         trainkit.commands.session.write_report = _short_report

@@ -114,7 +114,7 @@ def logged(records: Sequence[Record]) -> Row:
     found: Row = {}
     for prefix in ("spectral_rank/effective_rank/", "spectral_rank/changed/"):
         rows = [[v for k, v in r.values.items() if k.startswith(prefix)] for r in records]
-        means = [statistics.fmean(row) for row in rows if row]  # type: ignore[arg-type]  # no lists under these names
+        means = [statistics.fmean(row) for row in rows if row]  # type: ignore[arg-type]
         if means:
             found |= {
                 f"{prefix.split('/')[1]}_first": means[0],

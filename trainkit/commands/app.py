@@ -146,7 +146,8 @@ def plugins(
     if name is None:
         listings = [describe(point) for point in installed().values()]
         if as_json:
-            print(to_json([vars(listing) for listing in listings], indent=2))  # noqa: T201 - rich would wrap it
+            rows = [vars(listing) for listing in listings]
+            print(to_json(rows, indent=2))  # noqa: T201 - rich would wrap it
         else:
             from trainkit.commands.listing import show_all
 
@@ -154,7 +155,8 @@ def plugins(
     elif as_json:
         from trainkit.commands.schema import plugin_schema
 
-        print(to_json(plugin_schema(load_class(name, Path())[1]), indent=2))  # noqa: T201 - rich would wrap it
+        options = plugin_schema(load_class(name, Path())[1])
+        print(to_json(options, indent=2))  # noqa: T201 - rich would wrap it
     else:
         from trainkit.commands.listing import show_one
 
@@ -227,7 +229,8 @@ def cite(recipe: RecipePath, overrides: Overrides = None) -> None:
     from trainkit.config import bundled as shelf
     from trainkit.hooks.entries import read_entries
 
-    print(citations(read_entries(shelf.find(recipe), overrides or [])))  # noqa: T201 - BibTeX, as it is
+    entries = read_entries(shelf.find(recipe), overrides or [])
+    print(citations(entries))  # noqa: T201 - BibTeX, as it is
 
 
 @_command

@@ -5,6 +5,7 @@ does not know.
 from __future__ import annotations
 
 import re
+from string import ascii_lowercase
 
 _WHOLE, _REAL = r"\d{1,3}", r"\d{1,3}(\.\d{1,6})?"
 _RAND = {
@@ -35,7 +36,8 @@ def policy_problem(text: str) -> str:
     for section in sections:
         if name == "rand" and section in _SETS:
             continue
-        key, value = re.fullmatch(r"([a-z]*)(.*)", section, re.DOTALL).groups()  # type: ignore[union-attr]
+        value = section.lstrip(ascii_lowercase)
+        key = section[: len(section) - len(value)]
         if key not in known:
             further = f", {', '.join(_SETS)}" if name == "rand" else ""
             return f"{name} takes {', '.join(known)}{further}, and not {section!r}"

@@ -130,7 +130,7 @@ class CalibrationError(_OfClasses):
 _WHOLE = 2**32
 
 
-class NegativeLogLikelihood(torchmetrics.MeanMetric):  # type: ignore[misc]  # torchmetrics is half typed
+class NegativeLogLikelihood(torchmetrics.MeanMetric):  # type: ignore[misc]  # it is half typed
     """Mean of -log p(target) over all examples, from logits [N, K] and classes [N]."""
 
     higher_is_better = False

@@ -28,10 +28,11 @@ from .tendencies import multipliers_by_size, weights_by_shots
 _CITATION = """\
 @inproceedings{lee2020learning,
   title={Learning to Balance: Bayesian Meta-Learning for Imbalanced and Out-of-distribution Tasks},
-  author={Lee, Hae Beom and Lee, Hayeon and Na, Donghyun and Kim, Saehoon and Park, Minseop and Yang, Eunho and Hwang, Sung Ju},
+  author={Lee, Hae Beom and Lee, Hayeon and Na, Donghyun and Kim, Saehoon
+          and Park, Minseop and Yang, Eunho and Hwang, Sung Ju},
   booktitle={International Conference on Learning Representations},
   year={2020}
-}"""  # noqa: E501
+}"""
 _NATS = 0.1067
 """Divergence of one latent as initialized: mean 0, deviation ln 2."""
 

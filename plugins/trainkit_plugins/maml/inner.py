@@ -248,7 +248,8 @@ def adapt(
     """Return theta_K, as a function of the plan's parameters; the arguments are those of
     `trajectory`.
     """
+    steps = trajectory(model, plan, support, loop, loss, differentiable=differentiable)
     params: Params = {}
-    for params in trajectory(model, plan, support, loop, loss, differentiable=differentiable):  # noqa: B007
+    for params in steps:  # noqa: B007 - only the last is wanted
         pass
     return params

@@ -85,7 +85,9 @@ def attach(
 
 
 def _classifier(model: nn.Module) -> nn.Linear:
-    layer = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    layer = None
+    if hasattr(model, "get_classifier"):
+        layer = model.get_classifier()  # type: ignore[operator]
     if isinstance(layer, nn.Linear):
         return layer
     what = type(layer).__name__ if layer is not None else "none that timm would name"
