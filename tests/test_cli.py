@@ -170,6 +170,10 @@ def bad(name: str, folder: Path) -> tuple[list[str | Path], str]:
             ["verify-resume", recipe, "--at", "99"],
             "--at 99: must be at least 1 and less than",
         ),
+        "steps": (
+            ["verify-resume", recipe, "--at", "1", "--steps", "0"],
+            "--at 1: must be at least 1 and less than the last step compared, 0",
+        ),
     }
     return cases[name]
 
@@ -199,6 +203,7 @@ BAD = [
     "checkpoint",
     "copy",
     "at",
+    "steps",
 ]
 
 

@@ -48,7 +48,7 @@ def verify_resume(recipe: Path, overrides: Sequence[str], at: int, steps: int | 
     with tempfile.TemporaryDirectory() as folder:
         whole, stopped = Path(folder) / "whole", Path(folder) / "stopped"
         total = _train(recipe, overrides, whole, None)
-        end = min(steps or at + 5, total)
+        end = min(at + 5 if steps is None else steps, total)
         if not 0 < at < end:
             raise UserError(
                 f"--at {at}: must be at least 1 and less than the last step compared, {end}"
