@@ -81,8 +81,12 @@ def _replaced(
     section = hook.removeprefix("build_")
     for name in names if others else ():
         if _is_set(spec, name):
-            verb = "are" if name == "args" else "is"
-            taken = spec.name if section == "optimizer" else "the schedule"
+            verb = "is"
+            if name == "args":
+                verb = "are"
+            taken = "the schedule"
+            if section == "optimizer":
+                taken = spec.name
             yield f"{others[0]} takes the place of {taken}: {section}.{name} {verb} not used"
 
 

@@ -68,11 +68,10 @@ def explained(error: RuntimeError, module: nn.Module) -> Exception:
     missing = _LATE.search(str(error))
     if missing is None:
         return error
-    names = [
-        name.removeprefix("module.model.")
-        for name, p in module.named_parameters()
-        if p.requires_grad
-    ]
+    names = []
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            names.append(name.removeprefix("module.model."))
     late = [names[int(i)] for i in missing[1].split()]
     return TrainingError(
         f"the last step's loss did not reach {some(late)}, which it reached before; on several "

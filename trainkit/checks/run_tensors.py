@@ -32,7 +32,9 @@ class RunTensors:
         """
         trained = {name: t for name, t in named.items() if name not in self._constants}
         found = first_bad(list(trained.values()))
-        return f"{self._kind(list(trained)[found[0]])} {verb} {found[1]}" if found else None
+        if found:
+            return f"{self._kind(list(trained)[found[0]])} {verb} {found[1]}"
+        return None
 
     def of_model(self) -> dict[str, Tensor]:
         """Return the parameters and the buffers of the model by name."""
@@ -46,11 +48,9 @@ class RunTensors:
         return f"a parameter {tuple(parameter.shape)} that is not the model's"
 
     def _kind(self, name: str) -> str:
-        return (
-            f"parameter {name}"
-            if name in dict(self._run.model.named_parameters())
-            else f"buffer {name}"
-        )
+        if name in dict(self._run.model.named_parameters()):
+            return f"parameter {name}"
+        return f"buffer {name}"
 
     def unreadable(self, state: Mapping[str, Any]) -> str | None:
         """Return which part of a state could be saved and not read back, or None."""
@@ -97,5 +97,10 @@ class RunTensors:
         """Return to which parameter a place in the optimizer's state belongs."""
         found = re.match(r"\['state'\]\[(\d+)\]", place)
         owned = [p for group in self._run.optimizer.param_groups for p in group["params"]]
-        number = int(found[1]) if found else len(owned)
-        return f" for {self.name_of(owned[number])}" if number < len(owned) else ""
+        if found:
+            number = int(found[1])
+        else:
+            number = len(owned)
+        if number < len(owned):
+            return f" for {self.name_of(owned[number])}"
+        return ""

@@ -36,7 +36,9 @@ def unreadable(value: Any) -> str | None:
     for place, part in _parts(value):
         if not _is_plain(part) and not _comes_back(part):
             kind = type(part)
-            home = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+            home = ""
+            if kind.__module__ != "builtins":
+                home = f"{kind.__module__}."
             return f"{place} is of type {home}{kind.__qualname__}"
     return None
 
@@ -55,7 +57,9 @@ def not_a_number(value: Any) -> str | None:
         elif isinstance(part, float) and math.isnan(part):
             return f"{place} is nan"
     found = first_bad(list(tensors.values()))
-    return None if found is None else f"{list(tensors)[found[0]]} holds {found[1]}"
+    if found is None:
+        return None
+    return f"{list(tensors)[found[0]]} holds {found[1]}"
 
 
 def first_bad(tensors: Sequence[Tensor]) -> tuple[int, str] | None:
@@ -112,7 +116,9 @@ def _numbers(tensor: Tensor) -> Tensor | None:
         values = values.to_dense() if values.layout != torch.sparse_coo else values._values()
     if values.dtype not in _NORMED:
         values = values.float()
-    return values if values.numel() else None
+    if values.numel():
+        return values
+    return None
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:

@@ -117,15 +117,15 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 def _stretched(output: Any, size: int) -> Any:
     """Return an output as it would be for `size` examples, as far as its shape goes."""
-    return (
-        output.new_empty((size, *output.shape[1:]), device="meta")
-        if isinstance(output, Tensor)
-        else output
-    )
+    if isinstance(output, Tensor):
+        return output.new_empty((size, *output.shape[1:]), device="meta")
+    return output
 
 
 def _shape(output: Any) -> tuple[int, ...] | None:
-    return tuple(output.shape) if isinstance(output, Tensor) else None
+    if isinstance(output, Tensor):
+        return tuple(output.shape)
+    return None
 
 
 def _refused(run: Run, size: int, error: Exception) -> Problem:
@@ -153,10 +153,13 @@ def _refused(run: Run, size: int, error: Exception) -> Problem:
 def _misshapen(run: Run, output: Any) -> Problem:
     recipe, where, wanted = run.recipe, run.recipe.raw.nearest, run.data.num_classes
     shape = _shape(output)
-    found = (
-        type(output).__name__ if shape is None else f"[{', '.join(['N', *map(str, shape[1:])])}]"
-    )
-    what = "classes" if run.data.targets == "classes" else "numbers to predict"
+    if shape is None:
+        found = type(output).__name__
+    else:
+        found = f"[{', '.join(['N', *map(str, shape[1:])])}]"
+    what = "numbers to predict"
+    if run.data.targets == "classes":
+        what = "classes"
     message = (
         f"{recipe.model.name} gives {found}, and the {wanted} {what} of these data want [N, "
         f"{wanted}]"
@@ -165,5 +168,7 @@ def _misshapen(run: Run, output: Any) -> Problem:
         return Problem(
             where("model", "num_classes"), "model.num_classes", f"{message}; leave it out"
         )
-    key = "args" if recipe.model.args else "name"
+    key = "name"
+    if recipe.model.args:
+        key = "args"
     return Problem(where("model", key), f"model.{key}", message)

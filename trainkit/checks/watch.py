@@ -127,7 +127,9 @@ class Watch:
         if fault := self._first(self._steps, losses):
             return fault[1]
         said = self._tensors.first_fault(self._tensors.of_model())
-        return None if said is None else self._spoiled(said)
+        if said is None:
+            return None
+        return self._spoiled(said)
 
     def admit(self, state: Mapping[str, Any], *, written: bool = True) -> None:
         """Refuse a state that must not be saved.
@@ -140,7 +142,9 @@ class Watch:
             PluginError: a part could be saved and not read back.
             TrainingError: a number in it is not finite.
         """
-        unread = self._tensors.unreadable(state) if written else None
+        unread = None
+        if written:
+            unread = self._tensors.unreadable(state)
         if said := self._agreed(unread):
             raise PluginError(said)
         self._refuse_not_finite(state)
@@ -161,7 +165,9 @@ class Watch:
     def sum_up(self) -> None:
         """Say at the end of a run how many steps the scaler left out."""
         if self.skipped:
-            end = ": no weight has moved" if self.skipped == self._run.step else ""
+            end = ""
+            if self.skipped == self._run.step:
+                end = ": no weight has moved"
             self._run.log.note(
                 f"fp16: {self.skipped} of {self._run.step} steps were skipped because gradients "
                 f"overflowed; the learning-rate schedule counts them{end}"
@@ -238,7 +244,9 @@ class Watch:
 
 def _values(gradient: Tensor | None) -> Tensor:
     assert gradient is not None  # nobody asks of a parameter without one
-    return gradient if gradient.layout == torch.strided else gradient.coalesce().values()
+    if gradient.layout == torch.strided:
+        return gradient
+    return gradient.coalesce().values()
 
 
 def _spoilt(steps: Sequence[_Step]) -> int:

@@ -105,7 +105,9 @@ def _schedule(run: Run) -> Iterator[tuple[Scheduler, list[float]]]:
     """
     groups = []
     for group in run.optimizer.param_groups:
-        scale = {"lr_scale": group["lr_scale"]} if "lr_scale" in group else {}
+        scale = {}
+        if "lr_scale" in group:
+            scale = {"lr_scale": group["lr_scale"]}
         groups.append(
             {"params": [torch.zeros(1)], "lr": group.get("initial_lr", group["lr"]), **scale}
         )

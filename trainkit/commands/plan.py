@@ -141,11 +141,10 @@ def describe_changes(before: dict[str, _Module], after: dict[str, _Module]) -> l
     for name in before.keys() & after.keys():
         if before[name][0] != after[name][0]:
             swapped.setdefault(f"{before[name][0]} -> {after[name][0]}", []).append(name)
-    reset = [
-        n
-        for n in before.keys() & after.keys()
-        if before[n][:2] == after[n][:2] and before[n][2] != after[n][2]
-    ]
+    reset = []
+    for n in before.keys() & after.keys():
+        if before[n][:2] == after[n][:2] and before[n][2] != after[n][2]:
+            reset.append(n)
     resized = [name for name in before.keys() & after.keys() if before[name][1] != after[name][1]]
     lines = [
         f"{len(names)} x {what}: {_some(names, list(after))}"
@@ -171,11 +170,10 @@ def _groups(
     run: Run, manager: pluggy.PluginManager, locations: dict[str, Location]
 ) -> list[dict[str, Any]]:
     decay = run.recipe.where("optimizer", "weight_decay")
-    by = [
-        locations[i.plugin_name]
-        for i in manager.hook.build_param_groups.get_hookimpls()
-        if i.plugin_name in locations
-    ]
+    by = []
+    for i in manager.hook.build_param_groups.get_hookimpls():
+        if i.plugin_name in locations:
+            by.append(locations[i.plugin_name])
     rows = []
     for group in run.optimizer.param_groups:
         # The schedule has already set the first step's rate; a group's own is its peak.
@@ -215,7 +213,9 @@ def _weights(run: Run) -> dict[str, str]:
     source = next(
         (cfg[key] for key in ("file", "hf_hub_id", "url") if cfg.get(key)), "timm's own source"
     )
-    tag = f", {cfg['tag']}" if cfg.get("tag") else ""
+    tag = ""
+    if cfg.get("tag"):
+        tag = f", {cfg['tag']}"
     return {
         "is": f"timm's pretrained ones{tag}: {source}",
         "from": str(where("model", "pretrained")),

@@ -17,7 +17,9 @@ _FEW = 4
 def data_facts(data: Data) -> dict[str, Any]:
     """Return the classes, and how validation images are prepared, as plain data."""
     counts = data.train_counts
-    largest = max(range(len(counts)), key=counts.__getitem__) if sum(counts) else None
+    largest = None
+    if sum(counts):
+        largest = max(range(len(counts)), key=counts.__getitem__)
     return {
         "classes": list(data.class_names),
         "train_counts": list(counts),
@@ -43,11 +45,10 @@ def data_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _classes(facts: dict[str, Any]) -> str:
     names, counts = facts["classes"], facts["train_counts"]
-    listed = (
-        [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)]
-        if counts
-        else names
-    )
+    if counts:
+        listed = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)]
+    else:
+        listed = names
     if len(listed) <= _ALL:
         text = ", ".join(listed)
     else:
@@ -55,9 +56,9 @@ def _classes(facts: dict[str, Any]) -> str:
     largest = facts["largest"]
     if largest is None:
         return text
-    spread = (
-        f", of {min(counts):,} to {max(counts):,} training examples" if len(listed) > _ALL else ""
-    )
+    spread = ""
+    if len(listed) > _ALL:
+        spread = f", of {min(counts):,} to {max(counts):,} training examples"
     return (
         f"{text}{spread}; the largest, {largest['class']}, is {largest['share']:.1%} of the "
         "training examples"

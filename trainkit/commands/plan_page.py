@@ -72,7 +72,9 @@ def lines(row: Row, width: int, folder: str = "") -> Iterator[str]:
 
 
 def _short(place: str, folder: str) -> str:
-    return place.removeprefix(f"{folder}/") if folder != "." else place
+    if folder != ".":
+        return place.removeprefix(f"{folder}/")
+    return place
 
 
 def _parts(plan: dict[str, Any]) -> Iterator[tuple[str, list[Row]]]:
@@ -118,11 +120,9 @@ def _facts(plan: dict[str, Any]) -> Iterator[Row]:
 
 
 def _trained(model: dict[str, Any]) -> str:
-    return (
-        "all trained"
-        if model["trainable"] == model["parameters"]
-        else f"{model['trainable']:,} of them trained"
-    )
+    if model["trainable"] == model["parameters"]:
+        return "all trained"
+    return f"{model['trainable']:,} of them trained"
 
 
 def _group(group: dict[str, Any]) -> Row:

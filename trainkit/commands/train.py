@@ -49,7 +49,9 @@ def train(
         Interrupted: the user stopped the run; `resume(error.folder)` goes on with it.
         TrainingError: the run cannot go on.
     """
-    folder = None if run_dir is None else Path(run_dir)
+    folder = None
+    if run_dir is not None:
+        folder = Path(run_dir)
     return begin(_given(recipe), overrides, folder, observers, _console(progress))
 
 
@@ -125,11 +127,15 @@ def go_on(
 
 
 def _given(recipe: AnyRecipe) -> Given:
-    return recipe if isinstance(recipe, Mapping) else shelf.find(Path(recipe))
+    if isinstance(recipe, Mapping):
+        return recipe
+    return shelf.find(Path(recipe))
 
 
 def _console(progress: bool) -> Console | None:
-    return Terminal() if progress else None
+    if progress:
+        return Terminal()
+    return None
 
 
 @contextmanager

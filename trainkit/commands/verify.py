@@ -90,7 +90,10 @@ def differences(first: Any, second: Any, path: str = "") -> Iterator[str]:
         for key in dict.fromkeys([*first, *second]):
             if key in NOT_COMPARED and not path:
                 continue
-            where = f"{path}.{key}" if path else str(key)
+            if path:
+                where = f"{path}.{key}"
+            else:
+                where = str(key)
             if key not in first or key not in second:
                 yield f"{where}: only in the {'first' if key in first else 'second'}"
             else:
@@ -111,11 +114,9 @@ def _tensor_difference(first: torch.Tensor, second: torch.Tensor, path: str) -> 
             f"{tuple(second.shape)}"
         )
         return
-    bits = (
-        [t.contiguous().reshape(-1).view(torch.uint8) for t in (first, second)]
-        if first.numel()
-        else []
-    )
+    bits = []
+    if first.numel():
+        bits = [t.contiguous().reshape(-1).view(torch.uint8) for t in (first, second)]
     if bits and not torch.equal(*bits):
         size = first.element_size()
         index = int((bits[0] != bits[1]).nonzero()[0]) // size

@@ -14,7 +14,9 @@ def folder() -> Path:
     be stale.
     """
     packaged = Path(__file__).parents[1] / "recipes"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
+    if packaged.is_dir():
+        return packaged
+    return Path(__file__).parents[2] / "recipes"
 
 
 def names() -> list[str]:
@@ -56,4 +58,6 @@ def find(path: Path) -> Path:
         return path
     found = folder() / f"{path.stem}.yaml"
     # Messages name this file: keep it short where it lies below the current folder.
-    return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
+    if found.is_relative_to(Path.cwd()):
+        return found.relative_to(Path.cwd())
+    return found

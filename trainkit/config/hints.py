@@ -27,7 +27,9 @@ def meant(model: type[BaseModel], path: KeyPath, known: Sequence[str], at_top: b
     elsewhere = [f"{name}.{key}" for name, field in others if key in _any_options(field.annotation)]
     if at_top and elsewhere:
         return f"; did you mean {' or '.join(elsewhere)}?"
-    sections = [*known, "extends"] if at_top and "model" in known else known
+    sections = list(known)
+    if at_top and "model" in known:
+        sections.append("extends")
     return suggest(key, sections)
 
 
@@ -62,11 +64,10 @@ def fix(model: type[BaseModel], item: Any, path: KeyPath) -> str:
 def _as_section(model: type[BaseModel], value: Any, loc: KeyPath, path: KeyPath) -> str:
     name = path[-1]
     if path == ("plugins",) and isinstance(value, list | str):
-        first = (
-            value
-            if isinstance(value, str)
-            else next((v for v in value if isinstance(v, str)), "radam")
-        )
+        if isinstance(value, str):
+            first = value
+        else:
+            first = next((v for v in value if isinstance(v, str)), "radam")
         return f"; write `plugins: {{{one_line(first, 40)}: {{}}}}`"
     if path[0] == "plugins" and len(path) == 2:
         return f"; `{one_line(str(name), 40)}:` with nothing behind it switches the plugin on"
@@ -89,14 +90,16 @@ def options_at(model: type[BaseModel], loc: KeyPath) -> list[str]:
     for key in loc[:-1]:
         if isinstance(known, type) and issubclass(known, BaseModel):
             field = known.model_fields.get(str(key))
-            known = field.annotation if field else None
+            known = None
+            if field:
+                known = field.annotation
         else:
             known = _member(known, key)
         if not isinstance(known, type) and type(None) in get_args(known):
             known = _member(known, None)
-    return (
-        list(known.model_fields) if isinstance(known, type) and issubclass(known, BaseModel) else []
-    )
+    if isinstance(known, type) and issubclass(known, BaseModel):
+        return list(known.model_fields)
+    return []
 
 
 def _member(union: Any, tag: str | int | None) -> Any:

@@ -56,7 +56,9 @@ class RawRecipe:
 
 def run_name(given: Given) -> str:
     """Return how the name of a fresh run's folder begins."""
-    return given.stem if isinstance(given, Path) else "run"
+    if isinstance(given, Path):
+        return given.stem
+    return "run"
 
 
 def read_raw(given: Given | None, overrides: Sequence[str] = ()) -> RawRecipe:
@@ -90,7 +92,10 @@ def read_raw(given: Given | None, overrides: Sequence[str] = ()) -> RawRecipe:
         data["plugins"] = {
             name: {} if options is None else options for name, options in plugins.items()
         }
-    name = FILE if isinstance(given, Mapping) else str(given or "command line")
+    if isinstance(given, Mapping):
+        name = FILE
+    else:
+        name = str(given or "command line")
     return RawRecipe(name, data, locations, problems)
 
 
@@ -164,9 +169,9 @@ def _override(data: dict[str, Any], locations: Locations, text: str, location: L
         raise _WrongOverride("", "the name of a key has no control characters")
     keys = _split(name, data)
     if remove == bool(separator) or not all(keys):
-        form = (
-            "`~a.b` removes a key" if remove else "an override is `a.b=value`; `~a.b` removes a key"
-        )
+        form = "an override is `a.b=value`; `~a.b` removes a key"
+        if remove:
+            form = "`~a.b` removes a key"
         raise _WrongOverride("", form)
     section = data
     for i, key in enumerate(keys[:-1]):
@@ -251,7 +256,9 @@ def _sentence(message: str) -> str:
     message = message.replace("a valid dictionary", "a mapping").replace(
         "an object", "a mapping"
     )  # YAML's word
-    return message[:1].lower() + message[1:] if not message[:2].isupper() else message
+    if not message[:2].isupper():
+        return message[:1].lower() + message[1:]
+    return message
 
 
 def _real_path(data: Any, loc: KeyPath, kind: str) -> KeyPath:

@@ -147,8 +147,12 @@ class CheckpointSpec(BaseModel):
 
 def _of_its_class(value: Any) -> Any:
     """Make the source of data that a recipe made in code names."""
-    name = value.get("name") if isinstance(value, dict) else None
-    return source_class(name, Path()).model_validate(value) if isinstance(name, str) else value
+    name = None
+    if isinstance(value, dict):
+        name = value.get("name")
+    if isinstance(name, str):
+        return source_class(name, Path()).model_validate(value)
+    return value
 
 
 _Source = Annotated[SerializeAsAny[DataSource], BeforeValidator(_of_its_class)]
@@ -197,7 +201,9 @@ class Recipe(BaseModel):
 
 def _absolute(name: str, folder: Path) -> str:
     """Return a local plugin's or source's name with its whole path; any other as it is."""
-    return str((folder / name).resolve()) if is_local(name) else name
+    if is_local(name):
+        return str((folder / name).resolve())
+    return name
 
 
 def read_recipe(

@@ -13,7 +13,9 @@ def flaw(hook: str, answer: Any) -> str:
     empty if nothing is.
     """
     check = _CHECKS.get(hook)
-    return check(answer) if check is not None else ""
+    if check is not None:
+        return check(answer)
+    return ""
 
 
 def _with(what: str, *names: str) -> Callable[[Any], str]:
@@ -21,11 +23,9 @@ def _with(what: str, *names: str) -> Callable[[Any], str]:
 
     def check(answer: Any) -> str:
         missing = [name for name in names if not hasattr(answer, name)]
-        return (
-            f"{_kind(answer)}; it must be {what} (it has no {', '.join(missing)})"
-            if missing
-            else ""
-        )
+        if missing:
+            return f"{_kind(answer)}; it must be {what} (it has no {', '.join(missing)})"
+        return ""
 
     return check
 
@@ -34,7 +34,9 @@ def _groups(answer: Any) -> str:
     right = isinstance(answer, list) and all(
         isinstance(group, dict) and "params" in group for group in answer
     )
-    return "" if right else f"{_kind(answer)}; it must be a list of dicts with `params`"
+    if right:
+        return ""
+    return f"{_kind(answer)}; it must be a list of dicts with `params`"
 
 
 def _loss(answer: Any) -> str:
@@ -56,7 +58,9 @@ def _loss(answer: Any) -> str:
 
 def _predictions(answer: Any) -> str:
     right = isinstance(answer, tuple) and len(answer) == 2
-    return "" if right else f"{_kind(answer)}; it must be trainkit.Predictions(logits, targets)"
+    if right:
+        return ""
+    return f"{_kind(answer)}; it must be trainkit.Predictions(logits, targets)"
 
 
 def _names(answer: Any) -> str:

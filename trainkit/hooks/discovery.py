@@ -51,7 +51,9 @@ def describe(point: EntryPoint) -> Listing:
     distribution, room = point.dist.name if point.dist else "unknown", _room(point.module)
     path = source_of(point.module)
     try:
-        body = ast.parse(path.read_bytes()).body if path else []
+        body = []
+        if path:
+            body = ast.parse(path.read_bytes()).body
     except (OSError, SyntaxError, ValueError) as error:
         return Listing(
             point.name, f"({path} cannot be read: {type(error).__name__})", (), distribution, room
@@ -70,18 +72,24 @@ def describe(point: EntryPoint) -> Listing:
 
 def _room(module: str) -> str:
     first, *rest = module.split(".")
-    return rest[0] if len(rest) > 1 else first
+    if len(rest) > 1:
+        return rest[0]
+    return first
 
 
 def command_summary(point: EntryPoint) -> str:
     """Return the first line of what a plugin's command says of itself; it is not imported."""
     path = source_of(point.module)
     try:
-        body = ast.parse(path.read_bytes()).body if path else []
+        body = []
+        if path:
+            body = ast.parse(path.read_bytes()).body
     except (OSError, SyntaxError, ValueError):
         return ""
     found = next((n for n in body if isinstance(n, ast.FunctionDef) and n.name == point.attr), None)
-    return (ast.get_docstring(found) or "").partition("\n")[0] if found else ""
+    if found:
+        return (ast.get_docstring(found) or "").partition("\n")[0]
+    return ""
 
 
 def _is_hook(function: ast.FunctionDef) -> bool:

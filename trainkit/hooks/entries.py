@@ -64,6 +64,8 @@ def plugins_of(raw: RawRecipe) -> tuple[list[Entry], list[Problem]]:
     entries, problems = instantiate(raw)
     section = raw.data.get("plugins", {})
     # One that could not be made has been reported; nobody need hear that it is missing as well.
-    named = [key.rpartition(":")[2] for key in section] if isinstance(section, dict) else []
+    named = []
+    if isinstance(section, dict):
+        named = [key.rpartition(":")[2] for key in section]
     entries, found = arrange(entries, named)
     return entries, [*problems, *found]

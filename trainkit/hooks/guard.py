@@ -31,14 +31,15 @@ def guarded(implementation: Any, hook: str, *, is_value: bool, blames: bool) -> 
         is_value: whether it must answer; a moment's answer is not looked at.
         blames: whether it is a plugin's: core and observers are only asked for an answer.
     """
-    function, plugin = implementation.function, implementation.plugin_name
+    function: Callable[..., Any] = implementation.function
+    plugin = implementation.plugin_name
     if implementation.wrapper:
         return _wrapper(function, plugin, hook)
     if blames:
         function = _blamed(function, plugin, hook)
-    return (
-        _provider(function, implementation.function, plugin, hook, blames) if is_value else function
-    )
+    if is_value:
+        return _provider(function, implementation.function, plugin, hook, blames)
+    return function
 
 
 @contextmanager

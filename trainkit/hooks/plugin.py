@@ -89,8 +89,14 @@ class Plugin(BaseModel):
         Raises:
             RecipeError: always: `file:line: plugins.NAME.option: why`.
         """
-        place = tuple(section.split(".")) if section else ("plugins", self.name)
-        options = [option] if isinstance(option, str) else list(option)
+        if section:
+            place = tuple(section.split("."))
+        else:
+            place = ("plugins", self.name)
+        if isinstance(option, str):
+            options = [option]
+        else:
+            options = list(option)
         keys = [(*place, name) for name in options if name] or [place]
         raw = run.recipe.raw
         # Of several options the line is that of the first one written in the recipe.

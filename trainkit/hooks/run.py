@@ -116,7 +116,9 @@ class Run:
         where it comes.
         """
         total = self.total_steps
-        return f"{step:,} steps, and this run has {total:,}" if step > total else ""
+        if step > total:
+            return f"{step:,} steps, and this run has {total:,}"
+        return ""
 
     def stop(self, reason: str) -> None:
         """Ask for the end of training after the current epoch. The first reason given is the one

@@ -82,11 +82,9 @@ def _check_kind(
     wrong = []
     for option in ("hookwrapper", "tryfirst", "trylast", "specname"):
         if options[option]:
-            fix = (
-                "use wrapper=True"
-                if option == "hookwrapper"
-                else "order is the recipe's, and `before` and `after`"
-            )
+            fix = "order is the recipe's, and `before` and `after`"
+            if option == "hookwrapper":
+                fix = "use wrapper=True"
             wrong.append(f"the mark of {name} may not say {option}: {fix}")
     generator = inspect.isgeneratorfunction(function)
     if options["wrapper"] and not is_value:
@@ -94,7 +92,9 @@ def _check_kind(
     elif options["wrapper"] and not generator:
         wrong.append(f"the wrapper {name} must be a generator that yields once")
     elif generator and not options["wrapper"] and not options["hookwrapper"]:
-        fix = "mark it @hookimpl(wrapper=True)" if is_value else "a moment cannot be wrapped"
+        fix = "a moment cannot be wrapped"
+        if is_value:
+            fix = "mark it @hookimpl(wrapper=True)"
         wrong.append(f"{name} yields but is not a wrapper, so it would never run; {fix}")
     return wrong
 

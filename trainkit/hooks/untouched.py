@@ -51,7 +51,9 @@ def _remember(run: Run) -> Undo:
     fields = dict(vars(run))
     streams = rng_state(run.device.torch)
     model: nn.Module | None = fields.get("model")
-    parameters = list(model.parameters()) if model is not None else []
+    parameters = []
+    if model is not None:
+        parameters = list(model.parameters())
     gradients = [(p, p.grad) for p in parameters]
     for p in parameters:
         p.grad = None

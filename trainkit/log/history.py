@@ -58,7 +58,9 @@ class Epoch:
     @property
     def loss(self) -> float | None:
         """Mean training loss over the steps logged."""
-        return self.loss_sum / self.losses if self.losses else None
+        if self.losses:
+            return self.loss_sum / self.losses
+        return None
 
 
 class History:
@@ -113,7 +115,8 @@ class History:
                     extremes[name], names[name] = Extremes(), True
                 extremes[name].add(step, math.nan if value is None else value)
             if kind not in families:
-                kind = kind if len(families) < _MOST_FAMILIES else ()
+                if not (len(families) < _MOST_FAMILIES):
+                    kind = ()
                 families.setdefault(kind, Spread(MOST_RECORDS))
             families[kind].add((position, row), size + len(values))
         self._columns, self._extremes, self._epochs = names, extremes, epochs
@@ -146,13 +149,17 @@ class History:
 
         What is not finite is left out.
         """
-        points = self._extremes[name].points() if name in self._extremes else []
+        points = []
+        if name in self._extremes:
+            points = self._extremes[name].points()
         return [step for step, _ in points], [value for _, value in points]
 
     def not_finite(self, name: str) -> tuple[int, list[int]]:
         """Return how often the scalar `name` was not finite, and at which steps: of many, some."""
         found = self._extremes.get(name)
-        return (found.not_finite, found.broken.items()) if found and found.broken else (0, [])
+        if found and found.broken:
+            return (found.not_finite, found.broken.items())
+        return (0, [])
 
     def epochs(self) -> list[Epoch]:
         """Return the epochs in order; of more than a thousand every second, fourth …, and the
@@ -248,4 +255,6 @@ def _is_value(value: Any) -> bool:
 def _from_json(value: Any) -> Value:
     if isinstance(value, list):
         return [math.nan if v is None else float(v) for v in value]
-    return math.nan if value is None else float(value)
+    if value is None:
+        return math.nan
+    return float(value)

@@ -140,7 +140,9 @@ class Log:
         self.notes = list(state["notes"])
         if self.path is None:
             return
-        size = self.path.stat().st_size if self.path.exists() else 0
+        size = 0
+        if self.path.exists():
+            size = self.path.stat().st_size
         if size < state["bytes"]:
             raise UserError(
                 f"{self.path}: has {size} bytes but the checkpoint was written after "
@@ -189,7 +191,10 @@ def _to_host(values: Sequence[Tensor | float]) -> Iterator[Value]:
     for device in dict.fromkeys(t.device for _, t in tensors):
         here = [(i, t) for i, t in tensors if t.device == device]
         # float64 holds every float32 and every count exactly; Apple's GPUs do not have it.
-        wide = torch.float32 if device.type == "mps" else torch.float64
+        if device.type == "mps":
+            wide = torch.float32
+        else:
+            wide = torch.float64
         flat = torch.cat([t.reshape(-1).to(wide) for _, t in here]).tolist()
         start = 0
         for i, t in here:

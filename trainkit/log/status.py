@@ -24,7 +24,9 @@ class Ending:
     reason: str = ""
 
     def __str__(self) -> str:
-        return f"{self.status}: {self.reason}" if self.reason else str(self.status)
+        if self.reason:
+            return f"{self.status}: {self.reason}"
+        return str(self.status)
 
     @property
     def is_final(self) -> bool:

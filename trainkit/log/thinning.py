@@ -96,7 +96,9 @@ class Extremes:
 
     def points(self) -> list[tuple[int, float]]:
         """Return the steps and values, in order."""
-        open_one = [(self._low, self._high)] if self._count else []
+        open_one = []
+        if self._count:
+            open_one = [(self._low, self._high)]
         return [point for pair in (*self._stretches, *open_one) for point in sorted(set(pair))]
 
 

@@ -56,7 +56,10 @@ def headline_numbers(
         tiles.append(_best_tile(best, history))
     if isinstance(final, Mapping):
         for name, value in final.items():
-            shown = math.nan if value is None else value
+            if value is None:
+                shown = math.nan
+            else:
+                shown = value
             if _is_number(shown):
                 tiles.append((f"final {label(name)}", number(shown), ""))
     steps, count = summary.get("steps"), summary.get("epochs")
@@ -125,4 +128,6 @@ def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
 def _fact(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
-    return repr(value) if _is_number(value) else str(value)
+    if _is_number(value):
+        return repr(value)
+    return str(value)

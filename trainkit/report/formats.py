@@ -12,20 +12,32 @@ def number(value: float) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("∞" if value > 0 else "−∞")
+        if math.isnan(value):
+            return "NaN"
+        if value > 0:
+            return "∞"
+        return "−∞"
     size = abs(value)
     if size >= 1000:
-        return f"{value:,.0f}" if size < 1e9 else scientific(value)
+        if size < 1e9:
+            return f"{value:,.0f}"
+        return scientific(value)
     if size >= 10:
-        return f"{value:.1f}" if size >= 100 else f"{value:.2f}"
+        if size >= 100:
+            return f"{value:.1f}"
+        return f"{value:.2f}"
     if size >= 0.001:
         return f"{value:.4f}"
-    return scientific(value) if size else "0"
+    if size:
+        return scientific(value)
+    return "0"
 
 
 def counted(count: int, thing: str) -> str:
     """Return how many things there are: 1 epoch, 2 epochs, 1,234 epochs."""
-    plural = "" if count == 1 else "s"
+    plural = "s"
+    if count == 1:
+        plural = ""
     return f"{number(count)} {thing}{plural}"
 
 

@@ -56,7 +56,8 @@ def write_report(
         lstrip_blocks=True,
     ).get_template("report.html.j2")
     problems: list[str] = []
-    summary = _read_json(folder / "summary.json", problems) if summary is None else summary
+    if summary is None:
+        summary = _read_json(folder / "summary.json", problems)
     environment = _read_json(folder / "environment.json", problems)
     history = History.read(folder / "metrics.jsonl")
     if history.unreadable:
@@ -105,7 +106,9 @@ def _yaml_lines(text: str) -> list[tuple[str, str]]:
     lines = []
     for line in text.splitlines():
         found = _YAML_KEY.match(line)
-        end = found.end() if found else 0
+        end = 0
+        if found:
+            end = found.end()
         lines.append((line[:end], line[end:]))
     return lines
 

@@ -59,9 +59,10 @@ def scalars(history: History, name: str) -> tuple[Floats, Floats]:
     """Return the steps [n] at which the scalar `name` was logged, and its values [n] there."""
     import numpy as np
 
-    rows = [
-        (step, v) for step, v in zip(*history.series(name), strict=True) if not isinstance(v, list)
-    ]
+    rows = []
+    for step, v in zip(*history.series(name), strict=True):
+        if not isinstance(v, list):
+            rows.append((step, v))
     both = np.array(rows, dtype=float).reshape(-1, 2)
     return both[:, 0], both[:, 1]
 
@@ -185,9 +186,10 @@ def metric_plots(history: History) -> list[Plot]:
     names = [n for n in history.names if n.startswith("val/") and n != "val/top5"]
     plots = []
     for name in names:
-        shown = (
-            [name, "val/top5"] if name == "val/accuracy" and "val/top5" in history.names else [name]
-        )
+        if name == "val/accuracy" and "val/top5" in history.names:
+            shown = [name, "val/top5"]
+        else:
+            shown = [name]
         plot = _metric_plot(history, shown)
         if plot is not None:
             plots.append(plot)
@@ -198,11 +200,10 @@ def _metric_plot(history: History, names: Sequence[str]) -> Plot | None:
     drawn, axes = figure()
     empty = True
     for name in names:
-        rows = [
-            (r.epoch + 1, v)
-            for r in history.records
-            if name in r.values and not isinstance(v := r.values[name], list)
-        ]
+        rows = []
+        for r in history.records:
+            if name in r.values and not isinstance(v := r.values[name], list):
+                rows.append((r.epoch + 1, v))
         epochs, values = [e for e, _ in rows], [v for _, v in rows]
         finite = [(v, e) for e, v in rows if math.isfinite(v)]
         empty = empty and not finite
@@ -259,7 +260,9 @@ def line_plot(history: History, name: str, title: str, caption: str) -> Plot | N
     steps, values = _drawn(history, name)
     finite = values[np.isfinite(values)]
     restless = np.abs(np.diff(finite)).sum() > 20 * np.ptp(finite)
-    width = 0.7 if restless else 1.4
+    width = 1.4
+    if restless:
+        width = 0.7
     axes.plot(*thin(steps, values), marker=_marker(steps), color="C0", linewidth=width)
     axes.set_ylabel(title.lower())
     if finite.min() >= 0 and finite.max() > 0:
@@ -271,7 +274,9 @@ def line_plot(history: History, name: str, title: str, caption: str) -> Plot | N
 
 def _marker(x: Sequence[float] | Floats) -> str:
     """Few points are shown one by one; a single one would be invisible without."""
-    return "o" if len(x) <= 40 else ""
+    if len(x) <= 40:
+        return "o"
+    return ""
 
 
 def _value_axis(axes: Any, name: str) -> None:

@@ -197,7 +197,9 @@ class Progress:
         began, first = self._started
         done = run.step - first
         left = run.recipe.train.epochs * run.data.train.steps_per_epoch - run.step
-        return (self._now() - began) / done * left if done > 0 else None
+        if done > 0:
+            return (self._now() - began) / done * left
+        return None
 
     def _step_line(self, run: Run) -> str:
         parts = [_epoch(run), _step(run)]

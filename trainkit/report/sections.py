@@ -71,7 +71,10 @@ def room(plugin: Plugin, history: History, index: int) -> dict[str, Any]:
                 }
             )
     except Exception as error:
-        said = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, PluginError):
+            said = str(error)
+        else:
+            said = f"{type(error).__name__}: {error}"
         filled["error"] = said
         filled["trace"] = "".join(traceback.format_exception(error))
     return filled
@@ -90,4 +93,6 @@ def _logged_by(plugin: Plugin, history: History) -> list[Section]:
         line_plot(history, n, label(n.removeprefix(f"{plugin.name}/")), "") for n in names[:12]
     ]
     figures = [plot.figure for plot in plots if plot is not None]
-    return [Section("Logged values", figures=figures)] if figures else []
+    if figures:
+        return [Section("Logged values", figures=figures)]
+    return []

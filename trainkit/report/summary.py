@@ -23,7 +23,9 @@ def summary_table(summary: Mapping[str, Any], folder: Path | None = None) -> Ren
     """
     final, best = (_mapping(summary.get(key)) for key in ("final", "best"))
     parts: list[RenderableType] = []
-    facts = [str(summary["status"])] if "status" in summary else []
+    facts = []
+    if "status" in summary:
+        facts = [str(summary["status"])]
     facts += [f"{number(summary[key])} {key}" for key in ("steps", "epochs") if key in summary]
     if "seconds" in summary:
         facts.append(duration(float(summary["seconds"])))
@@ -53,4 +55,6 @@ def summary_table(summary: Mapping[str, Any], folder: Path | None = None) -> Ren
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    if isinstance(value, Mapping):
+        return value
+    return {}

@@ -92,7 +92,9 @@ def _plain_log_labels(drawn: Figure) -> None:
 
     class Plain(LogFormatterSciNotation):
         def __call__(self, value: float, position: int | None = None) -> str:
-            return tick(value) if super().__call__(value, position) else ""
+            if super().__call__(value, position):
+                return tick(value)
+            return ""
 
     for axis in (axis for axes in drawn.axes for axis in (axes.xaxis, axes.yaxis)):
         if type(axis.get_major_formatter()) is LogFormatterSciNotation:

@@ -19,7 +19,10 @@ def failure(error: Exception, function: Callable[..., Any], call: str) -> str:
     """Return the line that says which call failed, and which line of its file raised what."""
     # Python renames a StopIteration that leaves a generator.
     renamed = isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration)
-    raised = error.__cause__ if renamed and error.__cause__ is not None else error
+    if renamed and error.__cause__ is not None:
+        raised = error.__cause__
+    else:
+        raised = error
     text = next((line.strip() for line in str(raised).splitlines() if line.strip()), "")
     what = type(raised).__name__ + (f": {text[:300]}" if text else "")
     file, line = written(function)
@@ -51,7 +54,10 @@ def place_of(function: Callable[..., Any]) -> str:
 def written(function: Callable[..., Any]) -> tuple[str, int]:
     """Return the file and the line in which a function or a class begins."""
     if isinstance(function, type):
-        lines = inspect.getsourcelines(function) if inspect.getsourcefile(function) else ([], 0)
+        if inspect.getsourcefile(function):
+            lines = inspect.getsourcelines(function)
+        else:
+            lines = ([], 0)
         return inspect.getsourcefile(function) or "", lines[1]
     code = inspect.unwrap(function).__code__  # a decorator's own code tells nothing
     return code.co_filename, code.co_firstlineno

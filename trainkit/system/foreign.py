@@ -71,9 +71,13 @@ def no_file(path: Path) -> str | None:
     except ValueError:
         return "is no path: it holds a NUL character"
     except FileNotFoundError:
-        return "is a link to nothing" if os.path.islink(path) else "there is no such file"
+        if os.path.islink(path):
+            return "is a link to nothing"
+        return "there is no such file"
     except OSError as error:  # a loop of links, a name that is too long, no permission
         return f"cannot be opened: {error.strerror}"
     if stat.S_ISREG(mode):
         return None
-    return "is a folder" if stat.S_ISDIR(mode) else "is no file but a device, a pipe or a socket"
+    if stat.S_ISDIR(mode):
+        return "is a folder"
+    return "is no file but a device, a pipe or a socket"

@@ -52,11 +52,9 @@ def read_small(path: Path, most: int, missing: str) -> str:
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
-            kind = (
-                "Is a directory"
-                if stat.S_ISDIR(found.st_mode)
-                else "it is a device or a pipe, not a file"
-            )
+            kind = "it is a device or a pipe, not a file"
+            if stat.S_ISDIR(found.st_mode):
+                kind = "Is a directory"
             raise UserError(f"{path}: cannot be read: {kind}")
         if found.st_size > most:
             raise UserError(

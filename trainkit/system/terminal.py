@@ -37,7 +37,10 @@ class Terminal(Console):
         everywhere else.
         """
         for segment in super().render(renderable, options):
-            safe = segment.text if segment.control else printable(segment.text)
+            if segment.control:
+                safe = segment.text
+            else:
+                safe = printable(segment.text)
             yield segment if safe == segment.text else Segment(safe, segment.style)
 
     @contextmanager

@@ -183,11 +183,9 @@ def _task_problems(run: Run) -> list[Problem]:
     loss = run.recipe.train.loss.name
     problems = []
     if (loss == "mse") != (data.targets == "numbers"):
-        fix = (
-            "set it to mse, and checkpoint to {metric: rmse, mode: min}"
-            if data.targets == "numbers"
-            else "use cross_entropy"
-        )
+        fix = "use cross_entropy"
+        if data.targets == "numbers":
+            fix = "set it to mse, and checkpoint to {metric: rmse, mode: min}"
         message = (
             f"{loss} is for {'numbers' if loss == 'mse' else 'classes'}, the targets are "
             f"{data.targets}; {fix}"
@@ -208,11 +206,16 @@ def _metric_problems(run: Run) -> list[Problem]:
     if metric not in known:
         location = run.recipe.raw.nearest("checkpoint", "metric")
         plain = metric.removeprefix("val/")
-        near = f"; did you mean {plain!r}?" if plain in known else suggest(metric, known)
+        if plain in known:
+            near = f"; did you mean {plain!r}?"
+        else:
+            near = suggest(metric, known)
         message = f"this run does not measure {metric!r}{near} (it measures: {', '.join(known)})"
         return [Problem(location, "checkpoint.metric", message)]
     # torchmetrics says which way its metrics improve; a plugin's own collection need not.
-    measured = cast(Any, run.metrics)[metric] if hasattr(run.metrics, "__getitem__") else None
+    measured = None
+    if hasattr(run.metrics, "__getitem__"):
+        measured = cast(Any, run.metrics)[metric]
     higher = getattr(measured, "higher_is_better", None)
     unsaid = run.recipe.where("checkpoint", "mode") == Location("default")
     if higher is False and unsaid:

@@ -112,7 +112,10 @@ def read_state(path: Path) -> dict[str, Any]:
             raise ValueError(f"the checksum of {spoiled} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # spoiled bytes may raise anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if str(error).strip():
+            reason = str(error).strip().splitlines()[0]
+        else:
+            reason = type(error).__name__
         raise UserError(
             f"{path}: damaged, or not a checkpoint of trainkit ({reason[:160]})"
         ) from None

@@ -57,8 +57,13 @@ def _sound(
 
 
 def _each(value: Any, axes: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, Sequence) else (value,)
-    return values * axes if len(values) == 1 else values
+    if isinstance(value, Sequence):
+        values = tuple(value)
+    else:
+        values = (value,)
+    if len(values) == 1:
+        return values * axes
+    return values
 
 
 def _along_axes(live: tuple[tuple[bool, ...], ...], device: torch.device) -> list[Tensor]:

@@ -59,8 +59,12 @@ def check_names(raw: RawRecipe) -> list[Problem]:
 
 
 def _name(section: Any) -> str | None:
-    name = section.get("name") if isinstance(section, dict) else None
-    return name if isinstance(name, str) else None
+    name = None
+    if isinstance(section, dict):
+        name = section.get("name")
+    if isinstance(name, str):
+        return name
+    return None
 
 
 class Defaults:
@@ -86,7 +90,9 @@ class Defaults:
         if problems:
             raise RecipeError(problems)
         model = self._make_model(recipe, run)
-        notes = note_new_classifier(model) if spec.pretrained and not spec.checkpoint else []
+        notes = []
+        if spec.pretrained and not spec.checkpoint:
+            notes = note_new_classifier(model)
         if spec.checkpoint:
             try:
                 notes = start_from(model, Path(spec.checkpoint))
@@ -99,7 +105,10 @@ class Defaults:
 
     def _make_model(self, recipe: Recipe, run: Run) -> nn.Module:
         spec = recipe.model
-        classes = run.data.num_classes if spec.num_classes is None else spec.num_classes
+        if spec.num_classes is None:
+            classes = run.data.num_classes
+        else:
+            classes = spec.num_classes
         arguments: dict[str, Any] = {
             "num_classes": classes,
             "in_chans": _in_chans(recipe, run.data),
@@ -120,7 +129,9 @@ class Defaults:
                 return cast(nn.Module, _create(recipe, arguments))
         except Exception as error:  # an argument of the wrong kind may raise anything
             location = recipe.raw.nearest("model", *(("args",) if spec.args else ()))
-            named = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
+            named = ""
+            if not isinstance(error, TypeError | ValueError):
+                named = f"{type(error).__name__}: "
             raise UserError(
                 f"{location}: model: timm cannot make {spec.name}: {named}{first_line(error)}"
             ) from None
@@ -156,11 +167,10 @@ class Defaults:
     @hookimpl(trylast=True)
     def build_metrics(self, run: Run) -> Metrics:
         """Accuracy, negative log likelihood and calibration of classes; errors of numbers."""
-        measured = (
-            regression_metrics()
-            if run.data.targets == "numbers"
-            else classification_metrics(run.data.num_classes)
-        )
+        if run.data.targets == "numbers":
+            measured = regression_metrics()
+        else:
+            measured = classification_metrics(run.data.num_classes)
         return cast(Metrics, measured.to(run.device.torch))
 
     @hookimpl(trylast=True)

@@ -95,7 +95,9 @@ class Device:
         if self.dtype is torch.float32:
             return nullcontext()
         context = torch.autocast(self.torch.type, self.dtype, enabled=enabled)
-        return _soundly(context) if self.torch.type == "cpu" else context
+        if self.torch.type == "cpu":
+            return _soundly(context)
+        return context
 
     def move(self, value: Any) -> Any:
         """Move every tensor in a batch (tensors in tuples, lists and mappings) to the device."""
@@ -157,9 +159,10 @@ class Device:
 
     def describe(self) -> str:
         """Return one line: device, precision, ranks."""
-        name = (
-            torch.cuda.get_device_name(self.torch) if self.torch.type == "cuda" else str(self.torch)
-        )
+        if self.torch.type == "cuda":
+            name = torch.cuda.get_device_name(self.torch)
+        else:
+            name = str(self.torch)
         precision = next(name for name, dtype in _DTYPES.items() if dtype is self.dtype)
         return f"{name}, {precision}, {self.world} rank(s)"
 
@@ -174,13 +177,20 @@ def _resolve(recipe: Recipe) -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     name = recipe.train.device
     if name == "auto":
-        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cpu"
+        if torch.backends.mps.is_available():
+            name = "mps"
         if torch.cuda.is_available():
             name = "cuda"
     device = torch.device(name)
     if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = local if device.index is None else device.index
+        count = 0
+        if torch.cuda.is_available():
+            count = torch.cuda.device_count()
+        if device.index is None:
+            index = local
+        else:
+            index = device.index
         if index >= count:
             wrong = f"there is no {name} here (CUDA devices: {count}); use train.device=auto"
             raise _refusal(recipe, "device", wrong)

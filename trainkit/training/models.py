@@ -65,7 +65,9 @@ class Mlp(nn.Module):
         self.head: nn.Module
         self.reset_classifier(num_classes)
         # As in timm: where the model's first and last layers are.
-        first = "layers.0" if hidden else "head"
+        first = "head"
+        if hidden:
+            first = "layers.0"
         self.pretrained_cfg = self.default_cfg = {"first_conv": first, "classifier": "head"}
 
     def get_classifier(self) -> nn.Module:

@@ -60,7 +60,9 @@ def build_optimizer(groups: ParamGroups, recipe: Recipe, device: torch.device) -
     if problems:
         raise RecipeError(problems)
     try:
-        wrong = _trial(spec, device) if spec.args else ""
+        wrong = ""
+        if spec.args:
+            wrong = _trial(spec, device)
         if not wrong:
             return _create(groups, spec, spec.weight_decay)
     except Exception as error:  # an argument of the wrong kind may raise anything
@@ -127,15 +129,23 @@ def _wrong_value(name: str, value: Any, default: Any) -> str:
     it must be.
     """
     if isinstance(default, bool) or name in _SWITCHES:
-        return "" if isinstance(value, bool) else f"should be true or false; got {value!r}"
+        if isinstance(value, bool):
+            return ""
+        return f"should be true or false; got {value!r}"
     if name in _SHARES or isinstance(default, tuple):
-        count = len(default) if isinstance(default, tuple) else 2
-        numbers = list(value) if isinstance(value, list | tuple) else []
+        count = 2
+        if isinstance(default, tuple):
+            count = len(default)
+        numbers = []
+        if isinstance(value, list | tuple):
+            numbers = list(value)
         right = len(numbers) == count and all(_is_number(v) for v in numbers)
         if right and name in _SHARES:
             right = all(0 <= v < 1 for v in numbers)
         form = f"{count} numbers" + (", each at least 0 and below 1" if name in _SHARES else "")
-        return "" if right else f"should be {form}; got {value!r}"
+        if right:
+            return ""
+        return f"should be {form}; got {value!r}"
     if isinstance(default, int | float) and not _is_number(value):
         return f"should be a finite number; got {value!r}"
     if name == "eps" and value is not None and not (_is_number(value) and value >= 0):
@@ -163,9 +173,9 @@ def _trial(spec: OptimizerSpec, device: torch.device) -> str:
         (32,),
         (32, 16, 3, 3),
     )  # large enough for what is factored or made orthogonal
-    params = [
-        nn.Parameter(torch.linspace(0.5, 1.0, math.prod(s), device=device).view(s)) for s in shapes
-    ]
+    params = []
+    for s in shapes:
+        params.append(nn.Parameter(torch.linspace(0.5, 1.0, math.prod(s), device=device).view(s)))
     before = sum(float(p.detach().sum()) for p in params)
     with isolated(0, device), torch.compiler.set_stance("force_eager"):
         optimizer = _create([{"params": params}], spec, spec.weight_decay)
@@ -176,4 +186,6 @@ def _trial(spec: OptimizerSpec, device: torch.device) -> str:
     after = sum(float(p.detach().sum()) for p in params)
     if not math.isfinite(after):
         return "three steps on a handful of numbers give no finite ones"
-    return "its steps raise the loss" if after > before + 1e-4 else ""
+    if after > before + 1e-4:
+        return "its steps raise the loss"
+    return ""

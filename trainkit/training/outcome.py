@@ -45,7 +45,9 @@ class Outcome:
         ranked = sorted([*self.best, entry], key=self._rank)
         self.best = ranked[: self._spec.keep_best]
         rank = ranked.index(entry)
-        return rank if rank < self._spec.keep_best else None
+        if rank < self._spec.keep_best:
+            return rank
+        return None
 
     def _rank(self, entry: Mapping[str, Any]) -> tuple[bool, float, int]:
         """Return what sorts better validations first, and those that are not finite last.

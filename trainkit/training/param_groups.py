@@ -69,7 +69,9 @@ def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> P
         no_weight_decay_list=exempt_names(model),
         layer_decay=layer_decay,
     ):
-        kind = "decay" if group["weight_decay"] else "no_decay"
+        kind = "no_decay"
+        if group["weight_decay"]:
+            kind = "decay"
         scale = group["lr_scale"]
         rule = f"layer decay: lr times {scale:.4g}, weight decay {group['weight_decay']:g}"
         keep = {

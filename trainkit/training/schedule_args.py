@@ -31,15 +31,16 @@ class Args(BaseModel):
     @field_validator("noise", mode="before")
     @classmethod
     def _as_list(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, int | float) else value
+        if isinstance(value, int | float):
+            return (value,)
+        return value
 
     @model_validator(mode="after")
     def _check_noise(self) -> Args:
-        alone = [
-            name
-            for name in ("noise_pct", "noise_std", "noise_seed")
-            if name in self.model_fields_set
-        ]
+        alone = []
+        for name in ("noise_pct", "noise_std", "noise_seed"):
+            if name in self.model_fields_set:
+                alone.append(name)
         if self.noise is None and alone:
             raise ValueError(f"{' and '.join(alone)} do nothing without noise")
         if self.noise is not None and len(self.noise) not in (1, 2):
@@ -166,11 +167,9 @@ def read_args(recipe: Recipe) -> tuple[Args | None, list[Problem]]:
         elif name in _FIXED:
             wrong = f"{_FIXED[name]}; leave it out"
         elif name == "warmup_prefix":
-            when = (
-                "never decays"
-                if spec.name == "constant"
-                else "begins after the warm-up in any case"
-            )
+            when = "begins after the warm-up in any case"
+            if spec.name == "constant":
+                when = "never decays"
             wrong = f"{spec.name} {when}; leave it out"
         elif owners:
             wrong = f"{spec.name} has no use for it, only {', '.join(owners)}; leave it out"

@@ -83,7 +83,9 @@ def _against(recipe: Recipe, args: Args | None, peak: float) -> list[Problem]:
     """Return the settings that would turn the schedule round, or leave it no time."""
     spec, epochs, where = recipe.scheduler, recipe.train.epochs, recipe.raw.nearest
     problems = []
-    cooldown = args.cooldown_epochs if isinstance(args, Ending) else 0.0
+    cooldown = 0.0
+    if isinstance(args, Ending):
+        cooldown = args.cooldown_epochs
     if spec.warmup_epochs + cooldown >= epochs and spec.name != "constant":
         taken = f"{spec.warmup_epochs}" + (f" and a cooldown of {cooldown:g}" if cooldown else "")
         wrong = f"{taken} leaves none of {epochs} epochs"
@@ -165,7 +167,10 @@ def _steps_to_try(settings: dict[str, Any], length: _Length) -> Iterator[int]:
     corners = [0.0, length.warmup_epochs, length.epochs, *settings.get("decay_milestones", ())]
     for i in range(min(cycles, 100)):
         mul = settings.get("cycle_mul", 1.0)
-        start = i if mul == 1 else (mul**i - 1) / (mul - 1)
+        if mul == 1:
+            start = i
+        else:
+            start = (mul**i - 1) / (mul - 1)
         corners.append(start * settings["num_epochs"])
     near = {round(corner * per_epoch) + d for corner in corners for d in (-2, -1, 0, 1, 2)}
     yield from sorted(
@@ -186,7 +191,9 @@ def _notes(spec: SchedulerSpec, args: Args, length: _Length) -> list[str]:
     notes, end = [], f"this run has {length.epochs} epochs"
     unset = {name for name in type(args).model_fields if name not in args.model_fields_set}
     default = " (timm's default)"
-    shift = spec.warmup_epochs if isinstance(args, Shifted) and args.warmup_prefix else 0.0
+    shift = 0.0
+    if isinstance(args, Shifted) and args.warmup_prefix:
+        shift = spec.warmup_epochs
     if isinstance(args, Step) and length.ends_before(args.decay_epochs + shift):
         said = f"{args.decay_epochs:g}{default if 'decay_epochs' in unset else ''}"
         notes.append(
@@ -204,11 +211,9 @@ def _notes(spec: SchedulerSpec, args: Args, length: _Length) -> list[str]:
             said = ", ".join(f"{m:g}" for m in late)
             if "decay_milestones" in unset:
                 said += default
-            never = (
-                "the rate never falls"
-                if len(late) == len(args.decay_milestones)
-                else "they never come"
-            )
+            never = "they never come"
+            if len(late) == len(args.decay_milestones):
+                never = "the rate never falls"
             notes.append(f"scheduler.args.decay_milestones: {said} after the end, {end}: {never}")
     if args.noise is not None and length.ends_before(args.noise[0] * length.epochs):
         notes.append(

@@ -109,18 +109,19 @@ def _named_tensors(found: Any, file: Path) -> State:
     inside = found
     if isinstance(found, Mapping):
         key = next((key for key in _INSIDE if isinstance(found.get(key), Mapping)), None)
-        inside = found if key is None else found[key]
+        if key is None:
+            inside = found
+        else:
+            inside = found[key]
     if not isinstance(inside, Mapping):
         raise UserError(
             f"{file}: cannot be read as weights: it holds {_kind(found)}, not tensors with names"
         )
     tensors = {str(name): value for name, value in inside.items() if isinstance(value, Tensor)}
     if not tensors:
-        what = (
-            f"its keys are {_some([str(key) for key in inside])}"
-            if inside
-            else "it is an empty mapping"
-        )
+        what = "it is an empty mapping"
+        if inside:
+            what = f"its keys are {_some([str(key) for key in inside])}"
         raise UserError(f"{file}: cannot be read as weights: it holds no tensors ({what})")
     return tensors
 
@@ -128,7 +129,9 @@ def _named_tensors(found: Any, file: Path) -> State:
 def _kind(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"one tensor of {_shape(value)}"
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    if value is None:
+        return "nothing"
+    return f"a {type(value).__name__}"
 
 
 def _unwrapped(state: State, wanted: Sequence[str]) -> State:
@@ -194,7 +197,10 @@ def start_from(model: nn.Module, file: Path) -> list[str]:
     there, here = (len(found[of_it[0]]) if of_it[0] in found else 0 for found in (state, own))
     if not here:
         return [f"the classifier {', '.join(names)} of {file} is left out: the model has none"]
-    said = f"{there:,} classes in {file}, {here:,} here" if there else f"{file} has none"
+    if there:
+        said = f"{there:,} classes in {file}, {here:,} here"
+    else:
+        said = f"{file} has none"
     return [f"the classifier {', '.join(names)} is new ({said})"]
 
 
@@ -203,11 +209,10 @@ def note_new_classifier(model: nn.Module) -> list[str]:
     model.
     """
     cfg, here = getattr(model, "pretrained_cfg", None), getattr(model, "num_classes", None)
-    there = (
-        (cfg or {}).get("num_classes")
-        if isinstance(cfg, Mapping)
-        else getattr(cfg, "num_classes", None)
-    )
+    if isinstance(cfg, Mapping):
+        there = (cfg or {}).get("num_classes")
+    else:
+        there = getattr(cfg, "num_classes", None)
     if not here or there is None or there == here:
         return []
     return [
@@ -221,8 +226,13 @@ def classifier_of(model: nn.Module) -> tuple[str, ...]:
     say.
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    said = cfg.get("classifier") if isinstance(cfg, Mapping) else getattr(cfg, "classifier", None)
-    return (said,) if isinstance(said, str) else tuple(said or ())
+    if isinstance(cfg, Mapping):
+        said = cfg.get("classifier")
+    else:
+        said = getattr(cfg, "classifier", None)
+    if isinstance(said, str):
+        return (said,)
+    return tuple(said or ())
 
 
 def _load_by_model(model: nn.Module, file: Path) -> bool:

@@ -15,9 +15,9 @@ from trainkit.system.writes import atomically
 def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
     """Write a model's state under timm's keys, so that plain timm loads it."""
     # Tied tensors share memory, which safetensors refuses; a contiguous copy of each does not.
-    state = {
-        name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()
-    }
+    state = {}
+    for name, tensor in model.state_dict().items():
+        state[name] = tensor.detach().clone().contiguous()
 
     def write(part: Path) -> None:
         save_file(state, part, metadata={"format": "pt", **metadata})

@@ -150,6 +150,9 @@ class Window:
             loss = self._step_loss(batch)
         except RuntimeError as error:
             raise explained(error, self._step_loss) from error
-        share = loss if self.weights[i] == 1 else loss * self.weights[i]
+        if self.weights[i] == 1:
+            share = loss
+        else:
+            share = loss * self.weights[i]
         self._run.device.scaler.scale(share).backward()
         return cast(Tensor, share.detach())
