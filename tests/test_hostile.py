@@ -291,7 +291,7 @@ def test_a_name_below_the_run_folder_is_made(tmp_path: Path, name: str) -> None:
 
 def make_run(folder: Path) -> Run:
     recipe = Recipe.model_validate({"model": {"name": "mlp"}, "data": {"name": "digits"}})
-    return Run(recipe, cast(Hooks, None), {}, Device(recipe.train), Log(), folder)
+    return Run(recipe, cast(Hooks, None), {}, Device(recipe), Log(), folder)
 
 
 def test_what_stands_there_already_is_refused(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def refuse(tmp_path: Path) -> Refuse:
     raw = read_raw(file)
     recipe = Recipe.model_validate({"model": {"name": "mlp"}, "data": {"name": "digits"}})
     recipe._raw = raw
-    run = Run(recipe, None, {}, Device(recipe.train), Log())  # type: ignore[arg-type]
+    run = Run(recipe, None, {}, Device(recipe), Log())  # type: ignore[arg-type]
     plugin = Mine()
     plugin.bind("mine", 0)
 
@@ -77,7 +77,7 @@ def test_it_is_an_error_of_the_user_on_one_line_without_the_cause(refuse: Refuse
     plugin, error = Mine(), None
     plugin.bind("mine", 0)
     recipe = Recipe.model_validate({"model": {"name": "mlp"}, "data": {"name": "digits"}})
-    run = Run(recipe, None, {}, Device(recipe.train), Log())  # type: ignore[arg-type]
+    run = Run(recipe, None, {}, Device(recipe), Log())  # type: ignore[arg-type]
     try:
         try:
             raise ValueError("from inside")

@@ -24,7 +24,7 @@ def make_run(metric: str = "accuracy", mode: str = "max") -> Run:
             "train": {"evaluate_every": 2},
         }
     )
-    run = Run(recipe, cast(Hooks, None), {}, Device(recipe.train), Log())
+    run = Run(recipe, cast(Hooks, None), {}, Device(recipe), Log())
     run.metrics = cast(Any, {"accuracy": None, "nll": None})
     return run
 

@@ -50,7 +50,7 @@ def make_run(model: nn.Module, **train: Any) -> Run:
     recipe = Recipe.model_validate(
         {"model": {"name": "none"}, "data": {"name": "digits"}, "train": train}
     )
-    run = Run(recipe, cast(Hooks, None), {}, Device(recipe.train), Log())
+    run = Run(recipe, cast(Hooks, None), {}, Device(recipe), Log())
     run.model = model
     run.data = Data(cast(Any, Stream()), cast(Any, ()), 2, (2, 5, 5), "made up")
     return run

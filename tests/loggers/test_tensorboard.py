@@ -18,7 +18,7 @@ from trainkit.training.device import Device
 
 def make_run(folder: Path | None, step: int = 0) -> Run:
     recipe = Recipe.model_validate({"model": {"name": "resnet10t"}, "data": {"name": "digits"}})
-    return Run(recipe, cast(Hooks, None), {}, Device(recipe.train), Log(), folder, step=step)
+    return Run(recipe, cast(Hooks, None), {}, Device(recipe), Log(), folder, step=step)
 
 
 def read(folder: Path) -> EventAccumulator:

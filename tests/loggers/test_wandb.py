@@ -64,7 +64,7 @@ def make_run(folder: Path | None) -> Run:
     recipe = Recipe.model_validate(
         {"seed": 11, "model": {"name": "resnet10t"}, "data": {"name": "digits"}}
     )
-    return Run(recipe, cast(Hooks, None), {}, Device(recipe.train), Log(), folder)
+    return Run(recipe, cast(Hooks, None), {}, Device(recipe), Log(), folder)
 
 
 def test_a_run_is_started_logged_and_finished(calls: list[Any], tmp_path: Path) -> None:

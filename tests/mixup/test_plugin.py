@@ -30,7 +30,7 @@ def make_run(
             "train": {"loss": loss or {}},
         }
     )
-    run = Run(recipe, cast(Hooks, None), {}, Device(recipe.train), Log())
+    run = Run(recipe, cast(Hooks, None), {}, Device(recipe), Log())
     run.device.rank = rank
     run.data = Data(cast(Any, ()), cast(Any, ()), CLASSES, (3, 8, 8), "made up")
     return run
