@@ -16,9 +16,9 @@ import pytest
 import trainkit
 
 ROOT = Path(__file__).parents[1]
-ROOMS = sorted(
-    path.parent for path in (ROOT / "plugins" / "trainkit_plugins").glob("*/__init__.py")
-)
+PLUGINS = ROOT / "plugins" / "trainkit_plugins"
+COMMON = PLUGINS / "common"  # what rooms share; it is no technique
+ROOMS = sorted(path.parent for path in PLUGINS.glob("*/__init__.py") if path.parent != COMMON)
 CODE = sorted(
     [
         *(ROOT / "trainkit").rglob("*.py"),
@@ -73,10 +73,20 @@ def test_rooms_do_not_import_one_another(room):
     for path in room.rglob("*.py"):
         for module, _ in imports(path):
             parts = module.split(".")
-            assert parts[0] != "trainkit_plugins" or parts[1:2] in (
-                [],
-                [room.name],
-            ), f"{path.name} imports {module}"
+            if parts[0] == "trainkit_plugins":
+                assert parts[1:2] in ([], [room.name], ["common"]), f"{path.name} imports {module}"
+
+
+def test_what_rooms_share_is_small_needs_torch_alone_and_knows_no_room():
+    lines = 0
+    for path in COMMON.rglob("*.py"):
+        lines += len(path.read_text().splitlines())
+        for module, _ in imports(path):
+            top = module.split(".")[0]
+            own = module.startswith("trainkit_plugins.common")
+            allowed = own or top == "torch" or top in sys.stdlib_module_names
+            assert allowed, f"{path.relative_to(ROOT)} imports {module}"
+    assert 0 < lines <= 200
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)

@@ -40,6 +40,7 @@ def test_a_wheel_carries_every_recipe_and_the_files_that_are_not_code(wheel):
         "trainkit/py.typed",
         "trainkit_data/py.typed",
         "trainkit_plugins/py.typed",
+        "trainkit_plugins/common/norm.py",
         "trainkit/report/templates/report.html.j2",
     } <= set(wheel)
     skeleton = {path.name for path in (ROOT / "trainkit/commands/templates").iterdir()}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from trainkit_plugins.batch_norm import convert_batch_norm
-from trainkit_plugins.batch_norm.statistics import reestimate_statistics
+from trainkit_plugins.batch_norm.statistics import pooled_statistics
 
 
 def network() -> nn.Sequential:
@@ -25,7 +25,7 @@ def test_moments_are_those_of_all_examples_together(converted: bool) -> None:
         convert_batch_norm(model, ghost_size=2)
     parts = list(data.split([4, 4, 2, 1]))
     stream = torch.get_rng_state()
-    assert reestimate_statistics(model, parts) == 10
+    assert pooled_statistics(model, parts) == 10
     assert torch.equal(torch.get_rng_state(), stream)
     used = data[:10].transpose(0, 1).flatten(1).double()
     torch.testing.assert_close(model[0].running_mean.double(), used.mean(1), rtol=1e-6, atol=1e-6)
@@ -51,7 +51,7 @@ def test_modes_momenta_parameters_and_hooks_are_as_before() -> None:
     model[3].eval()
     model[3].momentum = None
     weights = [p.clone() for p in model.parameters()]
-    reestimate_statistics(model, [torch.randn(4, 2, 5, 5)])
+    pooled_statistics(model, [torch.randn(4, 2, 5, 5)])
     assert [m.training for m in model] == [True, True, True, False, True]
     assert (model[0].momentum, model[3].momentum) == (0.1, None)
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
@@ -61,12 +61,12 @@ def test_modes_momenta_parameters_and_hooks_are_as_before() -> None:
 def test_spoiled_statistics_are_mended() -> None:
     model, data = network(), torch.randn(6, 2, 5, 5)
     model[0].running_mean.fill_(float("nan"))
-    reestimate_statistics(model, [data])
+    pooled_statistics(model, [data])
     assert torch.isfinite(model.eval()(data)).all()
 
 
 def test_nothing_to_measure() -> None:
-    assert reestimate_statistics(nn.Linear(2, 2), iter([])) == 0
-    assert reestimate_statistics(nn.BatchNorm2d(2, track_running_stats=False), iter([])) == 0
+    assert pooled_statistics(nn.Linear(2, 2), iter([])) == 0
+    assert pooled_statistics(nn.BatchNorm2d(2, track_running_stats=False), iter([])) == 0
     with pytest.raises(ValueError, match="a batch of two or more examples"):
-        reestimate_statistics(network(), [torch.randn(1, 2, 5, 5)])
+        pooled_statistics(network(), [torch.randn(1, 2, 5, 5)])

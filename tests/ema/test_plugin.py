@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from trainkit_plugins.ema import recompute_statistics
+from trainkit_plugins.ema import average_statistics
 from trainkit_plugins.ema.plugin import Ema
 
 from trainkit import Batch, Hooks, Run, UserError
@@ -163,7 +163,7 @@ def test_recompute_measures_the_averaged_weights_on_the_epochs_first_batches() -
     twin = network()
     twin.load_state_dict(held)
     batches = list(Stream().batches(2, 0))[:4]
-    recompute_statistics(twin, [batch.inputs for batch in batches])
+    average_statistics(twin, [batch.inputs for batch in batches])
     assert same(twin.state_dict(), held)
     assert not torch.equal(held["1.running_mean"], before["1.running_mean"])
 

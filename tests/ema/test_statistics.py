@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
-from trainkit_plugins.ema import batch_norms, recompute_statistics
+from trainkit_plugins.ema import average_statistics, batch_norms
 
 
 def network(momentum: float | None = 0.1) -> nn.Sequential:
@@ -32,7 +32,7 @@ def inputs(*sizes: int) -> list[Tensor]:
 def test_one_layer_gets_the_mean_of_the_batches_means_and_variances() -> None:
     model = nn.Sequential(nn.BatchNorm2d(2)).double()
     batches = inputs(4, 4, 3)
-    assert recompute_statistics(model, batches) == 3
+    assert average_statistics(model, batches) == 3
     means = torch.stack([b.mean((0, 2, 3)) for b in batches])
     variances = torch.stack([b.var((0, 2, 3)) for b in batches])
     torch.testing.assert_close(model[0].running_mean, means.mean(0), rtol=1e-13, atol=1e-13)
@@ -44,7 +44,7 @@ def test_without_dropout_it_equals_torchs_update_bn(momentum: float | None) -> N
     model, other = network(momentum), network(momentum)
     for m in (model, other):
         m[3] = nn.Identity()
-    recompute_statistics(model, inputs(5, 5, 5))
+    average_statistics(model, inputs(5, 5, 5))
     torch.optim.swa_utils.update_bn(inputs(5, 5, 5), other)
     for name, value in other.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-12, atol=1e-12)
@@ -57,7 +57,7 @@ def test_only_the_statistics_change_and_nothing_random_is_drawn() -> None:
     before = {name: p.clone() for name, p in model.named_parameters()}
     modes = [m.training for m in model.modules()]
     stream = torch.get_rng_state()
-    recompute_statistics(model, inputs(5, 5))
+    average_statistics(model, inputs(5, 5))
     assert torch.equal(torch.get_rng_state(), stream)
     assert [m.training for m in model.modules()] == modes
     assert [layer.momentum for layer in batch_norms(model)] == [0.1, 0.1]
@@ -70,7 +70,7 @@ def test_layers_left_out_normalise_with_what_they_have() -> None:
     model = network()
     first, second = batch_norms(model)
     kept = first.running_mean.clone()
-    recompute_statistics(model, inputs(5, 5), [second])
+    average_statistics(model, inputs(5, 5), [second])
     assert torch.equal(first.running_mean, kept)
     model.eval()
     seen = torch.stack([model[:5](b).mean((0, 2, 3)) for b in inputs(5, 5)]).mean(0)
@@ -79,8 +79,8 @@ def test_layers_left_out_normalise_with_what_they_have() -> None:
 
 def test_a_batch_of_one_is_skipped() -> None:
     model, other = network(), network()
-    assert recompute_statistics(model, inputs(5, 1)) == 1
-    recompute_statistics(other, inputs(5))
+    assert average_statistics(model, inputs(5, 1)) == 1
+    average_statistics(other, inputs(5))
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), other.buffers(), strict=True))
 
 
@@ -90,12 +90,12 @@ def test_without_such_layers_no_data_are_read() -> None:
         yield
 
     frozen = nn.BatchNorm2d(2, track_running_stats=False)
-    assert recompute_statistics(nn.Sequential(nn.Conv2d(2, 2, 1), frozen), unread()) == 0
+    assert average_statistics(nn.Sequential(nn.Conv2d(2, 2, 1), frozen), unread()) == 0
 
 
 def test_no_usable_batch_is_refused_and_modes_come_back() -> None:
     model = network()
     with pytest.raises(ValueError, match="at least one batch of two or more"):
-        recompute_statistics(model, inputs(1))
+        average_statistics(model, inputs(1))
     assert all(m.training for m in model.modules())
     assert [layer.momentum for layer in batch_norms(model)] == [0.1, 0.1]

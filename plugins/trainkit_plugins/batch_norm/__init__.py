@@ -14,7 +14,7 @@ from .functional import (
     update_moments,
 )
 from .layer import GeneralisedBatchNorm
-from .statistics import reestimate_statistics
+from .statistics import pooled_statistics
 from .surgery import convert_batch_norm, converted_layers, is_converted, revert_batch_norm
 from .tuning import choose, points, score, sweep
 
@@ -36,7 +36,7 @@ __all__ = [
     "normalise_blocks",
     "normalise_examples",
     "points",
-    "reestimate_statistics",
+    "pooled_statistics",
     "revert_batch_norm",
     "scales_and_shifts",
     "score",

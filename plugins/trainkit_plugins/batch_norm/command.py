@@ -31,7 +31,7 @@ from trainkit import (
 
 from .choice import Choice, choose_on_half
 from .plots import curve_table, draw_curves
-from .statistics import reestimate_statistics
+from .statistics import pooled_statistics
 from .surgery import convert_batch_norm
 from .tuning import ALPHAS, evaluating, sweep
 
@@ -148,7 +148,7 @@ def _reestimate(run: Run, batches: int) -> int:
             yield run.device.move(batch).inputs
 
     with run.device.autocast():
-        used = reestimate_statistics(run.model, inputs())
+        used = pooled_statistics(run.model, inputs())
     if bad := [
         name for name, buffer in run.model.named_buffers() if not bool(buffer.isfinite().all())
     ]:

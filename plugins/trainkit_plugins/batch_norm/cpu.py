@@ -86,7 +86,7 @@ class BlockNorm(torch.autograd.Function):
                     if bias is None
                     else torch.addcmul(bias[:, None], mu[at], a, value=-1)
                 )
-                torch.addcmul(_wide(c, Xp), Xp, _wide(a, Xp), out=Yp)
+                torch.addcmul(_spread_like(c, Xp), Xp, _spread_like(a, Xp), out=Yp)
         return _keep(ctx, (x, weight, mu, inv), settings, (y, mean, var))
 
     @staticmethod
@@ -193,7 +193,7 @@ def _parts(X: Tensor, first: int) -> list[tuple[slice, slice]]:
     ]
 
 
-def _wide(coefficient: Tensor, X: Tensor) -> Tensor:
+def _spread_like(coefficient: Tensor, X: Tensor) -> Tensor:
     # A vectorised multiply-add needs operands that lie as X does; one example of each block is
     # little.
     if X.shape[3] == 1 or X.stride(3) != 1:
@@ -227,7 +227,7 @@ def _moments(
         torch.mul(sum_over(X), share, out=mean)
         if settings.groups != X.shape[2]:
             mu.copy_(over_groups(mean, settings.groups))
-        _aten.mse_loss.out(X, _wide(mu, X), 0, out=spare)
+        _aten.mse_loss.out(X, _spread_like(mu, X), 0, out=spare)
         torch.mul(sum_over(spare), share, out=var)
     torch.add(over_groups(var, settings.groups), settings.eps, out=inv).rsqrt_()
     if settings.groups != X.shape[2]:
@@ -265,7 +265,8 @@ def _backward_by_sums(saved: _Saved, run: Stretch, dx: Tensor) -> None:
         level = over_groups(total if gamma is None else total * gamma, settings.groups)
         b = (inv * inv).mul_(along).mul_(share)
         c = (inv * level).mul_(share).addcmul_(b, mu, value=-1)
-        torch.addcmul(_wide(c, Xp), Xp, _wide(b, Xp), out=dXp).addcmul_(dYp, _wide(a, Xp))
+        torch.addcmul(_spread_like(c, Xp), Xp, _spread_like(b, Xp), out=dXp)
+        dXp.addcmul_(dYp, _spread_like(a, Xp))
 
 
 def _sums(
@@ -296,5 +297,5 @@ def _sums(
         return
     total.copy_(sum_over(dY))
     # Twice dy (x - mu) in one sweep.
-    _aten.mse_loss_backward.grad_input(dY, X, _wide(mu, X), 0, grad_input=spare)
+    _aten.mse_loss_backward.grad_input(dY, X, _spread_like(mu, X), 0, grad_input=spare)
     torch.mul(sum_over(spare), inv, out=dot).mul_(0.5)

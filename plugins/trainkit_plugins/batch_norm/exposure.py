@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ..common.preserve import kept_modes
+
 Predicate = Callable[[nn.Module], bool]
 _NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
@@ -120,13 +122,12 @@ def _outputs(
                 tensors[f"{prefix}.{name}".lstrip(".")] = torch.empty_like(
                     tensor, device="meta"
                 ).requires_grad_(trains)
-    modes = [(module, module.training) for module in model.modules()]
     hooks = [module.register_forward_hook(_marking(name)) for module, name in marked.items()]
     inputs = torch.empty((2, *size), device="meta", requires_grad=True)
     try:
         # Evaluation mode would leave tensors derived from these in the caches of some timm models.
-        model.train()
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with kept_modes(model), torch.random.fork_rng(devices=[]), torch.enable_grad():
+            model.train()
             # A leaf that requires gradients cannot be changed in place, its copy can.
             given = torch.func.functional_call(model, tensors, (inputs.clone(),), tie_weights=False)
     except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
@@ -135,8 +136,6 @@ def _outputs(
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     outputs = [tensor for tensor in _tensors(given) if tensor.grad_fn is not None]
     if not outputs:
         raise ValueError("no output of the model depends on its input or its parameters")

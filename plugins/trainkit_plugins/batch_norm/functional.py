@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..common.precision import promoted_dtype
 from .blocks import Settings, are_channels, block_sizes, flat, normalise, pool
 from .cpu import BlockNorm
 
@@ -79,7 +80,7 @@ def normalise_blocks(
             f"expected more than 1 value per statistic in training; {settings.groups} channel "
             f"groups of blocks of {min(sizes)} have 1 in an input of shape {tuple(x.shape)}"
         )
-    wide = _wide(x.dtype)
+    wide = promoted_dtype(x.dtype)
     gamma, beta = (None if t is None else t.to(wide) for t in (weight, bias))
     if followed():
         y, mean, var = normalise(x.to(wide), gamma, beta, settings)
@@ -144,7 +145,7 @@ def mix_moments(
     Returns:
         (mu, var), each [N, G], float32 or wider.
     """
-    groups, wide = channel_groups or x.shape[1], _wide(x.dtype)
+    groups, wide = channel_groups or x.shape[1], promoted_dtype(x.dtype)
     m1, var = _group_moments(running_mean.to(wide), running_var.to(wide), groups)
     if example_weight == 0:
         return m1.expand(x.shape[0], -1), var.expand(x.shape[0], -1)
@@ -175,7 +176,7 @@ def normalise_examples(
     Returns:
         [N, C, ...] in the dtype of ``x``.
     """
-    groups, wide = channel_groups or x.shape[1], _wide(x.dtype)
+    groups, wide = channel_groups or x.shape[1], promoted_dtype(x.dtype)
     members = x.shape[1] // groups
     gamma, beta = (None if t is None else t.to(wide) for t in (weight, bias))
     if example_weight == 0:
@@ -223,7 +224,3 @@ def _normalise_channels(
 
 def _dense(x: Tensor) -> Tensor:
     return x if x.is_contiguous() or flat(x).transpose(1, 2).is_contiguous() else x.contiguous()
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype.itemsize >= torch.float32.itemsize else torch.float32

@@ -1,5 +1,7 @@
-"""Running statistics measured anew on data, for weights whose own are stale: exact over all of
-it.
+"""Running statistics measured anew on data, for weights whose own are stale: exact over all of it.
+
+The estimator pools all examples, as the papers' moments are those of the whole data set. The one in
+ema averages the batches' variances, which leaves out how much their means differ.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..common.preserve import measuring_statistics
+
 
 @torch.no_grad()
-def reestimate_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> int:
+def pooled_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> int:
     """Set the running moments of every batch norm to those of its inputs over all of `inputs`
     together.
 
@@ -39,27 +43,20 @@ def reestimate_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> int:
     ]
     if not layers:
         return 0
-    modes = [(module, module.training) for module in model.modules()]
-    momenta = [layer.momentum for layer in layers]
     pooled = {layer: Moments() for layer in layers}
     hooks = [layer.register_forward_pre_hook(_adding(moments)) for layer, moments in pooled.items()]
     examples = batches = 0
     try:
-        model.eval()
-        for layer in layers:
-            layer.train()
-            layer.momentum = 0.0  # it is told its moments at the end
-        for batch in inputs:
-            if len(batch) > 1:
-                model(batch)
-                examples, batches = examples + len(batch), batches + 1
+        with measuring_statistics(model, layers):
+            for layer in layers:
+                layer.momentum = 0.0  # it is told its moments at the end
+            for batch in inputs:
+                if len(batch) > 1:
+                    model(batch)
+                    examples, batches = examples + len(batch), batches + 1
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
     if not batches:
         raise ValueError("running statistics need a batch of two or more examples; there was none")
     for layer, moments in pooled.items():

@@ -17,6 +17,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..common.preserve import kept_modes
 from .surgery import converted_layers
 
 T = TypeVar("T")
@@ -130,20 +131,17 @@ def evaluating(model: nn.Module, weights: Mapping[str, Tensor] | None = None) ->
     """Put `model` into evaluation mode, with other weights where they are given; afterwards all
     is as before.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    trained = (
-        {name: t.clone() for name, t in model.state_dict().items()} if weights is not None else {}
-    )
-    try:
-        if weights is not None:
-            model.load_state_dict(weights)
-        model.eval()
-        yield
-    finally:
-        if trained:
-            model.load_state_dict(trained)
-        for module, training in modes:
-            module.training = training
+    trained: dict[str, Tensor] = {}
+    with kept_modes(model):
+        try:
+            if weights is not None:
+                trained = {name: t.clone() for name, t in model.state_dict().items()}
+                model.load_state_dict(weights)
+            model.eval()
+            yield
+        finally:
+            if trained:
+                model.load_state_dict(trained)
 
 
 def points(scores: Tensor, alphas: Sequence[float]) -> list[Point]:

@@ -1,6 +1,6 @@
 """An exponential moving average of the weights, which is what gets validated and kept."""
 
 from .exchange import Values, exchange
-from .statistics import batch_norms, recompute_statistics
+from .statistics import average_statistics, batch_norms
 
-__all__ = ["Values", "batch_norms", "exchange", "recompute_statistics"]
+__all__ = ["Values", "average_statistics", "batch_norms", "exchange"]

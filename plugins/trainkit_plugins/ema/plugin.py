@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from trainkit import Batch, Plugin, Run, hookimpl
 
 from .exchange import Values, exchange
-from .statistics import batch_norms, recompute_statistics
+from .statistics import average_statistics, batch_norms
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -164,7 +164,7 @@ class Ema(Plugin):
             run.device.autocast(),
             torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
         ):
-            recompute_statistics(run.model, self._inputs(run), layers)
+            average_statistics(run.model, self._inputs(run), layers)
         if run.device.world > 1:
             self._average_over_ranks([b for b in mine.values() if b.is_floating_point()], run)
 

@@ -1,4 +1,10 @@
-"""Batch-norm statistics of weights that have never been trained with: measured on data."""
+"""Batch-norm statistics of weights that have never been trained with: measured on data.
+
+The estimator is that of `torch.optim.swa_utils.update_bn`: the average of the batches' own means
+and variances, made by the layers themselves. The one in batch_norm pools all examples instead and
+has another value: it adds how much the batches' means differ. The two are not made one, because the
+validation losses of runs with `ema` rest on this one to the last bit.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..common.preserve import measuring_statistics
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -17,14 +25,14 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 @torch.no_grad()
-def recompute_statistics(
+def average_statistics(
     model: nn.Module, inputs: Iterable[Tensor], layers: Sequence[_BatchNorm] | None = None
 ) -> int:
     """Set batch-norm layers' running means and variances to their averages over `inputs`.
 
     mean = 1/n sum_i mean_i,  var = 1/n sum_i var_i  over the n batches, each counting once, where
     mean_i and var_i (unbiased) are those of batch i as the layer sees it while the layers before it
-    normalise with batch i too.
+    normalize with batch i too.
 
     Only batch norm runs in training mode: dropout and stochastic depth are off, so nothing draws
     random numbers, and the statistics are those of the deterministic network
@@ -35,7 +43,7 @@ def recompute_statistics(
         model: any module with one tensor argument; left in the modes it was in.
         inputs: batches of it. A batch with one example is skipped: it has no variance over 1x1
             feature maps.
-        layers: which layers of `model` to measure; the others normalise with what they have.
+        layers: which layers of `model` to measure; the others normalize with what they have.
             Default: all.
 
     Returns:
@@ -48,13 +56,9 @@ def recompute_statistics(
     layers = batch_norms(model) if layers is None else layers
     if not layers:
         return 0
-    modes = [(m, m.training) for m in model.modules()]
-    momenta = [(layer, layer.momentum) for layer in layers]
     used = 0
-    try:
-        model.eval()
+    with measuring_statistics(model, layers):
         for layer in layers:
-            layer.train()
             layer.reset_running_stats()
         for batch in inputs:
             if len(batch) < 2:
@@ -65,11 +69,6 @@ def recompute_statistics(
             for layer in layers:
                 layer.momentum = 1.0 / used
             model(batch)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for layer, momentum in momenta:
-            layer.momentum = momentum
     if used == 0:
         raise ValueError(
             "batch-norm statistics need at least one batch of two or more examples; there was none"

@@ -1,5 +1,6 @@
 """Gradient clipping, and the local smoothness that tells whether clipping can help."""
 
+from ..common.preserve import preserve
 from .clipping import (
     Clipped,
     clip_by_global_norm,
@@ -9,7 +10,6 @@ from .clipping import (
     global_norm,
 )
 from .fit import Estimate, Fit, Threshold, Thresholds, fit_l0_l1, suggest_threshold
-from .preserve import preserve
 from .smoothness import (
     Smoothness,
     across_ranks,

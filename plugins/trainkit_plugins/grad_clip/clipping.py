@@ -1,23 +1,13 @@
 """Clip gradients in place: by their joint norm or by value, without waiting for the device."""
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# torch sums a CPU tensor's squares in float32, and a long sum loses its small terms: one tensor of
-# 25 M normal numbers comes out 0.14 % short, in pieces of this many elements 1e-5. Accelerators sum
-# in blocks already.
-_PIECE = 2**20
-
-# Squares of entries of a joint norm below this may be too small for float32.
-_TINY = 1e-15
-
-# The multi-tensor kernels take tensors of one device and dtype at a time.
-Groups = dict[tuple[torch.device, torch.dtype], list[Tensor]]
+from ..common.norm import Groups, grouped, joint_norm, once, reported_dtype
 
 
 class Clipped(NamedTuple):
@@ -57,9 +47,8 @@ def global_norm(tensors: Iterable[Tensor | None]) -> Tensor:
     Raises:
         ValueError: a tensor is sparse.
     """
-    with torch.no_grad():
-        groups = _groups(_dense(tensors))
-        return _norm(groups).to(_wide(groups))
+    groups = grouped(_dense(tensors))
+    return joint_norm(groups).to(reported_dtype(groups))
 
 
 def clip_by_global_norm(parameters: Tensor | Iterable[Tensor], max_norm: float) -> Clipped:
@@ -71,11 +60,9 @@ def clip_by_global_norm(parameters: Tensor | Iterable[Tensor], max_norm: float) 
     g``). Nothing waits for an accelerator, unless some gradients are on the CPU and some are not.
 
     Gradients no longer than ``max_norm`` keep every bit, and so do gradients with an entry that is
-    infinite or
-    NaN: no factor could mend those, the norm is returned as it is, and the caller decides.
-        ``max_norm=inf`` only
-    measures. Gradients in bfloat16 or float16 are rounded after scaling, so their norm meets
-    ``max_norm`` to that precision only.
+    infinite or NaN: no factor could mend those, the norm is returned as it is, and the caller
+    decides. ``max_norm=inf`` only measures. Gradients in bfloat16 or float16 are rounded after
+    scaling, so their norm meets ``max_norm`` to that precision only.
 
     Differs from :func:`torch.nn.utils.clip_grad_norm_` in three ways. That divides by ``||g|| +
     1e-6``, which shortens gradients within 1e-6 below the threshold and all gradients too much when
@@ -101,8 +88,8 @@ def clip_tensors_by_global_norm(tensors: Iterable[Tensor | None], max_norm: floa
     taken for gradients.
     """
     _refuse_threshold("max_norm", max_norm)
-    groups = _groups(_once(_dense(tensors)))
-    before, wide = _norm(groups), _wide(groups)
+    groups = grouped(once(_dense(tensors)))
+    before, wide = joint_norm(groups), reported_dtype(groups)
     if math.isinf(max_norm):
         return Clipped(before.to(wide), before.to(wide), torch.ones_like(before, dtype=wide))
     # NaN fails both comparisons.
@@ -127,7 +114,7 @@ def clip_by_value(parameters: Tensor | Iterable[Tensor], max_value: float) -> Cl
         ValueError: ``max_value`` is not positive, or a gradient is sparse or complex.
     """
     _refuse_threshold("max_value", max_value)
-    dense = _once(_dense(_gradients(parameters)))
+    dense = once(_dense(_gradients(parameters)))
     for tensor in dense:
         if tensor.is_complex():
             raise ValueError(
@@ -135,7 +122,9 @@ def clip_by_value(parameters: Tensor | Iterable[Tensor], max_value: float) -> Cl
             )
 
     def clamp() -> None:
-        for group in _groups(dense).values() if max_value < math.inf else ():
+        if max_value == math.inf:
+            return
+        for group in grouped(dense).values():
             torch._foreach_clamp_min_(group, -max_value)
             torch._foreach_clamp_max_(group, max_value)
 
@@ -150,14 +139,13 @@ def clip_tensors_with(tensors: Iterable[Tensor | None], clip: Callable[[], objec
     For clippings without one common factor; takes two passes over the gradients more than ``clip``
     itself.
     """
-    groups = _groups(_once(_dense(tensors)))
-    before = _norm(groups)
+    groups = grouped(once(_dense(tensors)))
+    before = joint_norm(groups)
     clip()
-    after = _norm(groups)
-    shorter, wide = (after < before) & (before < math.inf), _wide(groups)
-    return Clipped(
-        before.to(wide), after.to(wide), torch.where(shorter, after / before, 1.0).to(wide)
-    )
+    after = joint_norm(groups)
+    shorter, wide = (after < before) & (before < math.inf), reported_dtype(groups)
+    coefficient = torch.where(shorter, after / before, 1.0)
+    return Clipped(before.to(wide), after.to(wide), coefficient.to(wide))
 
 
 def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor | None]:
@@ -173,85 +161,6 @@ def _dense(tensors: Iterable[Tensor | None]) -> list[Tensor]:
                 "make its layer return dense ones, as nn.Embedding(sparse=False) does"
             )
     return dense
-
-
-def _once(tensors: list[Tensor]) -> list[Tensor]:
-    # A shared parameter may be listed twice, and its gradient must not be scaled twice.
-    return list({id(t): t for t in tensors}.values())
-
-
-def _groups(tensors: list[Tensor]) -> Groups:
-    groups: Groups = defaultdict(list)
-    for tensor in tensors:
-        groups[tensor.device, tensor.dtype].append(tensor)
-    return groups
-
-
-def _norm(groups: Groups) -> Tensor:
-    """Return the joint norm, in float64 where float32 may be too narrow for it."""
-    # An accelerator squares in float64 at once: the host would have to wait to see that float32 was
-    # too narrow.
-    accelerated = any(device.type not in ("cpu", "mps") for device, _ in groups)
-    norms: list[Tensor] = []
-    for (device, dtype), group in groups.items():
-        parts = _pieces(group) if device.type == "cpu" else group
-        half = dtype in (torch.float16, torch.bfloat16)
-        wider = (
-            torch.float64
-            if accelerated and not dtype.is_complex
-            else torch.float32
-            if half
-            else None
-        )
-        norms += torch._foreach_norm(parts, 2, dtype=wider)
-    if not norms:
-        return torch.zeros(())
-    # A CPU number reaches an accelerator without a wait; the other way round the host would have to
-    # wait.
-    device = next((n.device for n in norms if n.device.type != "cpu"), norms[0].device)
-    wide = torch.float64 if accelerated else _wide(groups)
-    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(device, wide) for n in norms]))
-    if device.type == "cpu" and (
-        total.item() < _TINY or total.item() == math.inf
-    ):  # squares vanish or overflow
-        return _rescaled(groups)
-    return total
-
-
-def _rescaled(groups: Groups) -> Tensor:
-    """Return the joint norm of tensors on a CPU, in float64, divided by the largest entry before
-    they are squared.
-    """
-    largest = max(
-        (t.abs().max().item() for group in groups.values() for t in group if t.numel()), default=0.0
-    )
-    if largest == 0 or not math.isfinite(largest):
-        return torch.tensor(largest, dtype=torch.float64)
-    norms = []
-    for tensor in (t for group in groups.values() for t in group):
-        wide = tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
-        norms.append(torch.linalg.vector_norm(wide / largest))
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms)) * largest
-    return total
-
-
-def _wide(groups: Groups) -> torch.dtype:
-    """Return the dtype in which norms are reported."""
-    return (
-        torch.float64
-        if any(dtype in (torch.float64, torch.complex128) for _, dtype in groups)
-        else torch.float32
-    )
-
-
-def _pieces(tensors: list[Tensor]) -> list[Tensor]:
-    parts: list[Tensor] = []
-    for tensor in tensors:
-        if tensor.numel() > _PIECE and tensor.dim() > 0:
-            parts += torch.split(tensor, max(1, _PIECE * tensor.shape[0] // tensor.numel()))
-        else:
-            parts.append(tensor)
-    return parts
 
 
 def _scale(groups: Groups, coefficient: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..common.precision import promoted
 from .clipping import global_norm
 
 Gradient = Callable[[], Sequence[Tensor]]
@@ -204,13 +205,10 @@ def _check(params: Sequence[Tensor], start: Sequence[Tensor], grid: Sequence[flo
 
 
 def _distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    with torch.no_grad():
-        return global_norm(torch._foreach_sub(_widened(a), _widened(b)))
-
-
-def _widened(tensors: Sequence[Tensor]) -> list[Tensor]:
     # The difference of two close half-precision numbers is exact in float32.
-    return [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors]
+    wide_a, wide_b = [promoted(t) for t in a], [promoted(t) for t in b]
+    with torch.no_grad():
+        return global_norm(torch._foreach_sub(wide_a, wide_b))
 
 
 def _move(params: Sequence[Tensor], values: Sequence[Tensor]) -> None:

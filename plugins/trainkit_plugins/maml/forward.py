@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from .isolation import swapped
@@ -23,8 +22,3 @@ def predict(model: nn.Module, params: Mapping[str, Tensor], inputs: Tensor) -> T
     """
     with swapped(model, params), TaskOperations():
         return cast(Tensor, model(inputs))
-
-
-def full(logits: Tensor) -> Tensor:
-    """Return logits in float32 at least."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

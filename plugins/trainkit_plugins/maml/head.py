@@ -19,7 +19,8 @@ from typing import Any, Literal, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .forward import full, predict
+from ..common.precision import promoted
+from .forward import predict
 from .isolation import head_names
 from .plan import Examples
 
@@ -93,7 +94,7 @@ def features(
         predict(model, params, inputs)
     finally:
         handle.remove()
-    return full(found[0])
+    return promoted(found[0])
 
 
 def class_means(features: Tensor, targets: Tensor, ways: int) -> Tensor:

@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..common.precision import promoted
 from .checkpoint import Params, step_again
-from .forward import full, predict
+from .forward import predict
 from .head import Head, initial_head
 from .isolation import META, Adapt, NormStatistics, adapted_names, is_isolated, isolate
 from .plan import Examples, TaskPlan
@@ -87,7 +88,7 @@ def support_loss(
     """Return the mean cross entropy of a support set, or with class weights w: ways/N * sum_i
     w[y_i] * CE_i.
     """
-    logits = full(predict(model, params, support.inputs))
+    logits = promoted(predict(model, params, support.inputs))
     losses = F.cross_entropy(logits, support.targets, reduction="none")
     if plan.class_weights is not None:
         # Uniform weights become ones, and the sum is taken as without weights: they change no bit.

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..common.precision import promoted
 from .kernels import batch_norm, conv2d
 
 
@@ -85,7 +86,7 @@ class RecordStatistics(TorchFunctionMode):
     ) -> Any:
         """Call `func`; if it is a batch norm, measure its input as well."""
         if func is F.batch_norm:
-            x = _wide(args[0])
+            x = promoted(args[0])
             variance, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
             self.found.append((mean, variance))
         return func(*args, **(kwargs or {}))
@@ -115,14 +116,10 @@ class ReplayStatistics(TorchFunctionMode):
         x, _, _, weight, bias, _, _, eps = _batch_norm_arguments(*args, **(kwargs or {}))
         mean, variance = next(self._next)
         shape = (1, -1, *(1 for _ in range(2, x.ndim)))
-        y = (_wide(x) - mean.view(shape)) * (variance + eps).rsqrt().view(shape)
+        y = (promoted(x) - mean.view(shape)) * (variance + eps).rsqrt().view(shape)
         y = y if weight is None else y * weight.view(shape)
         y = y if bias is None else y + bias.view(shape)
         return y.to(x.dtype)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _batch_norm_arguments(

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .forward import full, predict
+from ..common.precision import promoted
+from .forward import predict
 from .inner import InnerLoop, Loss, own_copy, support_loss, trajectory
 from .operations import RecordStatistics, ReplayStatistics
 from .plan import Examples, TaskPlan
@@ -78,11 +79,11 @@ def query_logits(
     `loop.norm_statistics` says.
     """
     if loop.norm_statistics != "support":
-        return full(predict(model, params, inputs))
+        return promoted(predict(model, params, inputs))
     with RecordStatistics() as recorded:
         predict(model, params, support.inputs)
     with ReplayStatistics(recorded.found):
-        return full(predict(model, params, inputs))
+        return promoted(predict(model, params, inputs))
 
 
 def predict_task(

@@ -20,18 +20,16 @@ of plain gradient descent contract toward the target if lr c < 1. Their lambda i
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-Form = Literal["absolute", "squared"]
+from ..common.norm import grouped, joint_square, once
+from ..common.precision import promoted
 
-# torch sums a CPU tensor's squares in float32 in one go, and a long sum loses its small terms: 25 M
-# normal numbers in one tensor come out 0.3 % short, in pieces of this many 2e-5.
-_PIECE = 2**20
+Form = Literal["absolute", "squared"]
 
 
 class Push(NamedTuple):
@@ -68,7 +66,7 @@ def norm_bias(
             squared and ``mu_squared`` is 0.
     """
     check_target(mu_squared, coefficient, form)
-    squares = [_widened(p).square().sum() for p in parameters]
+    squares = [promoted(p).square().sum() for p in parameters]
     n = torch.stack(squares).sum() if squares else torch.zeros(())
     if form == "absolute":
         return coefficient / 2 * (n - mu_squared).abs()
@@ -103,7 +101,7 @@ def push_to_norm(
         ValueError: as :func:`norm_bias`; or a gradient is sparse.
     """
     check_target(mu_squared, coefficient, form)
-    moved = _once(pushed)
+    moved = once(pushed)
     n = squared_norm(moved if counted is None else counted)
     factor = _factor(n, mu_squared, coefficient, form)
     if coefficient > 0:
@@ -121,21 +119,7 @@ def squared_norm(tensors: Iterable[Tensor]) -> Tensor:
         A scalar, float32 (float64 if any tensor is), on the first accelerator found or else on the
         CPU; 0 for no tensors.
     """
-    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
-    for tensor in _once(tensors):
-        groups[tensor.device, tensor.dtype].append(tensor.detach())
-    norms: list[Tensor] = []
-    for (device, dtype), group in groups.items():
-        parts = _pieces(group) if device.type == "cpu" else group
-        half = dtype in (torch.float16, torch.bfloat16)
-        norms += torch._foreach_norm(parts, 2, dtype=torch.float32 if half else None)
-    if not norms:
-        return torch.zeros(())
-    # A CPU number reaches an accelerator without a wait; the other way round the host would have to
-    # wait.
-    device = next((n.device for n in norms if n.device.type != "cpu"), norms[0].device)
-    wide = torch.float64 if any(n.dtype == torch.float64 for n in norms) else torch.float32
-    return torch.stack([n.to(device, wide) for n in norms]).square().sum()
+    return joint_square(grouped(once(tensors)))
 
 
 def check_target(mu_squared: float, coefficient: float, form: Form) -> None:
@@ -194,23 +178,3 @@ def _with_gradients(
         held.append(p)
         grads.append(p.grad)
     return groups
-
-
-def _once(tensors: Iterable[Tensor]) -> list[Tensor]:
-    return list({id(t): t for t in tensors}.values())
-
-
-def _pieces(tensors: list[Tensor]) -> list[Tensor]:
-    parts: list[Tensor] = []
-    for tensor in tensors:
-        if tensor.numel() > _PIECE:
-            # Along the slowest dimension, so that a piece is one stretch of memory.
-            dim = max(range(tensor.dim()), key=tensor.stride)
-            parts += torch.split(tensor, max(1, _PIECE * tensor.shape[dim] // tensor.numel()), dim)
-        else:
-            parts.append(tensor)
-    return parts
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from ..common.precision import promoted
+
 
 def sample_coordinates(tensors: Sequence[Tensor], size: int) -> list[Tensor]:
     """Return about `size` coordinates, at equal distances through the tensors laid end to end.
@@ -82,7 +84,7 @@ def adaptive_rate_quantiles(
             (1.0 - group["betas"][1] ** state["step"]) ** 0.5 / (v.sqrt() + group["eps"]),
             torch.nan,
         )
-        for v, (state, group) in zip(map(_wide, pieces), held, strict=True)
+        for v, (state, group) in zip(map(promoted, pieces), held, strict=True)
     ]
     psi = torch.cat(rates)
     return torch.nanquantile(psi, torch.tensor(list(levels), dtype=psi.dtype, device=psi.device))
@@ -114,7 +116,7 @@ def gradient_histogram(
         raise ValueError(f"low must be below high, got low={low!r} and high={high!r}")
     if not gradients:
         raise ValueError("there is no gradient to count: call this after backward")
-    g = torch.cat([_wide(piece) for piece in sample_coordinates(gradients, size)]).abs()
+    g = torch.cat([promoted(piece) for piece in sample_coordinates(gradients, size)]).abs()
     _, exponent = torch.frexp(g)  # g = mantissa * 2^exponent with the mantissa in [1/2, 1)
     last = high - low
     index = (exponent.long() - low).clamp(0, last)
@@ -138,7 +140,3 @@ def _held(optimizer: Optimizer) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 def _real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -25,6 +25,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...common.precision import promoted, promoted_dtype
+
 Mode = Literal["maximize", "minimize"]
 
 
@@ -187,9 +189,9 @@ def _matrices(weight: Tensor, geometry: Geometry) -> Tensor:
     s_w].
     """
     if geometry.grid == (1, 1):
-        return _wide(weight).reshape(geometry.groups, 1, 1, -1, weight.shape[1])
+        return promoted(weight).reshape(geometry.groups, 1, 1, -1, weight.shape[1])
     (n_h, n_w), (s_h, s_w) = geometry.grid, geometry.stride
-    kernel = weight.new_zeros(*weight.shape[:2], n_h, n_w, dtype=_wide(weight).dtype)
+    kernel = weight.new_zeros(*weight.shape[:2], n_h, n_w, dtype=promoted_dtype(weight.dtype))
     kernel[_taps(weight, geometry)] = weight
     at = torch.fft.fft2(kernel).view(
         geometry.groups, -1, weight.shape[1], s_h, n_h // s_h, s_w, n_w // s_w
@@ -227,10 +229,6 @@ def _weights(values: Tensor, geometry: Geometry) -> Tensor:
     columns = torch.arange(values.shape[2], device=values.device)
     alone = (columns == 0) | (2 * columns == m_w)
     return torch.where(alone, 1.0, 2.0).to(values.dtype).expand(values.shape[:-1])
-
-
-def _wide(weight: Tensor) -> Tensor:
-    return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
 
 
 def _pair(sides: tuple[int, ...]) -> tuple[int, int]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...common.preserve import forked_streams, kept_modes
+
 Sizes = dict[str, tuple[int, int]]
 
 
@@ -35,31 +37,16 @@ def input_sizes(model: nn.Module, forward: Callable[[], Any]) -> Sizes:
 
         return hook
 
-    training = [(m, m.training) for m in model.modules()]
     handles = [
         m.register_forward_pre_hook(note(k))
         for k, m in model.named_modules()
         if isinstance(m, nn.Conv2d)
     ]
     try:
-        model.eval()
-        with torch.random.fork_rng(devices=_accelerators(model), device_type=_kind(model)):
+        with kept_modes(model), forked_streams(model):
+            model.eval()
             forward()
     finally:
         for handle in handles:
             handle.remove()
-        for module, flag in training:
-            module.training = flag
     return found
-
-
-def _kind(model: nn.Module) -> str:
-    return next(
-        (p.device.type for p in model.parameters() if p.device.type not in ("cpu", "meta")), "cuda"
-    )
-
-
-def _accelerators(model: nn.Module) -> list[int]:
-    return sorted(
-        {p.device.index or 0 for p in model.parameters() if p.device.type not in ("cpu", "meta")}
-    )

@@ -1,7 +1,12 @@
 import pytest
 import torch
 from torch import nn
-from trainkit_plugins.grad_clip import preserve
+from trainkit_plugins.common.preserve import (
+    forked_streams,
+    kept_modes,
+    measuring_statistics,
+    preserve,
+)
 
 
 class Odd(nn.Module):
@@ -73,3 +78,28 @@ def test_parameters_and_their_gradients_are_the_callers_business():
     with preserve(module):
         nn.init.zeros_(module.weight)
     assert module.weight.tolist() == [[0.0, 0.0]]
+
+
+def test_modes_come_back_when_the_block_raises():
+    module = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2).eval())
+    with pytest.raises(RuntimeError), kept_modes(module):
+        module.eval().forward(torch.zeros(1, 3))
+    assert [m.training for m in module.modules()] == [True, True, False]
+
+
+def test_streams_go_on_where_they_were():
+    module = nn.Dropout()
+    state = torch.get_rng_state()
+    with forked_streams(module):
+        module(torch.ones(3))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_only_the_measured_layers_train_and_momenta_come_back():
+    first, second = nn.BatchNorm1d(2), nn.BatchNorm1d(2, momentum=None)
+    model = nn.Sequential(first, nn.Dropout(), second)
+    with measuring_statistics(model, [first]):
+        assert [m.training for m in model.modules()] == [False, True, False, False]
+        first.momentum = 0.5
+    assert all(m.training for m in model.modules())
+    assert (first.momentum, second.momentum) == (0.1, None)
