@@ -14,7 +14,7 @@ import torch
 from trainkit_data.tabular.columns import Table, numbers, read_table
 from trainkit_data.tabular.numerals import Unclear, reading, with_comma, with_point
 from trainkit_data.tabular.ratings import read_ratings
-from trainkit_data.tabular.tables import read_target
+from trainkit_data.tabular.targets import read_target
 
 from tests.test_tables import everything, load, refusal
 from trainkit.errors import UserError

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from trainkit_data.tabular.columns import read_table
-from trainkit_data.tabular.tables import Target, split
+from trainkit_data.tabular.targets import Target, split
 
 from tests.reference.tiny import train
 from trainkit.data.build import build_source

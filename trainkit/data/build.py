@@ -31,4 +31,7 @@ def build_source(recipe: Recipe, device: Device) -> Data:
     if not isinstance(data, Data):
         wrong = f"build returned {type(data).__name__}; it must return trainkit.Data"
         raise PluginError(f"data source {source.name}: {wrong}{place_of(build)}")
+    if recipe.data.missing is not None and not data.missing:
+        mark = recipe.raw.nearest("data", "missing")
+        raise UserError(f"{mark}: data.missing: {source.name} hides no entries; leave it out")
     return data

@@ -12,7 +12,6 @@ from PIL import Image
 from trainkit.config.recipe import Recipe
 from trainkit.data.augment import augment_notes, random_transform
 from trainkit.data.loader import Examples, Images
-from trainkit.data.missing import described, hide
 from trainkit.data.preparation import (
     AsMode,
     check_channels,
@@ -83,14 +82,13 @@ def image_data(splits: Splits, spec: ImageSource, recipe: Recipe, device: Device
         f"{len(train):,} training and {len(val):,} validation images, {splits.num_classes} classes"
     )
     data = make_streams(
-        hide(train, recipe, "train"),
-        hide(val, recipe, "val"),
+        train,
+        val,
         recipe,
         device,
         outputs=splits.num_classes,
         input_size=shape,
-        summary=f"{spec.name}: {count}{described(spec.missing)}",
-        missing=spec.missing is not None,
+        summary=f"{spec.name}: {count}",
     )
     return replace(
         data,

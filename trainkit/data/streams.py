@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainkit.config.recipe import Recipe
 from trainkit.data.loader import Keyed, OrderedStream, ShuffledStream
+from trainkit.data.missing import described, hide
 from trainkit.data.types import Data
 from trainkit.data.workers import number
 from trainkit.errors import UserError
@@ -26,13 +28,27 @@ def make_streams(
     summary: str,
     targets: Literal["classes", "numbers"] = "classes",
     missing: bool = False,
+    columns: Mapping[str, int] | None = None,
 ) -> Data:
-    """Return the streams over `train` and `val`; the other arguments are those of `Data`.
+    """Return the streams over two sets of examples, of which `data.missing` hides entries.
+
+    Args:
+        train: the training examples, such as `Rows` or `Images`.
+        val: the validation examples.
+        recipe: the recipe.
+        device: says which rank this is, of how many.
+        outputs: how many outputs the model needs: classes, or numbers to predict.
+        input_size: channels, height and width of one image; the number of features of one row.
+        summary: one line that says what the data are.
+        targets: `classes` [N], or `numbers` [N, outputs].
+        missing: inputs hold NaN where an entry is not there, whatever `data.missing` hides.
+        columns: of rows of features: the place of each column of numbers among them.
 
     Raises:
-        UserError: there are too few examples.
+        UserError: there are too few examples, or the recipe hides what they do not have.
     """
     spec = recipe.data
+    train, val = hide(train, recipe, "train", columns), hide(val, recipe, "val", columns)
     shared: dict[str, Any] = {
         "rank": device.rank,
         "world": device.world,
@@ -51,4 +67,6 @@ def make_streams(
         ordered = OrderedStream(val, batch_size=spec.eval_batch_size or spec.batch_size, **shared)
     except ValueError as error:
         raise UserError(f"{recipe.raw.nearest('data')}: data: {error}") from None
+    summary += described(spec.missing)
+    missing = missing or spec.missing is not None
     return Data(shuffled, ordered, outputs, input_size, summary, targets, missing)

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from trainkit.config.recipe import Recipe
 from trainkit.data.loader import Key
-from trainkit.data.missing import described, hide
 from trainkit.data.streams import make_streams
 from trainkit.data.types import Data
 from trainkit.errors import UserError
@@ -141,13 +140,13 @@ def build(spec: RatingsSource, recipe: Recipe, device: Device) -> Data:
         f"{len(val):,} users held out, mean {mean:.4g}"
     )
     return make_streams(
-        hide(train, recipe, "train"),
-        hide(val, recipe, "val"),
+        train,
+        val,
         recipe,
         device,
         outputs=ratings.items,
         input_size=(ratings.items,),
-        summary=summary + described(spec.missing),
+        summary=summary,
         targets="numbers",
         missing=True,
     )

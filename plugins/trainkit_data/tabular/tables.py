@@ -8,19 +8,27 @@ where it is that word, else 0. A gap is NaN in each of them; so is a word that n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from trainkit.config.recipe import Recipe
 from trainkit.data.loader import Rows
-from trainkit.data.missing import described, hide
 from trainkit.data.streams import make_streams
 from trainkit.data.types import Data
 from trainkit.errors import UserError, suggest
 from trainkit_data.tabular.columns import Cell, Floats, Table, numbers, read_table
+from trainkit_data.tabular.targets import (
+    Indices,
+    Target,
+    alike,
+    as_tensor,
+    read_target,
+    split,
+)
 
 if TYPE_CHECKING:
     from trainkit.training.device import Device
@@ -28,31 +36,6 @@ if TYPE_CHECKING:
 
 MOST_WORDS = 50
 """More different words than this in a column are taken for names or remarks, not for categories."""
-
-MOST_CLASSES = 20
-"""More different whole numbers than this in a target are taken for a quantity, not for classes."""
-
-Indices = np.ndarray[Any, np.dtype[np.int64]]
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is to be predicted: classes [N] from 0, or numbers [N].
-
-    Attributes:
-        values: the classes or numbers.
-        classes: how many classes there are; None for numbers.
-        names: of the classes.
-    """
-
-    values: np.ndarray[Any, Any]
-    classes: int | None
-    names: tuple[str, ...] = ()
-
-    @property
-    def kind(self) -> Literal["classes", "numbers"]:
-        """Which of the two."""
-        return "numbers" if self.classes is None else "classes"
 
 
 def build(spec: TableSource, recipe: Recipe, device: Device) -> Data:
@@ -65,94 +48,74 @@ def build(spec: TableSource, recipe: Recipe, device: Device) -> Data:
     name = _target_name(table, spec, recipe)
     _refuse_odd(table, [name], "it cannot be predicted")
     target = read_target(table, name, spec.task)
-    try:
-        train, val = split(target, spec.val_fraction)
-    except ValueError as error:
-        mark, count = (
-            recipe.raw.nearest("data", "val_fraction"),
-            f"{table.rows} rows cannot be split so",
-        )
-        reason = str(error).split(". ")[0]
-        raise UserError(
-            f"{mark}: data.val_fraction: {count} ({reason[:1].lower()}{reason[1:]})"
-        ) from None
+    train, val = _split(target, table, spec, recipe)
     features = [column for column in table.columns if column != name and column not in spec.drop]
     if not features:
         raise UserError(
             f"{recipe.raw.nearest('data')}: data: no column is left beside the target {name!r}"
         )
     _refuse_odd(table, features, "leave it out: data.drop=[{}]")
-    encoded = {
-        column: encode(table, column, train, column in spec.categorical) for column in features
-    }
-    inputs = torch.from_numpy(np.concatenate(list(encoded.values()), axis=1).astype(np.float32))
-    y = _target_tensor(target, train)
-    places = {
-        column: int(sum(e.shape[1] for e in list(encoded.values())[:i]))
-        for i, column in enumerate(features)
-    }
-    if spec.missing is not None and (on := spec.missing.on) is not None:
-        numeric = [column for column in features if encoded[column].shape[1] == 1]
-        if on not in numeric:
-            mark = recipe.raw.nearest("data", "missing", "on")
-            raise UserError(
-                f"{mark}: data.missing.on: no feature of numbers is called "
-                f"{on!r}{suggest(on, numeric)}"
-            )
-    rows = [
-        hide(Rows(inputs[index], y[index]), recipe, split_name, places)
-        for index, split_name in (
-            (torch.from_numpy(train), "train"),
-            (torch.from_numpy(val), "val"),
-        )
-    ]
+    encoded = [encode(table, column, train, column in spec.categorical) for column in features]
+    inputs = torch.from_numpy(np.concatenate(encoded, axis=1).astype(np.float32))
+    widths = [part.shape[1] for part in encoded]
+    _check_driver(spec, features, widths, recipe)
+    y = as_tensor(target, train)
     gaps = inputs.isnan()
-    what = "1 number to predict" if target.classes is None else f"{target.classes} classes"
     summary = (
         f"{spec.path}: {len(train):,} training and {len(val):,} validation rows, {inputs.shape[1]} "
         "features"
     )
     if gaps.any():
         summary += f" ({gaps.float().mean():.1%} missing)"
+    what = "1 number to predict" if target.classes is None else f"{target.classes} classes"
     data = make_streams(
-        rows[0],
-        rows[1],
+        Rows(inputs[train], y[train]),
+        Rows(inputs[val], y[val]),
         recipe,
         device,
         outputs=target.classes or 1,
         input_size=(inputs.shape[1],),
-        summary=f"{summary}, {what}{described(spec.missing)}",
+        summary=f"{summary}, {what}",
         targets=target.kind,
-        missing=bool(gaps.any()) or spec.missing is not None,
+        missing=bool(gaps.any()),
+        columns=dict(zip(features, accumulate([0, *widths]), strict=False)),
     )
     if target.classes is None:
         return data
-    counts = [
-        tuple(np.bincount(target.values[part], minlength=target.classes).tolist())
-        for part in (train, val)
-    ]
     return replace(
         data,
         class_names=target.names,
-        train_counts=counts[0],
-        val_counts=counts[1],
-        notes=_alike(target.names, name),
+        train_counts=target.counts(train),
+        val_counts=target.counts(val),
+        notes=alike(target.names, name),
     )
 
 
-def _alike(names: Sequence[str], target: str) -> tuple[str, ...]:
-    """Return the note that says which classes differ in nothing but capitals."""
-    first: dict[str, str] = {}
-    for name in names:
-        other = first.setdefault(name.casefold(), name)
-        if other != name:
-            return (
-                (
-                    f"classes {other!r} and {name!r} of {target!r} differ only in capitals; they "
-                    "stay two classes"
-                ),
-            )
-    return ()
+def _split(
+    target: Target, table: Table, spec: TableSource, recipe: Recipe
+) -> tuple[Indices, Indices]:
+    try:
+        return split(target, spec.val_fraction)
+    except ValueError as error:
+        mark = recipe.raw.nearest("data", "val_fraction")
+        reason = str(error).split(". ")[0]
+        raise UserError(
+            f"{mark}: data.val_fraction: {table.rows} rows cannot be split so "
+            f"({reason[:1].lower()}{reason[1:]})"
+        ) from None
+
+
+def _check_driver(
+    spec: TableSource, features: Sequence[str], widths: Sequence[int], recipe: Recipe
+) -> None:
+    """Refuse a name in `missing.on` that is no column of numbers."""
+    on = None if spec.missing is None else spec.missing.on
+    numeric = [column for column, width in zip(features, widths, strict=True) if width == 1]
+    if on is not None and on not in numeric:
+        mark = recipe.raw.nearest("data", "missing", "on")
+        raise UserError(
+            f"{mark}: data.missing.on: no feature of numbers is called {on!r}{suggest(on, numeric)}"
+        )
 
 
 def _refuse_odd(table: Table, names: Sequence[str], fix: str) -> None:
@@ -196,81 +159,6 @@ def _target_name(table: Table, spec: TableSource, recipe: Recipe) -> str:
     return target
 
 
-def read_target(table: Table, name: str, task: str) -> Target:
-    """Return what is to be predicted from.
-
-    Raises:
-        UserError: it has gaps, or is not of the kind that `task` says, or all rows are alike.
-    """
-    cells = table.columns[name]
-    gaps = [row for row, cell in enumerate(cells) if cell is None]
-    if gaps:
-        count = (
-            f"{len(gaps)} row(s) have no target"
-            if len(gaps) < len(cells)
-            else "no row has a target"
-        )
-        raise UserError(
-            f"{table.where(gaps[0])}: {count} ({name!r}), this is the first; take them out of the "
-            "table"
-        )
-    values = (
-        None
-        if task == "classification"
-        else numbers(table, name, "set data.task to classification", codes=task == "auto")
-    )
-    if values is None and task == "regression":
-        raise UserError(
-            f"{table.where(0)}: the target {name!r} holds words such as {cells[0]!r}, no numbers"
-        )
-    whole = (
-        values is not None
-        and bool((values == np.rint(values)).all())
-        and len(set(values)) <= MOST_CLASSES
-    )
-    if values is not None and (task == "regression" or not whole):
-        if len(set(values)) == 1:
-            raise UserError(
-                f"{table.where(0)}: the target {name!r} is {values[0]:g} in every row: nothing to "
-                "learn"
-            )
-        return Target(values, None)
-    labels = sorted(
-        set(cells if values is None else values), key=lambda cell: (isinstance(cell, str), cell)
-    )
-    if len(labels) == 1:
-        raise UserError(
-            f"{table.where(0)}: the target {name!r} is {cells[0]} in every row: one class only"
-        )
-    place = {label: i for i, label in enumerate(labels)}
-    classes = np.array([place[label] for label in (cells if values is None else values)])
-    rare = np.flatnonzero(np.bincount(classes) < 2)
-    if len(rare):
-        row = int(np.flatnonzero(classes == rare[0])[0])
-        raise UserError(
-            f"{table.where(row)}: class {cells[row]!r} of {name!r} has this one row, and training "
-            "and validation need one each; take the row out, or set data.task to regression if it "
-            "is a quantity"
-        )
-    names = tuple(label if isinstance(label, str) else f"{label:g}" for label in labels)
-    return Target(classes, len(labels), names)
-
-
-def split(target: Target, val_fraction: float) -> tuple[Indices, Indices]:
-    """Return the rows for training and those for validation, the same for every recipe seed,
-    stratified by class.
-
-    Raises:
-        ValueError: there are too few rows.
-    """
-    from sklearn.model_selection import train_test_split
-
-    stratify = target.values if target.classes else None
-    rows = np.arange(len(target.values))
-    train, val = train_test_split(rows, test_size=val_fraction, stratify=stratify, random_state=0)
-    return np.sort(train), np.sort(val)
-
-
 def encode(table: Table, name: str, train: Indices, categorical: bool) -> Floats:
     """Return a column as features [N, features].
 
@@ -312,13 +200,3 @@ def _one_of(table: Table, name: str, cells: Sequence[Cell], train: Indices) -> F
         else:
             features[row, words[str(cell)]] = 1
     return features
-
-
-def _target_tensor(target: Target, train: Indices) -> torch.Tensor:
-    """Return classes [N], or numbers [N, 1] less the training rows' mean and over their
-    deviation.
-    """
-    if target.classes is not None:
-        return torch.from_numpy(target.values)
-    mean, deviation = target.values[train].mean(), target.values[train].std() or 1.0
-    return torch.from_numpy(((target.values - mean) / deviation).astype(np.float32))[:, None]
