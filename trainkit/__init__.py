@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trainkit.system.strict_json import to_json
     from trainkit.system.terminal import Terminal
     from trainkit.system.writes import atomically, write_text, writing
+    from trainkit.training.device import Device
     from trainkit.training.param_groups import exempt_names
     from trainkit.training.window import Window
 
@@ -38,6 +39,7 @@ __all__ = [
     "Batch",
     "Data",
     "DataSource",
+    "Device",
     "FolderName",
     "History",
     "Hooks",
@@ -92,6 +94,7 @@ _HOMES = {
     "errors": ("Interrupted", "PluginError", "RecipeError", "TrainingError", "UserError"),
     "report.figures": ("figure", "style"),
     "hooks.folders": ("FolderName", "own_folder"),
+    "training.device": ("Device",),
     "training.param_groups": ("exempt_names",),
     "hooks.specs": ("Hooks", "hookimpl", "moment", "value"),
     "log.history": ("History",),

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.table import Table
 
-from trainkit.commands import new
+from trainkit.commands import new, sources
 from trainkit.commands.endings import BAD_INPUT, FAILED, end, ending_well, err, out
 from trainkit.errors import TrainingError, UserError, one_line
 from trainkit.system.strict_json import to_json
@@ -163,6 +163,8 @@ def plugins(
         points = installed()
         show_one(name, describe(points[name]).hooks if name in points else (), out)
 
+
+_command(sources.data)
 
 recipes_app = typer.Typer(
     help="List the recipes that come with trainkit, or copy one.", rich_markup_mode=None

@@ -1,4 +1,6 @@
-"""What `trainkit plugins` shows: all installed plugins by room, or one with its options."""
+"""What `trainkit plugins` and `trainkit data` show: all that is installed, by room, or one with
+its options.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import inspect
 import json
 from pathlib import Path
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -16,8 +19,8 @@ from trainkit.hooks.discovery import Listing, load_class
 _NAMES = 24  # characters of the column of names
 
 
-def show_all(listings: list[Listing], out: Console) -> None:
-    """Print every plugin with what it does, the plugins of one room together."""
+def show_all(listings: list[Listing], out: Console, command: str = "plugins") -> None:
+    """Print every plugin or source with what it does, those of one room together."""
     width = max([_NAMES, *(len(listing.name) + 4 for listing in listings)])
     for room in dict.fromkeys((listing.distribution, listing.room) for listing in listings):
         out.print(Text(f"{room[1]} ({room[0]})", style="bold"))
@@ -28,7 +31,8 @@ def show_all(listings: list[Listing], out: Console) -> None:
             if (listing.distribution, listing.room) == room:
                 table.add_row(f"  {listing.name}", listing.summary)
         out.print(table)
-    out.print("\n`trainkit plugins NAME` shows one with its hooks and options.")
+    what = "its hooks and options" if command == "plugins" else "its options"
+    out.print(f"\n`trainkit {command} NAME` shows one with {what}.")
 
 
 def show_one(name: str, hooks: tuple[str, ...], out: Console) -> None:
@@ -38,6 +42,18 @@ def show_one(name: str, hooks: tuple[str, ...], out: Console) -> None:
         UserError: there is no such plugin, or it cannot be imported.
     """
     _, cls = load_class(name, Path())
+    show_options(name, cls, out)
+    facts = {"hooks": hooks, "before": cls.before, "after": cls.after, "requires": cls.requires}
+    out.print()
+    for label, value in facts.items():
+        if value:
+            out.print(f"{label}: {', '.join(value)}", soft_wrap=False)
+    for other, reason in cls.conflicts.items():
+        out.print(f"conflicts with {other}: {reason}", soft_wrap=False)
+
+
+def show_options(name: str, cls: type[BaseModel], out: Console) -> None:
+    """Print what a class says of itself, and its options with type, default and meaning."""
     out.print(f"{name}\n\n{inspect.getdoc(cls)}\n", soft_wrap=True)
     for option, field in cls.model_fields.items():
         default = (
@@ -46,10 +62,3 @@ def show_one(name: str, hooks: tuple[str, ...], out: Console) -> None:
         kind = inspect.formatannotation(field.annotation).replace("typing.", "")
         out.print(Text.assemble((option, "bold"), f": {kind} = {default}"))
         out.print(Padding(field.description or "", (0, 0, 0, 4)), soft_wrap=False)
-    facts = {"hooks": hooks, "before": cls.before, "after": cls.after, "requires": cls.requires}
-    out.print()
-    for label, value in facts.items():
-        if value:
-            out.print(f"{label}: {', '.join(value)}", soft_wrap=False)
-    for other, reason in cls.conflicts.items():
-        out.print(f"conflicts with {other}: {reason}", soft_wrap=False)

@@ -12,10 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from trainkit.config.data_source import DataSource
 from trainkit.config.raw import RawRecipe, validate
 from trainkit.errors import PluginError, Problem, TrainingError, UserError, suggest
-from trainkit.system.discovery import installed_in, is_local, load_installed, load_local
+from trainkit.system.discovery import DATA, installed_in, is_local, load_installed, load_local
 from trainkit.system.failures import failure
 
-GROUP = "trainkit.data"
 BELOW = "/*"
 """The end of an entry point's name that stands for every name below a prefix: `torch/*`."""
 
@@ -34,7 +33,7 @@ def installed_sources() -> dict[str, EntryPoint]:
     Raises:
         UserError: two distributions offer the same name.
     """
-    return installed_in(GROUP, "sources of data")
+    return installed_in(DATA, "sources of data")
 
 
 def source_class(name: str, folder: Path) -> type[DataSource]:

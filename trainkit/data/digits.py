@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 class DigitsSource(ImageSource):
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, in 10 classes; always there,
-    nothing to download.
-    """
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, in 10 classes; always there."""
 
     name: Literal["digits"]
     val_fraction: float = Field(

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 
 class TimmSource(ImageSource):
-    """Any data set with random access of `timm.data.create_dataset`: `folder`, `tar`,
-    `torch/cifar10`, `hfds/…`, …
+    """Data sets with random access of `timm.data.create_dataset`, such as folders of images.
+
+    Their names are timm's: `folder`, `tar`, `torch/cifar10`, `hfds/…`, …
     """
 
     name: str = Field(description="timm's name of the data set")

@@ -16,6 +16,9 @@ from typing import Any
 from trainkit.errors import UserError
 from trainkit.system.paths import is_file, whole
 
+DATA = "trainkit.data"
+"""The group of entry points of sources of data."""
+
 
 def installed_in(group: str, noun: str) -> dict[str, EntryPoint]:
     """Return every entry point of a group by name. Nothing is imported.

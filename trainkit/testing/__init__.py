@@ -10,6 +10,7 @@
 """
 
 from trainkit.testing.case import Case, CheckError, NotApplicableError
+from trainkit.testing.source_checks import check_source
 from trainkit.testing.suite import (
     Check,
     Outcome,
@@ -29,6 +30,7 @@ __all__ = [
     "NotApplicableError",
     "Outcome",
     "check_plugin",
+    "check_source",
     "checks",
     "parametrize",
     "run_checks",

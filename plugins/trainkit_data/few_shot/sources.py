@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 
 class GlyphsSource(ImageSource):
-    """Letters rendered from the fonts that come with matplotlib: a class is a letter, an image one
-    face of it.
+    """Letters rendered from matplotlib's fonts: a class is a letter, an image one face of it.
 
     For few-shot tasks the scripts make the splits; for classification those of `scripts` are all
     classes there are.
@@ -87,8 +86,9 @@ class GlyphsSource(ImageSource):
 
 
 class OmniglotSource(ImageSource):
-    """Omniglot's 1,623 handwritten characters of 50 alphabets, 20 images each, as torchvision
-    stores them.
+    """Omniglot's 1,623 handwritten characters of 50 alphabets, as torchvision stores them.
+
+    Each has 20 images.
     """
 
     name: Literal["omniglot"]
@@ -116,8 +116,9 @@ class OmniglotSource(ImageSource):
 
 
 class CifarFsSource(ImageSource):
-    """CIFAR-FS (Bertinetto et al. 2019): CIFAR-100 as image files, 64, 16 and 20 of its classes
-    in the splits.
+    """CIFAR-FS (Bertinetto et al. 2019): CIFAR-100 as image files, for few-shot tasks.
+
+    64, 16 and 20 of its classes are in the splits.
     """
 
     name: Literal["cifar_fs"]
@@ -134,8 +135,9 @@ class CifarFsSource(ImageSource):
 
 
 class SvhnSource(ImageSource):
-    """SVHN's test images, 10 classes of house-number digits, as torchvision stores them:
-    few-shot tests only.
+    """SVHN's test images, 10 classes of house-number digits: for few-shot tests only.
+
+    The file is as torchvision stores it.
     """
 
     name: Literal["svhn"]

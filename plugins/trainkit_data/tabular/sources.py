@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 class TableSource(DataSource):
-    """Rows of features and a target column, from a CSV or Parquet file or from scikit-learn;
-    gaps become NaN.
+    """Rows of features and a target column, from a CSV or Parquet file or from scikit-learn.
+
+    Gaps become NaN.
     """
 
     name: Literal["table"]
@@ -51,8 +52,9 @@ class TableSource(DataSource):
 
 
 class RatingsSource(DataSource):
-    """Users' ratings of items, a row per user: to predict held-out ratings from the others. NaN
-    where there is none.
+    """Users' ratings of items, a row per user: to predict held-out ratings from the others.
+
+    NaN stands where there is no rating.
     """
 
     name: Literal["ratings"]
