@@ -1,12 +1,11 @@
-"""The contenders of `benchmarks/maml.py`: one meta-step of second-order MAML, as each library
-writes it.
+"""One meta-step of second-order MAML, as each library writes it: for `benchmarks/maml.py`.
 
 learn2learn 0.2.0 does not install on Python 3.11, for which its C files must be generated anew:
 
     pip install "cython<3" "setuptools<60" wheel requests gym tqdm
-    pip download --no-deps --no-binary :all: --no-build-isolation learn2learn && tar xf
-    learn2learn-0.2.0.tar.gz (cd learn2learn-0.2.0 && cython -3 learn2learn/data/*.pyx) pip install
-    --no-deps --no-build-isolation ./learn2learn-0.2.0
+    pip download --no-deps --no-binary :all: --no-build-isolation learn2learn
+    tar xf learn2learn-0.2.0.tar.gz && cython -3 learn2learn-0.2.0/learn2learn/data/*.pyx
+    pip install --no-deps --no-build-isolation ./learn2learn-0.2.0
 
 Its `MAML` adapts either all parameters or those alone that are not meta-learned, so the loop here,
 which leaves norms as they are in the inner loop, is made of the functions that `MAML` is made of.
@@ -288,9 +287,7 @@ def contenders(
 
 
 def check(shots: int, threads: int) -> None:
-    """Refuse contenders that compute something else than the plain loop does; in float64, where
-    one can tell.
-    """
+    """Refuse contenders that differ from the plain loop in float64."""
     wanted = None
     for name, (model, step) in contenders(8, shots, threads, torch.float64).items():
         loss = step()

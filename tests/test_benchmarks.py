@@ -142,7 +142,14 @@ SCRIPTS = {
     "training_aids": Smallest(["test_resnet", "32", "--rounds", "1"], {"WARM_UP": 0}),
     "training_aids_study": Smallest(["--seeds", "2", "--epochs", "1"], {"RECIPE": STUDY}),
 }
-PARTS = {"crash_jobs", "maml_contenders", "pairs_page", "spread"}
+PARTS = {
+    "crash_jobs",
+    "maml_contenders",
+    "pairs_page",
+    "recipe_cases",
+    "recipe_trial",
+    "spread",
+}
 """What the scripts import from one another."""
 ELSEWHERE = {"pairs"}
 """What has a test file of its own."""

@@ -13,16 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.random_recipes import (
-    KINDS,
-    Outcome,
-    base_of,
-    check,
-    in_a_child,
-    mutated,
-    options,
-    put,
-)
+from benchmarks.recipe_cases import KINDS, base_of, mutated, options, put
+from benchmarks.recipe_trial import Outcome, check, in_a_child
 from trainkit.commands.schema import recipe_schema
 from trainkit.training.build import compose
 
