@@ -14,9 +14,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.table import Table
 
-from trainkit.commands import new, sources
-from trainkit.commands.endings import BAD_INPUT, FAILED, end, ending_well, err, out
-from trainkit.errors import TrainingError, UserError, one_line
+from trainkit.commands import new, recipes, sources
+from trainkit.commands.endings import ending_well, err, out
+from trainkit.errors import TrainingError
 from trainkit.system.strict_json import to_json
 
 app = typer.Typer(
@@ -166,39 +166,8 @@ def plugins(
 
 _command(sources.data)
 
-recipes_app = typer.Typer(
-    help="List the recipes that come with trainkit, or copy one.", rich_markup_mode=None
-)
-app.add_typer(recipes_app, name="recipes")
+app.add_typer(recipes.app, name="recipes")
 app.add_typer(new.app, name="new")
-
-
-@recipes_app.callback(invoke_without_command=True)
-def recipes(context: typer.Context) -> None:
-    """List the recipes that come with trainkit, or copy one."""
-    if context.invoked_subcommand is None:
-        from trainkit.config import bundled as shelf
-
-        table = Table("recipe", "claim")
-        for name in shelf.names():
-            table.add_row(name, shelf.first_lines(name))
-        out.print(table)
-
-
-@recipes_app.command("copy")
-def recipes_copy(
-    name: Annotated[str, typer.Argument(help="the recipe's name")],
-    folder: Annotated[Path, typer.Option("--to", help="folder to copy it to")] = Path(),
-) -> None:
-    """Copy a recipe, to change it."""
-    from trainkit.config import bundled as shelf
-
-    try:
-        out.print(str(shelf.copy(name, folder)))
-    except UserError as error:
-        end(one_line(str(error)), BAD_INPUT)
-    except TrainingError as error:
-        end(one_line(str(error)), FAILED)
 
 
 @_command
