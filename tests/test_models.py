@@ -10,17 +10,18 @@ import pytest
 import timm
 import torch
 from torch import nn
+from trainkit_data.tabular.models import Mlp
 
 from tests.reference.tiny import train
 from trainkit.errors import UserError
 from trainkit.training.build import build, compose
-from trainkit.training.models import FEATURE_MODELS, Mlp
+from trainkit.training.row_models import row_models
 
 Write = Callable[..., Path]
 
 
 def test_timm_makes_them_by_name() -> None:
-    assert all(timm.is_model(name) for name in FEATURE_MODELS)
+    assert all(timm.is_model(name) for name in row_models())
     model = timm.create_model("mlp", in_chans=7, num_classes=3, hidden=[5, 4], act="tanh")
     assert list(model.state_dict()) == [
         f"{layer}.{part}"

@@ -164,7 +164,7 @@ def test_nothing_in_a_file_runs(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     for value, name in (
         ({"head.bias": Opens(trace)}, r"\w+.open"),
-        (model(), "trainkit.training.models.Mlp"),
+        (model(), "trainkit_data.tabular.models.Mlp"),
     ):
         message = (
             f"cannot be read as weights: beside tensors it holds {name}, and reading that could run"

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 import timm
 import torch
+import trainkit_data.tabular.models  # noqa: F401 - registers mlp
 from safetensors.torch import save_file
 from timm.models import load_checkpoint
 from torch import Tensor, nn
 from trainkit_plugins.sparsity_norm import MaskAsInput, SparsityNorm, ZeroImputation, attach
-
-import trainkit.training.models  # noqa: F401 - registers mlp
 
 MODELS = [
     ("test_resnet", 3), ("test_resnet", 1), ("test_vit", 2), ("test_efficientnet", 5),

@@ -193,8 +193,8 @@ def _task_problems(run: Run) -> list[Problem]:
         problems.append(Problem(where("train", "loss", "name"), "train.loss.name", message))
     if data.missing and not getattr(run.model, "takes_missing", False):
         message = (
-            "some inputs are missing, and no plugin says what the model sees there; add one, such "
-            "as sparsity_norm"
+            "some inputs are missing, and no plugin says what the model sees there; add one that "
+            "does (`trainkit plugins` lists them)"
         )
         problems.append(Problem(where("data"), "data", message))
     return problems

@@ -19,11 +19,11 @@ from trainkit.data.types import Data
 from trainkit.errors import Problem, RecipeError, UserError, first_line, suggest
 from trainkit.hooks.run import Batch, Metrics, ParamGroups, Predictions, Run, Scheduler
 from trainkit.hooks.specs import hookimpl
-from trainkit.training import models
 from trainkit.training.metrics import classification_metrics, criterion, regression_metrics
 from trainkit.training.model_args import model_problems
 from trainkit.training.optimizers import build_optimizer
 from trainkit.training.param_groups import decay_groups, layer_groups
+from trainkit.training.row_models import register, row_models
 from trainkit.training.schedules import build_scheduler
 from trainkit.training.trainable import optimized
 from trainkit.training.weights import note_new_classifier, start_from
@@ -39,8 +39,10 @@ def check_names(raw: RawRecipe) -> list[Problem]:
     problems = []
 
     model, optimizer = (_name(raw.data.get(section)) for section in ("model", "optimizer"))
+    if model:
+        register(model)
     if model and ":" not in model and not timm.is_model(model.split(".")[0]):
-        near = suggest(model, timm.list_models())
+        near = suggest(model, [*timm.list_models(), *row_models()])
         message = f"timm {timm.__version__} has no model {model!r}{near} (see timm.list_models())"
         problems.append(Problem(raw.nearest("model", "name"), "model.name", message))
     known = timm.optim.list_optimizers()
@@ -247,11 +249,11 @@ def _in_chans(recipe: Recipe, data: Data) -> int:
     if len(data.input_size) != 1:
         return spec.in_chans
     (features,) = data.input_size
-    if spec.name not in models.FEATURE_MODELS:
-        known = ", ".join(models.FEATURE_MODELS)
+    known = row_models()
+    if spec.name not in known:
         wrong = (
             f"{spec.name} takes images, and these data are rows of {features} features; use one of "
-            f"{known}"
+            f"{', '.join(known)}"
         )
         raise UserError(f"{recipe.raw.nearest('model', 'name')}: model.name: {wrong}")
     return features

@@ -15,9 +15,6 @@ from timm.layers import get_act_layer
 from timm.models import register_model
 from torch import Tensor, nn
 
-FEATURE_MODELS = ("mlp", "autoencoder")
-"""The models that take rows of features [N, F]; all others take images."""
-
 
 class Mlp(nn.Module):
     """A multilayer perceptron: linear layers with an activation between them, under timm's names
