@@ -76,7 +76,10 @@ def _replaced(
     run: Run, hook: str, spec: OptimizerSpec | SchedulerSpec, names: tuple[str, ...]
 ) -> Iterator[str]:
     """Yield a note for each setting of what a plugin makes in core's place."""
-    providers = [i.plugin_name for i in getattr(run.hook, hook).get_hookimpls() if not i.wrapper]
+    providers = []
+    for i in getattr(run.hook, hook).get_hookimpls():
+        if not i.wrapper:
+            providers.append(i.plugin_name)
     others = [name for name in providers if name != "core"]
     section = hook.removeprefix("build_")
     for name in names if others else ():

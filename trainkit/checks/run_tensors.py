@@ -7,9 +7,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from trainkit.checks.states import first_bad, not_a_number, unreadable
 from trainkit.hooks.run import Run
+
+
+def owned_by(optimizer: Optimizer) -> list[Tensor]:
+    """Return the parameters that an optimizer moves, in its order."""
+    owned: list[Tensor] = []
+    for group in optimizer.param_groups:
+        owned += group["params"]
+    return owned
 
 
 class RunTensors:
@@ -30,7 +39,10 @@ class RunTensors:
         """Return the first of the model's tensors that is not finite and is no constant, and
         what it holds.
         """
-        trained = {name: t for name, t in named.items() if name not in self._constants}
+        trained = {}
+        for name, t in named.items():
+            if name not in self._constants:
+                trained[name] = t
         found = first_bad(list(trained.values()))
         if found:
             return f"{self._kind(list(trained)[found[0]])} {verb} {found[1]}"
@@ -65,15 +77,20 @@ class RunTensors:
 
     def not_finite(self, state: Mapping[str, Any]) -> str | None:
         """Return what in a state is not finite, or None."""
-        tensors = {
-            name: value for name, value in state["model"].items() if isinstance(value, Tensor)
-        }
-        rest = {name: value for name, value in state["model"].items() if name not in tensors}
+        tensors, rest = {}, {}
+        for name, value in state["model"].items():
+            if isinstance(value, Tensor):
+                tensors[name] = value
+            else:
+                rest[name] = value
         if said := self.first_fault(tensors):
             return said
         # A schedule keeps the metric that it was told, which may be NaN; what it makes of it is in
         # the optimizer.
-        others = {key: state[key] for key in ("plugins", "optimizer") if key in state}
+        others = {}
+        for key in ("plugins", "optimizer"):
+            if key in state:
+                others[key] = state[key]
         for owner, part in self._owners({**others, "model": rest}):
             if fault := not_a_number(part):
                 return f"{owner}: its state_dict(){fault}{self._whose(fault)}"
@@ -96,11 +113,7 @@ class RunTensors:
     def _whose(self, place: str) -> str:
         """Return to which parameter a place in the optimizer's state belongs."""
         found = re.match(r"\['state'\]\[(\d+)\]", place)
-        owned = [p for group in self._run.optimizer.param_groups for p in group["params"]]
-        if found:
-            number = int(found[1])
-        else:
-            number = len(owned)
-        if number < len(owned):
-            return f" for {self.name_of(owned[number])}"
-        return ""
+        owned = owned_by(self._run.optimizer)
+        if found is None or int(found[1]) >= len(owned):
+            return ""
+        return f" for {self.name_of(owned[int(found[1])])}"

@@ -66,13 +66,21 @@ def first_bad(tensors: Sequence[Tensor]) -> tuple[int, str] | None:
     """Return which tensor is the first that is not finite, and whether it has nan or inf; waits
     for the device.
     """
-    numbers = [(i, n) for i, t in enumerate(tensors) if (n := _numbers(t)) is not None]
-    for device in dict.fromkeys(n.device for _, n in numbers):
-        here = [(i, n) for i, n in numbers if n.device == device]
-        bad = ~magnitudes([n for _, n in here]).isfinite()
+    places: dict[torch.device, list[int]] = {}
+    values: dict[torch.device, list[Tensor]] = {}
+    for place, tensor in enumerate(tensors):
+        numbers = _numbers(tensor)
+        if numbers is not None:
+            places.setdefault(numbers.device, []).append(place)
+            values.setdefault(numbers.device, []).append(numbers)
+    for device, here in values.items():
+        bad = ~magnitudes(here).isfinite()
         if bool(bad.any()):
-            place, values = here[int(bad.nonzero()[0])]
-            return place, "nan" if bool(values.isnan().any()) else "inf"
+            first = int(bad.nonzero()[0])
+            what = "inf"
+            if bool(here[first].isnan().any()):
+                what = "nan"
+            return places[device][first], what
     return None
 
 
@@ -135,10 +143,12 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
             continue
         seen.add(id(part))  # a list may hold itself
         if isinstance(part, Mapping):
-            keys = [
-                (f"{place}: its key {key!r}", key) for key in part if type(key) not in (str, int)
-            ]
-            inner = [(f"{place}[{key!r}]", part[key]) for key in part]
+            keys: list[tuple[str, Any]] = []
+            inner: list[tuple[str, Any]] = []
+            for key, value in part.items():
+                if type(key) not in (str, int):
+                    keys.append((f"{place}: its key {key!r}", key))
+                inner.append((f"{place}[{key!r}]", value))
             waiting += [*keys, *inner][::-1]
         else:
             waiting += [(f"{place}[{i}]", item) for i, item in enumerate(part)][::-1]

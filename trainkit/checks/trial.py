@@ -111,7 +111,9 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     held = []
     for path, module in model.named_modules():
         own = [*module._parameters.items(), *module._buffers.items()]
-        held += [(f"{path}.{name}" if path else name, t) for name, t in own if t is not None]
+        for name, t in own:
+            if t is not None:
+                held.append((f"{path}.{name}" if path else name, t))
     return held
 
 

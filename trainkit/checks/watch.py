@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainkit.checks.run_tensors import RunTensors
+from trainkit.checks.run_tensors import RunTensors, owned_by
 from trainkit.checks.states import magnitudes
 from trainkit.errors import PluginError, TrainingError
 from trainkit.hooks.run import Run
@@ -85,10 +85,14 @@ class Watch:
 
     def _measure(self, step: _Step) -> None:
         """Take the sizes of the gradients that the parameters have now."""
-        owned = [p for group in self._run.optimizer.param_groups for p in group["params"]]
-        step.parameters = [p for p in owned if p.grad is not None and p.grad.numel()]
-        if step.parameters:
-            step.sizes = magnitudes([_values(p.grad) for p in step.parameters])
+        parameters, gradients = [], []
+        for parameter in owned_by(self._run.optimizer):
+            if parameter.grad is not None and parameter.grad.numel():
+                parameters.append(parameter)
+                gradients.append(_values(parameter.grad))
+        step.parameters = parameters
+        if gradients:
+            step.sizes = magnitudes(gradients)
             if step.skipped is not None:
                 step.sizes = torch.where(step.skipped, 0.0, step.sizes)
 
@@ -109,12 +113,14 @@ class Watch:
             self._measure(self._steps[-1])  # of the last step the gradients are still there
         steps, self._steps = self._steps, []
         self._count(steps)
-        losses = {record.step: record.values.get("loss") for record in records}
+        losses = {}
+        for record in records:
+            losses[record.step] = record.values.get("loss")
         fault = self._first(steps, losses)
         if not self._run.device.any(fault is not None):
             return None
         faults: list[tuple[int, str] | None] = self._run.device.gather(fault)
-        step, self._said = min(found for found in faults if found is not None)
+        step, self._said = min(filter(None, faults))
         return step, self._said
 
     def cause(self) -> str | None:
@@ -238,12 +244,11 @@ class Watch:
         if not self._run.device.any(said is not None):
             return None
         texts: list[str | None] = self._run.device.gather(said)
-        self._said = next(text for text in texts if text is not None)
+        self._said = next(filter(None, texts))
         return self._said
 
 
-def _values(gradient: Tensor | None) -> Tensor:
-    assert gradient is not None  # nobody asks of a parameter without one
+def _values(gradient: Tensor) -> Tensor:
     if gradient.layout == torch.strided:
         return gradient
     return gradient.coalesce().values()
@@ -253,7 +258,13 @@ def _spoilt(steps: Sequence[_Step]) -> int:
     """Return the place of the first step with a gradient that is not finite, or the number of
     steps.
     """
-    sizes = [(i, step.sizes) for i, step in enumerate(steps) if step.sizes is not None]
-    if sizes and not bool(torch.cat([size for _, size in sizes]).isfinite().all()):  # the one wait
-        return next(i for i, size in sizes if not bool(size.isfinite().all()))
+    places, sizes = [], []
+    for place, step in enumerate(steps):
+        if step.sizes is not None:
+            places.append(place)
+            sizes.append(step.sizes)
+    if sizes and not bool(torch.cat(sizes).isfinite().all()):  # the one wait
+        for place, size in zip(places, sizes, strict=True):
+            if not bool(size.isfinite().all()):
+                return place
     return len(steps)

@@ -92,7 +92,10 @@ def check_longer(run: Run, was: Recipe, state: Mapping[str, Any], folder: Path) 
                 f"constant or multistep, can be made longer; {start}"
             )
     kept, gone = [next(schedule)[0].state_dict() for schedule in reversed(schedules)]
-    changed = {key: value for key, value in kept.items() if gone.get(key) != value}
+    changed = {}
+    for key, value in kept.items():
+        if gone.get(key) != value:
+            changed[key] = value
     # What building said of the old length is no longer so.
     said = [*run.log.notes, *(n for n in state["log"]["notes"] if n not in shorter.log.notes)]
     log = {**state["log"], "notes": list(dict.fromkeys(said))}

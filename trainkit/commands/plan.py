@@ -59,7 +59,7 @@ def make_plan(given: Given, overrides: Sequence[str]) -> dict[str, Any]:
         },
         "model": {
             "is": recipe.model.name,
-            "parameters": sum(p.numel() for p in run.model.parameters()),
+            "parameters": sum(map(nn.Parameter.numel, run.model.parameters())),
             "trainable": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
             "from": str(where("model")),
             "changes": [
@@ -125,14 +125,14 @@ def _snapshot(model: nn.Module) -> dict[str, _Module]:
     """Return for every module its class, how many numbers it owns itself, and what it prints of
     its settings.
     """
-    return {
-        name: (
+    found: dict[str, _Module] = {}
+    for name, module in model.named_modules():
+        found[name] = (
             type(module).__name__,
-            sum(p.numel() for p in module.parameters(recurse=False)),
+            sum(map(nn.Parameter.numel, module.parameters(recurse=False))),
             module.extra_repr(),
         )
-        for name, module in model.named_modules()
-    }
+    return found
 
 
 def describe_changes(before: dict[str, _Module], after: dict[str, _Module]) -> list[str]:
@@ -141,15 +141,15 @@ def describe_changes(before: dict[str, _Module], after: dict[str, _Module]) -> l
     for name in before.keys() & after.keys():
         if before[name][0] != after[name][0]:
             swapped.setdefault(f"{before[name][0]} -> {after[name][0]}", []).append(name)
-    reset = []
-    for n in before.keys() & after.keys():
-        if before[n][:2] == after[n][:2] and before[n][2] != after[n][2]:
-            reset.append(n)
-    resized = [name for name in before.keys() & after.keys() if before[name][1] != after[name][1]]
-    lines = [
-        f"{len(names)} x {what}: {_some(names, list(after))}"
-        for what, names in sorted(swapped.items())
-    ]
+    reset, resized = [], []
+    for name in before.keys() & after.keys():
+        if before[name][1] != after[name][1]:
+            resized.append(name)
+        elif before[name][:2] == after[name][:2] and before[name][2] != after[name][2]:
+            reset.append(name)
+    lines = []
+    for what, members in sorted(swapped.items()):
+        lines.append(f"{len(members)} x {what}: {_some(members, list(after))}")
     for label, names, order in (
         ("added", after.keys() - before.keys(), after),
         ("removed", before.keys() - after.keys(), before),
@@ -162,7 +162,10 @@ def describe_changes(before: dict[str, _Module], after: dict[str, _Module]) -> l
 
 
 def _some(names: Sequence[str], order: Sequence[str]) -> str:
-    shown = [name or "(the model)" for name in order if name in set(names)]
+    shown = []
+    for name in order:
+        if name in set(names):
+            shown.append(name or "(the model)")
     return ", ".join(shown[:4]) + (f" … {shown[-1]}" if len(shown) > 4 else "")
 
 
@@ -182,7 +185,7 @@ def _groups(
             {
                 "name": group.get("name", "?"),
                 "tensors": len(group["params"]),
-                "parameters": sum(p.numel() for p in group["params"]),
+                "parameters": sum(map(nn.Parameter.numel, group["params"])),
                 "lr": peak,
                 "weight_decay": group.get("weight_decay", 0.0),
                 "rule": group.get("rule", "set by a plugin"),
@@ -223,16 +226,18 @@ def _weights(run: Run) -> dict[str, str]:
 
 
 def _plugins(setup: Setup, run: Run) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": entry.name,
-            "options": entry.plugin.model_dump(mode="json"),
-            "place": entry.reason,
-            "explains": _explained(entry, run),
-            "from": str(entry.location),
-        }
-        for entry in setup.entries
-    ]
+    found: list[dict[str, Any]] = []
+    for entry in setup.entries:
+        found.append(
+            {
+                "name": entry.name,
+                "options": entry.plugin.model_dump(mode="json"),
+                "place": entry.reason,
+                "explains": _explained(entry, run),
+                "from": str(entry.location),
+            }
+        )
+    return found
 
 
 def _explained(entry: Entry, run: Run) -> list[str]:
@@ -248,12 +253,11 @@ def _explained(entry: Entry, run: Run) -> list[str]:
 def _timeline(manager: pluggy.PluginManager, setup: Setup) -> list[dict[str, Any]]:
     """Return every hook that something answers or hears, in the order of calls within it."""
     entries = {entry.name: entry for entry in setup.entries}
-    core = [name for name in vars(Hooks) if not name.startswith("_")]
-    published = [
-        name for name in vars(manager.hook) if name not in core and not name.startswith("_")
-    ]
     rows = []
-    for name in (*core, *published):
+    # Core's hooks in the order of calls, then the published ones.
+    for name in dict.fromkeys((*vars(Hooks), *vars(manager.hook))):
+        if name.startswith("_"):
+            continue
         caller = getattr(manager.hook, name)
         is_value = bool(caller.spec.opts.get("firstresult"))
         calls: list[dict[str, str]] = []

@@ -46,7 +46,9 @@ def data_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 def _classes(facts: dict[str, Any]) -> str:
     names, counts = facts["classes"], facts["train_counts"]
     if counts:
-        listed = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)]
+        listed = []
+        for name, count in zip(names, counts, strict=True):
+            listed.append(f"{name} ({count:,})")
     else:
         listed = names
     if len(listed) <= _ALL:
@@ -79,7 +81,9 @@ def augmentation_words(spec: AugmentSpec | None) -> str:
         "up-down flip": spec.vflip,
         "erasing of a rectangle": spec.re_prob,
     }
-    parts += [f"{what} with probability {chance:g}" for what, chance in chances.items() if chance]
+    for what, chance in chances.items():
+        if chance:
+            parts.append(f"{what} with probability {chance:g}")
     if spec.auto_augment:
         parts.append(f"policy {spec.auto_augment}")
     elif spec.color_jitter:

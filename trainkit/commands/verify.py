@@ -56,7 +56,8 @@ def verify_resume(recipe: Path, overrides: Sequence[str], at: int, steps: int | 
         _train(recipe, overrides, whole, end)
         _train(recipe, overrides, stopped, at)
         _train(recipe, overrides, stopped, end)
-        first, second = (read_state(f / "checkpoints" / "last.pt") for f in (whole, stopped))
+        first = read_state(whole / "checkpoints" / "last.pt")
+        second = read_state(stopped / "checkpoints" / "last.pt")
         difference = next(differences(first, second), None)
         logs = [(f / "metrics.jsonl").read_text().splitlines() for f in (whole, stopped)]
         if difference is None and logs[0] != logs[1]:
@@ -114,9 +115,10 @@ def _tensor_difference(first: torch.Tensor, second: torch.Tensor, path: str) -> 
             f"{tuple(second.shape)}"
         )
         return
-    bits = []
+    bits: list[torch.Tensor] = []
     if first.numel():
-        bits = [t.contiguous().reshape(-1).view(torch.uint8) for t in (first, second)]
+        for t in (first, second):
+            bits.append(t.contiguous().reshape(-1).view(torch.uint8))
     if bits and not torch.equal(*bits):
         size = first.element_size()
         index = int((bits[0] != bits[1]).nonzero()[0]) // size

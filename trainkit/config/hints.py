@@ -37,7 +37,11 @@ def _any_options(annotation: Any) -> set[str]:
     """Return the options that a section may have, whatever it is called by name."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return set(annotation.model_fields)
-    return {option for member in get_args(annotation) for option in _any_options(member)}
+    found: set[str] = set()
+    for member in get_args(annotation):
+        for option in _any_options(member):
+            found.add(option)
+    return found
 
 
 def fix(model: type[BaseModel], item: Any, path: KeyPath) -> str:

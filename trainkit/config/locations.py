@@ -222,7 +222,10 @@ class _Reader:
         self._around.append(node)
         try:
             if isinstance(node, yaml.SequenceNode):
-                return [self.read(child, (*path, i)) for i, child in enumerate(node.value)]
+                found = []
+                for i, child in enumerate(node.value):
+                    found.append(self.read(child, (*path, i)))
+                return found
             if isinstance(node, yaml.MappingNode):
                 return self._mapping(node, path)
             value = self.loader.construct_object(node)

@@ -42,7 +42,10 @@ class _Copier:
         if isinstance(value, Mapping):
             return self._mapping(value, path)
         if isinstance(value, list | tuple):
-            return [self.copy(inner, (*path, i)) for i, inner in enumerate(value)]
+            found = []
+            for i, inner in enumerate(value):
+                found.append(self.copy(inner, (*path, i)))
+            return found
         if isinstance(value, Path):
             return str(value)
         self._check(value, path)

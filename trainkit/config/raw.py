@@ -194,7 +194,8 @@ def _override(data: dict[str, Any], locations: Locations, text: str, location: L
         raise _WrongOverride(name, f"there is nothing of that name to remove{known}")
     for path in [path for path in locations if path[: len(keys)] == keys]:
         del locations[path]  # what stood there in a file is gone
-    locations.update({(*keys, *path): location for path in paths})
+    for path in paths:
+        locations[(*keys, *path)] = location
 
 
 def _split(name: str, data: Any) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import pluggy
 from trainkit.errors import Problem
 from trainkit.hooks.guard import guarded
 from trainkit.hooks.order import Entry
-from trainkit.hooks.shapes import check_providers, check_shape, hooks_of, is_value
+from trainkit.hooks.shapes import check_providers, check_shape, hooks_of, is_value, problems_of
 from trainkit.hooks.specs import PROJECT, Hooks
 
 
@@ -88,7 +88,7 @@ def _publish(entry: Entry, manager: pluggy.PluginManager) -> list[Problem]:
     if known:
         end = "but there is one of that name already; rename it"
         wrong = [f"it publishes a hook {name}, {end}" for name in known]
-    return [Problem(entry.location, f"plugins.{entry.name}", message) for message in wrong]
+    return problems_of(entry, wrong)
 
 
 class _Manager(pluggy.PluginManager):

@@ -75,14 +75,20 @@ def _circle(waiting: list[Entry], earlier: Mapping[str, Mapping[str, str]]) -> P
     for it.
     """
     circle = list(waiting)
-    while waits := [
-        e for e in circle if not any(e.name in earlier[other.name] for other in circle)
-    ]:
-        circle = [e for e in circle if e not in waits]  # it only waits for the others
+    while True:
+        awaited: set[str] = set()
+        for entry in circle:
+            awaited.update(earlier[entry.name])
+        left = [entry for entry in circle if entry.name in awaited]
+        if len(left) == len(circle):
+            break
+        circle = left  # the others only wait for these
     names = [entry.name for entry in circle]
-    reasons = [
-        reason for name in names for other, reason in earlier[name].items() if other in names
-    ]
+    reasons = []
+    for name in names:
+        for other, reason in earlier[name].items():
+            if other in names:
+                reasons.append(reason)
     message = (
         f"{' and '.join(names)} cannot be put in order: {'; '.join(reasons)}; drop one of them"
     )

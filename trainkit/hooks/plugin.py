@@ -123,7 +123,10 @@ class Plugin(BaseModel):
 
     def generator_states(self) -> dict[str, torch.Tensor]:
         """Return the state of each random stream that has been used."""
-        return {key: generator.get_state() for key, generator in self._generators.items()}
+        found: dict[str, torch.Tensor] = {}
+        for key, generator in self._generators.items():
+            found[key] = generator.get_state()
+        return found
 
     def load_generator_states(self, states: dict[str, torch.Tensor]) -> None:
         """Put the random streams back; one that had not been used then begins anew."""

@@ -25,7 +25,11 @@ def implementations(plugin: object) -> dict[str, tuple[Callable[..., Any], dict[
 
 def hooks_of(manager: pluggy.PluginManager) -> dict[str, Any]:
     """Return the hooks that a manager knows, by name, each with what calls it."""
-    return {name: caller for name, caller in vars(manager.hook).items() if caller.spec}
+    found: dict[str, Any] = {}
+    for name, caller in vars(manager.hook).items():
+        if caller.spec:
+            found[name] = caller
+    return found
 
 
 def is_value(caller: Any) -> bool:
@@ -50,7 +54,15 @@ def check_shape(entry: Entry, manager: pluggy.PluginManager) -> list[Problem]:
             wrong += _check_kind(name, function, options, is_value(hooks[name]))
         elif not options["optionalhook"]:
             wrong.append(f"there is no hook {name!r}{suggest(name, list(hooks))}")
-    return [Problem(entry.location, f"plugins.{entry.name}", message) for message in wrong]
+    return problems_of(entry, wrong)
+
+
+def problems_of(entry: Entry, messages: Sequence[str]) -> list[Problem]:
+    """Return a problem of a plugin for each message."""
+    problems = []
+    for message in messages:
+        problems.append(Problem(entry.location, f"plugins.{entry.name}", message))
+    return problems
 
 
 def _check_arguments(name: str, function: Callable[..., Any], known: Sequence[str]) -> list[str]:

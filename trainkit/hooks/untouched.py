@@ -157,7 +157,10 @@ class _Memory:
         for part in module.modules():
             self._seen[id(part)] = part
             attributes = vars(part)
-            kept = {name: value for name, value in attributes.items() if name not in self._fixed}
+            kept = {}
+            for name, value in attributes.items():
+                if name not in self._fixed:
+                    kept[name] = value
             self._undo.append(partial(self._restore, attributes, kept))
             self._all(kept.values())
             self._all(part._parameters.values())

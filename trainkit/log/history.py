@@ -122,11 +122,14 @@ class History:
         self._columns, self._extremes, self._epochs = names, extremes, epochs
         self.every = max((family.every for family in families.values()), default=1)
         """Of how many records at most one is kept."""
-        kept = sorted(item for family in families.values() for item in family.items())
-        self.records = tuple(
-            Record(step, number, {name: _from_json(value) for name, value in values.items()})
-            for _, (step, number, values) in kept
-        )
+        kept: list[tuple[int, Row]] = []
+        for family in families.values():
+            kept += family.items()
+        records = []
+        for _, (step, number, values) in sorted(kept):
+            converted = {name: _from_json(value) for name, value in values.items()}
+            records.append(Record(step, number, converted))
+        self.records = tuple(records)
 
     @property
     def names(self) -> list[str]:
@@ -135,13 +138,21 @@ class History:
 
     def series(self, name: str) -> tuple[list[int], list[Any]]:
         """Return the steps at which `name` was logged and its values there."""
-        rows = [(r.step, r.values[name]) for r in self.records if name in r.values]
-        return [step for step, _ in rows], [value for _, value in rows]
+        steps, values = [], []
+        for record in self.records:
+            if name in record.values:
+                steps.append(record.step)
+                values.append(record.values[name])
+        return steps, values
 
     def together(self, *names: str) -> tuple[list[int], list[tuple[Any, ...]]]:
         """Return the steps at which all of `names` were logged, and their values side by side."""
-        rows = [r for r in self.records if all(name in r.values for name in names)]
-        return [r.step for r in rows], [tuple(r.values[name] for name in names) for r in rows]
+        steps, rows = [], []
+        for record in self.records:
+            if record.values.keys() >= set(names):
+                steps.append(record.step)
+                rows.append(tuple(map(record.values.__getitem__, names)))
+        return steps, rows
 
     def extremes(self, name: str) -> tuple[list[int], list[float]]:
         """Return steps and values of the scalar `name`, the lowest and highest of each stretch of
@@ -149,10 +160,13 @@ class History:
 
         What is not finite is left out.
         """
-        points = []
+        steps: list[int] = []
+        values: list[float] = []
         if name in self._extremes:
-            points = self._extremes[name].points()
-        return [step for step, _ in points], [value for _, value in points]
+            for step, value in self._extremes[name].points():
+                steps.append(step)
+                values.append(value)
+        return steps, values
 
     def not_finite(self, name: str) -> tuple[int, list[int]]:
         """Return how often the scalar `name` was not finite, and at which steps: of many, some."""

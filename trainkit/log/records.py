@@ -105,25 +105,32 @@ class Log:
     def flush(self) -> list[Record]:
         """Bring the pending values to the host, write them, and return them."""
         pending, self._pending = self._pending, []
-        host = iter(_to_host([value for *_, values in pending for value in values.values()]))
-        records = [
-            Record(step, epoch, {name: next(host) for name in values})
-            for step, epoch, values in pending
-        ]
+        waiting: list[Tensor | float] = []
+        for _, _, values in pending:
+            waiting += values.values()
+        host = _to_host(waiting)
+        records = []
+        for step, epoch, values in pending:
+            records.append(Record(step, epoch, dict(zip(values, host, strict=False))))
         if self._average is not None:
-            losses = [
-                (record, loss)
-                for record in records
-                if isinstance(loss := record.values.get("loss"), float)
-            ]
-            means = self._average([loss for _, loss in losses])
-            for (record, _), mean in zip(losses, means, strict=True):
-                record.values["loss"] = mean
+            self._average_losses(records)
         if self.path is not None and records:
             self._size = append(
                 self.path, "".join(record.to_json() + "\n" for record in records), self._size
             )
         return records
+
+    def _average_losses(self, records: Sequence[Record]) -> None:
+        """Put the mean over ranks in the place of each loss."""
+        assert self._average is not None
+        with_loss, losses = [], []
+        for record in records:
+            loss = record.values.get("loss")
+            if isinstance(loss, float):
+                with_loss.append(record)
+                losses.append(loss)
+        for record, mean in zip(with_loss, self._average(losses), strict=True):
+            record.values["loss"] = mean
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far `metrics.jsonl` had been written, having made sure that it is on disk."""

@@ -98,7 +98,10 @@ def _files(folder: Path, summary: Mapping[str, Any]) -> list[tuple[str, str, str
     sizes.pop("report.html", None)
     if summary:  # it is written after the page, which shall be the same when it is made again
         sizes["summary.json"] = len(summary_text(summary).encode())
-    return [(name, file_size(sizes[name]), what_is(name)) for name in sorted(sizes)]
+    found: list[tuple[str, str, str]] = []
+    for name in sorted(sizes):
+        found.append((name, file_size(sizes[name]), what_is(name)))
+    return found
 
 
 def _yaml_lines(text: str) -> list[tuple[str, str]]:

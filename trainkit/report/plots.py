@@ -52,7 +52,7 @@ def core_plots(history: History) -> list[Plot]:
             history, "lr", "Learning rate", "The largest of all parameter groups, at every step."
         )
         found = [loss_plot(history), *metric_plots(history), lr]
-    return [plot for plot in found if plot is not None]
+    return list(filter(None, found))
 
 
 def scalars(history: History, name: str) -> tuple[Floats, Floats]:
@@ -183,9 +183,10 @@ def metric_plots(history: History) -> list[Plot]:
     """Return one plot per validation metric over epochs; the top-5 accuracy shares the one of
     accuracy.
     """
-    names = [n for n in history.names if n.startswith("val/") and n != "val/top5"]
     plots = []
-    for name in names:
+    for name in history.names:
+        if not name.startswith("val/") or name == "val/top5":
+            continue
         if name == "val/accuracy" and "val/top5" in history.names:
             shown = [name, "val/top5"]
         else:
@@ -200,17 +201,20 @@ def _metric_plot(history: History, names: Sequence[str]) -> Plot | None:
     drawn, axes = figure()
     empty = True
     for name in names:
-        rows = []
-        for r in history.records:
-            if name in r.values and not isinstance(v := r.values[name], list):
-                rows.append((r.epoch + 1, v))
-        epochs, values = [e for e, _ in rows], [v for _, v in rows]
-        finite = [(v, e) for e, v in rows if math.isfinite(v)]
+        epochs, values, finite = [], [], []
+        for record in history.records:
+            value = record.values.get(name, [])
+            if isinstance(value, list):
+                continue
+            epochs.append(record.epoch + 1)
+            values.append(value)
+            if math.isfinite(value):
+                finite.append((value, record.epoch + 1))
         empty = empty and not finite
         axes.plot(epochs, values, marker=_marker(epochs), label=label(name))
         better = BETTER.get(name.removeprefix("val/"))
         if better and finite and name == names[0]:
-            _mark_best(axes, better(v for v, _ in finite), finite)
+            _mark_best(axes, better(finite)[0], finite)
             if better is min and spans_decades([v for v, _ in finite]):
                 axes.set_yscale("log")
     if empty:

@@ -218,7 +218,8 @@ class Progress:
         if epoch.loss_count:
             parts.append(f"loss {number(epoch.loss_sum / epoch.loss_count)}")
         if epoch.evaluated:
-            parts += [f"{label(name)} {number(value)}" for name, value in self._metrics.items()]
+            for name, value in self._metrics.items():
+                parts.append(f"{label(name)} {number(value)}")
         if epoch.seconds > 0:
             parts.append(f"{rate(epoch.examples / epoch.seconds)} examples/s")
         return "  ".join([*parts, duration(self._now() - epoch.began)])

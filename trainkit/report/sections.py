@@ -52,24 +52,14 @@ def room(plugin: Plugin, history: History, index: int) -> dict[str, Any]:
     try:
         with style():
             sections = plugin.report(history) or _logged_by(plugin, history)
-        if wrong := [section for section in sections if not isinstance(section, Section)]:
-            raise PluginError(
-                f"plugin {plugin.name}: report returned {wrong[0]!r:.80}; it must be "
-                "trainkit.Section"
-            )
+        for section in sections:
+            if not isinstance(section, Section):
+                raise PluginError(
+                    f"plugin {plugin.name}: report returned {section!r:.80}; it must be "
+                    "trainkit.Section"
+                )
         for i, section in enumerate(sections):
-            header, *rows = [[str(cell) for cell in row] for row in section.table] or [[]]
-            filled["sections"].append(
-                {
-                    "title": section.title,
-                    "paragraphs": [p for p in section.text.split("\n\n") if p.strip()],
-                    "figures": [
-                        _drawing(f, f"room{index}-{i}-{j}") for j, f in enumerate(section.figures)
-                    ],
-                    "header": header,
-                    "rows": rows,
-                }
-            )
+            filled["sections"].append(_section(section, f"room{index}-{i}"))
     except Exception as error:
         if isinstance(error, PluginError):
             said = str(error)
@@ -80,6 +70,21 @@ def room(plugin: Plugin, history: History, index: int) -> dict[str, Any]:
     return filled
 
 
+def _section(section: Section, prefix: str) -> dict[str, Any]:
+    """Return what the template needs of one section."""
+    header, *rows = [list(map(str, row)) for row in section.table] or [[]]
+    figures = []
+    for i, figure in enumerate(section.figures):
+        figures.append(_drawing(figure, f"{prefix}-{i}"))
+    return {
+        "title": section.title,
+        "paragraphs": [p for p in section.text.split("\n\n") if p.strip()],
+        "figures": figures,
+        "header": header,
+        "rows": rows,
+    }
+
+
 def _first_line(plugin: Plugin) -> str:
     return (type(plugin).__doc__ or "").strip().split("\n")[0]
 
@@ -88,11 +93,13 @@ def _logged_by(plugin: Plugin, history: History) -> list[Section]:
     """Return plots of what a plugin without a report of its own has logged under its name."""
     from trainkit.report.plots import line_plot
 
-    names = [n for n in history.names if n.startswith(f"{plugin.name}/")]
-    plots = [
-        line_plot(history, n, label(n.removeprefix(f"{plugin.name}/")), "") for n in names[:12]
-    ]
-    figures = [plot.figure for plot in plots if plot is not None]
+    prefix = f"{plugin.name}/"
+    names = [name for name in history.names if name.startswith(prefix)]
+    figures = []
+    for name in names[:12]:
+        plot = line_plot(history, name, label(name.removeprefix(prefix)), "")
+        if plot is not None:
+            figures.append(plot.figure)
     if figures:
         return [Section("Logged values", figures=figures)]
     return []

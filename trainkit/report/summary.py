@@ -21,7 +21,7 @@ def summary_table(summary: Mapping[str, Any], folder: Path | None = None) -> Ren
         summary: as in `summary.json`; what it lacks is left out.
         folder: the run folder.
     """
-    final, best = (_mapping(summary.get(key)) for key in ("final", "best"))
+    final, best = _mapping(summary.get("final")), _mapping(summary.get("best"))
     parts: list[RenderableType] = []
     facts = []
     if "status" in summary:

@@ -119,8 +119,9 @@ def _short(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"SyntaxError: {error.msg} ({error.filename}:{error.lineno})"
     machinery = (__file__, "<frozen", str(Path(importlib.util.__file__).parent))
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(machinery)
-    ]
+    frames = []
+    for f in traceback.extract_tb(error.__traceback__):
+        if not f.filename.startswith(machinery):
+            frames.append(f)
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{place}"

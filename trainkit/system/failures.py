@@ -26,7 +26,10 @@ def failure(error: Exception, function: Callable[..., Any], call: str) -> str:
     text = next((line.strip() for line in str(raised).splitlines() if line.strip()), "")
     what = type(raised).__name__ + (f": {text[:300]}" if text else "")
     file, line = written(function)
-    frames = [f for f in traceback.extract_tb(raised.__traceback__) if f.filename == file]
+    frames = []
+    for f in traceback.extract_tb(raised.__traceback__):
+        if f.filename == file:
+            frames.append(f)
     line = (frames[-1].lineno if frames else None) or line
     source = linecache.getline(file, line).strip()
     place = f"{shown(file)}:{line}" + (f" (`{source[:100]}`)" if source else "")

@@ -57,9 +57,13 @@ def foreign(file: Path | bytes) -> str | None:
     if not head.strip(b"\0"):
         return "begins with nothing but zeros: a copy or a download that did not end"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    known = ((what, start.startswith(beginning)) for beginning, what in _BEGINNINGS)
-    pages = ((what, start.lower().startswith(beginning)) for beginning, what in _TEXTS)
-    return next((what for what, found in (*known, *pages) if found), None)
+    for beginning, what in _BEGINNINGS:
+        if start.startswith(beginning):
+            return what
+    for beginning, what in _TEXTS:
+        if start.lower().startswith(beginning):
+            return what
+    return None
 
 
 def no_file(path: Path) -> str | None:

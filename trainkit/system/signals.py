@@ -28,7 +28,10 @@ def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
         yield  # Python gives signals to the main thread alone
         return
     # `nohup` has SIGHUP ignored, and means it.
-    taken = [n for n in ENDING if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    taken = []
+    for n in ENDING:
+        if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN:
+            taken.append(n)
     before = {number: signal.signal(number, handler) for number in taken}
     try:
         yield

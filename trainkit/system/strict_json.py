@@ -26,5 +26,5 @@ def _strict(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _strict(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(inner) for inner in value]
+        return list(map(_strict, value))
     return value

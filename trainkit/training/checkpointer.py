@@ -26,7 +26,7 @@ def _copied(value: Any) -> Any:
         copied.update((key, _copied(v)) for key, v in value.items())
         return copied
     if isinstance(value, list | tuple):
-        return type(value)(_copied(v) for v in value)
+        return type(value)(map(_copied, value))
     return value
 
 

@@ -67,10 +67,10 @@ def _each(value: Any, axes: int) -> tuple[int, ...]:
 
 
 def _along_axes(live: tuple[tuple[bool, ...], ...], device: torch.device) -> list[Tensor]:
-    return [
-        torch.tensor(taps, device=device).view(-1, *(1 for _ in live[axis + 1 :]))
-        for axis, taps in enumerate(live)
-    ]
+    found: list[Tensor] = []
+    for axis, taps in enumerate(live):
+        found.append(torch.tensor(taps, device=device).view(-1, *[1] * len(live[axis + 1 :])))
+    return found
 
 
 @functools.lru_cache(maxsize=1024)

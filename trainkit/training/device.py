@@ -104,9 +104,9 @@ class Device:
         if isinstance(value, Tensor):
             return value.to(self.torch, non_blocking=True)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*(self.move(v) for v in value))
+            return type(value)(*map(self.move, value))
         if isinstance(value, list | tuple):
-            return type(value)(self.move(v) for v in value)
+            return type(value)(map(self.move, value))
         if isinstance(value, dict):
             return {key: self.move(v) for key, v in value.items()}
         return value
@@ -218,4 +218,7 @@ def to_channels_last(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Return the image tensors (4-D) of an iterable in channels-last memory format, the others
     as they are.
     """
-    return [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in tensors]
+    found: list[Tensor] = []
+    for t in tensors:
+        found.append(t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t)
+    return found

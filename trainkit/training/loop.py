@@ -31,6 +31,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from itertools import chain
+from operator import itemgetter
 from typing import Any, cast
 
 from torch import nn
@@ -216,7 +217,7 @@ def train_step(
     watch.note_loss(total)
     run.hook.before_optimizer_step(model=run.model, optimizer=optimizer, window=window, run=run)
     run.log.record("loss", total)
-    run.log.record("lr", max(group["lr"] for group in optimizer.param_groups))
+    run.log.record("lr", max(map(itemgetter("lr"), optimizer.param_groups)))
     watch.note_gradients()
     scaler.step(optimizer)
     scaler.update()

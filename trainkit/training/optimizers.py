@@ -139,7 +139,7 @@ def _wrong_value(name: str, value: Any, default: Any) -> str:
         numbers = []
         if isinstance(value, list | tuple):
             numbers = list(value)
-        right = len(numbers) == count and all(_is_number(v) for v in numbers)
+        right = len(numbers) == count and all(map(_is_number, numbers))
         if right and name in _SHARES:
             right = all(0 <= v < 1 for v in numbers)
         form = f"{count} numbers" + (", each at least 0 and below 1" if name in _SHARES else "")

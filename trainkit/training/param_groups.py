@@ -22,11 +22,11 @@ def exempt_names(model: nn.Module) -> set[str]:
     if not hasattr(model, "no_weight_decay"):
         return set()
     patterns = list(cast(Any, model).no_weight_decay())
-    return {
-        name
-        for name, _ in model.named_parameters()
-        if any(fnmatch(name, pattern) for pattern in patterns)
-    }
+    found: set[str] = set()
+    for name, _ in model.named_parameters():
+        if any(fnmatch(name, pattern) for pattern in patterns):
+            found.add(name)
+    return found
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> ParamGroups:

@@ -76,7 +76,10 @@ class Cycles(Shifted, Ending):
 
     @model_validator(mode="after")
     def _check_cycles(self) -> Cycles:
-        alone = [name for name in ("cycle_mul", "cycle_decay") if name in self.model_fields_set]
+        alone = []
+        for name in ("cycle_mul", "cycle_decay"):
+            if name in self.model_fields_set:
+                alone.append(name)
         if self.cycle_limit == 1 and alone:
             raise ValueError(f"{' and '.join(alone)} do nothing in a single cycle; set cycle_limit")
         return self

@@ -172,7 +172,10 @@ def _steps_to_try(settings: dict[str, Any], length: _Length) -> Iterator[int]:
         else:
             start = (mul**i - 1) / (mul - 1)
         corners.append(start * settings["num_epochs"])
-    near = {round(corner * per_epoch) + d for corner in corners for d in (-2, -1, 0, 1, 2)}
+    near = set()
+    for corner in corners:
+        for d in (-2, -1, 0, 1, 2):
+            near.add(round(corner * per_epoch) + d)
     yield from sorted(
         {step for step in near if 0 <= step <= count} | set(range(0, count, max(1, count // 500)))
     )
@@ -189,7 +192,10 @@ def _check_rate(scheduler: Any, step: int) -> None:
 def _notes(spec: SchedulerSpec, args: Args, length: _Length) -> list[str]:
     """Return what the schedule's settings say that never happens in this run."""
     notes, end = [], f"this run has {length.epochs} epochs"
-    unset = {name for name in type(args).model_fields if name not in args.model_fields_set}
+    unset = set()
+    for name in type(args).model_fields:
+        if name not in args.model_fields_set:
+            unset.add(name)
     default = " (timm's default)"
     shift = 0.0
     if isinstance(args, Shifted) and args.warmup_prefix:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from trainkit.checks.run_tensors import owned_by
 from trainkit.errors import PluginError, some
 from trainkit.hooks.run import Run
 
@@ -15,7 +16,7 @@ def trained(model: nn.Module) -> frozenset[str]:
 
 def optimized(run: Run) -> list[str]:
     """Return the names of the parameters that the optimizer holds, in the model's order."""
-    held = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    held = set(map(id, owned_by(run.optimizer)))
     return [name for name, p in run.model.named_parameters() if id(p) in held]
 
 

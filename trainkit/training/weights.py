@@ -109,15 +109,16 @@ def _named_tensors(found: Any, file: Path) -> State:
     inside = found
     if isinstance(found, Mapping):
         key = next((key for key in _INSIDE if isinstance(found.get(key), Mapping)), None)
-        if key is None:
-            inside = found
-        else:
+        if key is not None:
             inside = found[key]
     if not isinstance(inside, Mapping):
         raise UserError(
             f"{file}: cannot be read as weights: it holds {_kind(found)}, not tensors with names"
         )
-    tensors = {str(name): value for name, value in inside.items() if isinstance(value, Tensor)}
+    tensors = {}
+    for name, value in inside.items():
+        if isinstance(value, Tensor):
+            tensors[str(name)] = value
     if not tensors:
         what = "it is an empty mapping"
         if inside:
@@ -140,13 +141,15 @@ def _unwrapped(state: State, wanted: Sequence[str]) -> State:
     """
     known = set(wanted)
     while not known & state.keys():
-        names = [
-            name for name in state if name != "n_averaged"
-        ]  # the count of torch's AveragedModel
-        first = {name.partition(".")[0] for name in names}
-        if len(first) != 1 or not all("." in name for name in names):
+        prefixes, unwrapped = set(), {}
+        for name, value in state.items():
+            if name != "n_averaged":  # the count of torch's AveragedModel
+                prefix, dot, rest = name.partition(".")
+                prefixes.add(prefix if dot else None)
+                unwrapped[rest] = value
+        if len(prefixes) != 1 or None in prefixes:
             break
-        state = {name.partition(".")[2]: state[name] for name in names}
+        state = unwrapped
     return state
 
 
@@ -179,21 +182,23 @@ def start_from(model: nn.Module, file: Path) -> list[str]:
     state = _unwrapped(read_weights(file), list(model.state_dict()))
     own = model.state_dict()
     names = classifier_of(model)
-    of_it = [key for key in {**own, **state} if any(key.startswith(f"{name}.") for name in names)]
-    other = [
-        key
-        for key in of_it
-        if key not in own or key not in state or own[key].shape != state[key].shape
-    ]
-    # A difference in more than the number of classes is a misfit like any other.
-    alike = all(
-        own[key].shape[1:] == state[key].shape[1:] for key in other if key in own and key in state
-    )
-    if not other or not alike:
+    starts = tuple(f"{name}." for name in names)
+    of_it = [key for key in {**own, **state} if key.startswith(starts)]
+    differs = own.keys() & set(of_it) != state.keys() & set(of_it)
+    alike = True
+    for key in filter(state.__contains__, filter(own.__contains__, of_it)):
+        differs = differs or own[key].shape != state[key].shape
+        # A difference in more than the number of classes is a misfit like any other.
+        alike = alike and own[key].shape[1:] == state[key].shape[1:]
+    if not differs or not alike:
         fit_weights(model, state, file)
         return []
-    kept = {key: value for key, value in state.items() if key not in of_it}
-    fit_weights(model, kept | {key: own[key] for key in of_it if key in own}, file)
+    kept = dict(state)
+    for key in of_it:
+        kept.pop(key, None)
+        if key in own:
+            kept[key] = own[key]
+    fit_weights(model, kept, file)
     there, here = (len(found[of_it[0]]) if of_it[0] in found else 0 for found in (state, own))
     if not here:
         return [f"the classifier {', '.join(names)} of {file} is left out: the model has none"]
@@ -261,11 +266,11 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> No
         wrong.append(f"Missing keys: {_some(missing)}")
     if unknown := [name for name in state if name not in own]:
         wrong.append(f"unknown keys: {_some(unknown)}")
-    shapes = [
-        f"{name} ({_shape(state[name])} in the file, {_shape(own[name])} here)"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
+    shapes = []
+    for name in filter(state.__contains__, own):
+        if state[name].shape != own[name].shape:
+            file_shape, own_shape = _shape(state[name]), _shape(own[name])
+            shapes.append(f"{name} ({file_shape} in the file, {own_shape} here)")
     if shapes:
         wrong.append(f"other shapes: {_some(shapes)}")
     if wrong:

@@ -101,7 +101,9 @@ class Window:
         for i in range(len(self.weights)):
             batch = run.hook.prepare_batch(batch=next(batches), run=run)
             if self._keeps:
-                plugins = {name: plugin.generator_states() for name, plugin in run.plugins.items()}
+                plugins = {}
+                for name, plugin in run.plugins.items():
+                    plugins[name] = plugin.generator_states()
                 self._parts.append(_Part(batch, rng_state(run.device.torch), plugins))
             share = self._backward(batch, i)
             total = share if total is None else total + share
