@@ -26,7 +26,7 @@ CODE = sorted(
         *(ROOT / "tests").rglob("*.py"),
     ]
 )
-ADAPTERS = ("plugin.py", "hookspecs.py", "command.py")
+ADAPTERS = ("plugin.py", "hookspecs.py", "command.py", "options.py", "sections.py", "monitor.py")
 CARD = (
     "What it does",
     "When it helps",

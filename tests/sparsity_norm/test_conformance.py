@@ -1,4 +1,5 @@
-from trainkit_plugins.sparsity_norm.plugin import SparsityBiasMonitor, SparsityNormalization
+from trainkit_plugins.sparsity_norm.monitor import SparsityBiasMonitor
+from trainkit_plugins.sparsity_norm.plugin import SparsityNormalization
 
 from trainkit.testing import Case, parametrize
 

@@ -19,7 +19,8 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from trainkit_plugins.sparsity_norm import sparsity_bias
-from trainkit_plugins.sparsity_norm.plugin import SparsityBiasMonitor, _inputs
+from trainkit_plugins.sparsity_norm.monitor import SparsityBiasMonitor
+from trainkit_plugins.sparsity_norm.plugin import _inputs
 
 from tests.reference.sparsity_norm import mean_count
 from tests.reference.tiny import train

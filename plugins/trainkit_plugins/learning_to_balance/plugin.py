@@ -5,24 +5,24 @@ inferred for each task.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from hashlib import blake2b
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from pydantic import Field, PositiveInt, PrivateAttr
+from pydantic import PrivateAttr
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from trainkit import Batch, History, Plugin, Run, Section, UserError, figure, hookimpl
+from trainkit import Batch, History, Run, Section, UserError, hookimpl
 
 from .balance import balance, class_weights, inverse_frequency, multipliers, shots_of
 from .encoder import InferenceNetwork
 from .layout import Layout, lay_out
-from .plots import draw_multipliers, draw_weights, multiplier_table, weight_table
+from .options import BalanceOptions
 from .posterior import Latents, Posterior
+from .sections import sections
 from .tendencies import multipliers_by_size, weights_by_shots
 
 _CITATION = """\
@@ -37,7 +37,7 @@ _NATS = 0.1067
 """Divergence of one latent as initialized: mean 0, deviation ln 2."""
 
 
-class LearningToBalance(Plugin):
+class LearningToBalance(BalanceOptions):
     """Infer from each task's support set what it needs: class weights, step multipliers, modulated
     initial parameters.
 
@@ -54,50 +54,6 @@ class LearningToBalance(Plugin):
     before: ClassVar[tuple[str, ...]] = (
         "meta_sgd",
     )  # outermost: multiplies the step sizes that are learned there
-
-    omega: Literal["learned", "inverse", "uniform"] = Field(
-        "learned",
-        description=(
-            "class weights in the inner loss: inferred, proportional to 1/shots, or all alike"
-        ),
-    )
-    gamma: bool = Field(
-        True,
-        description="whether the step sizes of each group of layers get an inferred multiplier",
-    )
-    z: bool = Field(
-        True, description="whether initial parameters are modulated per output channel, as inferred"
-    )
-    max_shot: PositiveInt | None = Field(
-        None,
-        ge=2,
-        description="examples of a class at which its cardinality is 1; default: max_shot of maml",
-    )
-    draws: int = Field(
-        10,
-        ge=0,
-        description=(
-            "draws of the latents at test, whose probabilities are averaged; 0 takes the mean "
-            "instead"
-        ),
-    )
-    kl_weight: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="what the divergence is multiplied by"
-    )
-    groups: Literal["blocks", "stages"] = Field(
-        "blocks",
-        description="layers that share a multiplier: timm's fine or coarse groups of the model",
-    )
-    z_layers: Literal["all", "last_stage", "norms"] = Field(
-        "all",
-        description=(
-            "what is modulated: convolutions and linear layers, those of the last stage, or the "
-            "norms"
-        ),
-    )
-    z_scale: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="how far a latent of 1 moves a channel"
-    )
 
     _layout: Layout = PrivateAttr(default_factory=Layout)
     _divergences: dict[str, list[Tensor]] = PrivateAttr(default_factory=dict)
@@ -319,31 +275,3 @@ class LearningToBalance(Plugin):
                 logged.setdefault(purpose, {})[what] = history.series(name)[1][-1]
         shown = [purpose for purpose in logged if purpose != "validation"] or list(logged)
         return [section for purpose in shown for section in sections(purpose, logged[purpose])]
-
-
-def sections(purpose: str, value: Mapping[str, Any]) -> list[Section]:
-    """Return what there is to show of the tasks of one validation or test."""
-    found = []
-    tasks = f"Means over the tasks of the last {purpose}"
-    if any(map(math.isfinite, value.get("omega_mean", []))):
-        drawn, axes = figure()
-        draw_weights(axes, value["omega_mean"], value["omega_deviation"], value["omega_inverse"])
-        text = f"{tasks} whose classes differ in shots."
-        if math.isfinite(value["omega_unevenness"]):
-            off = value["omega_unevenness"]
-            text += (
-                f" With equal shots, the weight farthest from uniform was {off:.1%} off (mean over "
-                "tasks)."
-            )
-        table = weight_table(value["omega_mean"], value["omega_inverse"])
-        found.append(Section(f"Class weights and shots, {purpose}", text, [drawn], table))
-    if any(map(math.isfinite, value.get("size", []))):
-        gamma = {
-            name.removeprefix("gamma_"): v for name, v in value.items() if name.startswith("gamma_")
-        }
-        drawn, axes = figure(width=5.4 if len(gamma) < 9 else 9.6)
-        draw_multipliers(axes, value["size"], gamma)
-        text = f"{tasks} in ranges of the number of support examples."
-        table = multiplier_table(value["size"], gamma)
-        found.append(Section(f"Step multipliers and task size, {purpose}", text, [drawn], table))
-    return found

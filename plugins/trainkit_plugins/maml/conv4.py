@@ -150,3 +150,13 @@ def channels_last(x: Tensor) -> Tensor:
     """
     result = torch.empty_like(x, memory_format=torch.channels_last)
     return result.copy_(x)
+
+
+def conv4(pretrained: bool = False, **arguments: Any) -> Conv4:
+    """Make the four-layer network of the few-shot papers as timm makes models."""
+    if pretrained:
+        raise ValueError("there are no pretrained weights of conv4")
+    for name in list(arguments):
+        if name.startswith(("pretrained", "cache")):  # what timm says to every model
+            del arguments[name]
+    return Conv4(**arguments)
