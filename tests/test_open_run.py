@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "tiny.yaml").write_text(TINY_RECIPE)
     return start(
         place / "tiny.yaml", ["checkpoint.metric=nll", "checkpoint.mode=min"], place / "run", []
-    )
+    ).folder
 
 
 def holds(run: object, wanted: dict[str, torch.Tensor]) -> bool:

@@ -31,7 +31,7 @@ plugins:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("tuned")
     (place / "tiny.yaml").write_text(RECIPE)
-    return start(place / "tiny.yaml", [], place / "run", [])
+    return start(place / "tiny.yaml", [], place / "run", []).folder
 
 
 @pytest.fixture

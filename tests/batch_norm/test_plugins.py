@@ -199,7 +199,7 @@ def test_tuning_measures_the_weights_that_are_kept(recipe: Path, tmp_path: Path)
     last.
     """
     overrides = ["train.epochs=4", "plugins.ema={decay: 0.5}"]
-    folder = start(recipe, [*overrides, *ALL], tmp_path / "run", [])
+    folder = start(recipe, [*overrides, *ALL], tmp_path / "run", []).folder
     summary = json.loads((folder / "summary.json").read_text())
     found = json.loads((folder / "example_weighing.json").read_text())
     assert summary["best"]["epoch"] <= 3
@@ -221,7 +221,7 @@ def test_tuning_measures_the_weights_that_are_kept(recipe: Path, tmp_path: Path)
 def test_weights_are_plain_timms(recipe: Path, tmp_path: Path) -> None:
     folder = start(
         recipe, [*ALL, "plugins.batch_group_norm.channel_groups=null"], tmp_path / "run", []
-    )
+    ).folder
     weights = folder / "weights.safetensors"
     model = timm.create_model("test_resnet", num_classes=4, checkpoint_path=str(weights)).eval()
     assert load_file(weights).keys() == model.state_dict().keys()

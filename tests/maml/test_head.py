@@ -185,12 +185,12 @@ def test_training_tasks_have_train_ways_and_test_tasks_ways(
     batch = next(run.data.train.batches(0, 0))
     assert {int(episode.support.targets.max()) + 1 for episode in batch} == {4}
     assert "4-way in training" in run.data.summary
-    folder = start(path, (), tmp_path / "run", ())
+    folder = start(path, (), tmp_path / "run", ()).folder
     rows = metrics(folder)
     tested = next(row for row in rows if "test/accuracy" in row)
     assert all((4 * value) % 1 == 0 for value in tested["test/accuracies"])  # of 2 x 2 query images
     assert (tested["test/accuracy_by_step"][0] == 0.5) == (head == "zero")
-    again = start(path, (), tmp_path / "again", ())
+    again = start(path, (), tmp_path / "again", ()).folder
     assert metrics(again)[-1] == rows[-1]
 
 
@@ -203,7 +203,7 @@ def test_the_other_methods_take_training_tasks_of_more_classes(
         (),
         tmp_path / "run",
         (),
-    )
+    ).folder
     assert any("test/accuracy" in row for row in metrics(folder))
 
 

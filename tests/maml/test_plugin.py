@@ -46,7 +46,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def test_a_run_ends_with_a_test_whose_interval_is_over_tasks(
     recipe: Callable[..., Path], tmp_path: Path
 ):
-    folder = start(recipe(), (), tmp_path / "run", ())
+    folder = start(recipe(), (), tmp_path / "run", ()).folder
     rows = metrics(folder)
     tested = next(row for row in rows if "test/accuracy" in row)
     assert len(tested["test/accuracies"]) == 4

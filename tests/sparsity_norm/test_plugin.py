@@ -114,7 +114,7 @@ def test_what_is_learned_stays_as_it_is_while_training(write: Write) -> None:
 @pytest.mark.parametrize("options", ["{}", "{method: zero_and_mask}"])
 def test_stopped_and_gone_on_is_never_stopped(write: Write, tmp_path: Path, options: str) -> None:
     recipe = table(write, options, "  sparsity_bias: {}\n")
-    whole = start(recipe, [], tmp_path / "whole", [])
+    whole = start(recipe, [], tmp_path / "whole", []).folder
     setup = compose(recipe)
     stopped = tmp_path / "stopped"
     stopped.mkdir()
@@ -139,7 +139,7 @@ def test_changed_training_rows_are_noticed_when_going_on_and_when_measuring(
         path=f"'{path}'", options="{}"
     )
     recipe = write(text)
-    folder = start(recipe, [], tmp_path / "run", [])
+    folder = start(recipe, [], tmp_path / "run", []).folder
     evaluate(open_run(folder, weights="best"))
     path.write_text("\n".join(["x,y,sick", *(row.replace(",,", ",1,") for row in rows)]) + "\n")
     message = (
@@ -151,7 +151,7 @@ def test_changed_training_rows_are_noticed_when_going_on_and_when_measuring(
 
 
 def test_kept_weights_have_timms_names_and_the_layers(write: Write, tmp_path: Path) -> None:
-    folder = start(write(DIGITS.format(options="{}")), [], tmp_path / "run", [])
+    folder = start(write(DIGITS.format(options="{}")), [], tmp_path / "run", []).folder
     plain = timm.create_model("test_resnet", in_chans=1, num_classes=10)
     weights = load_file(folder / "weights.safetensors")
     assert set(weights) - set(plain.state_dict()) == {"sparsity_norm.k", "sparsity_norm.mean"}

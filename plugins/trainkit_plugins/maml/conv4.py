@@ -1,12 +1,10 @@
 """The four-layer network of the few-shot papers.
 
 Four times: 3x3 convolution with bias, batch norm, ReLU, 2x2 max pooling; then one linear layer. As
-in Lee et al.'s
-releases (and, but for the number of filters, Finn et al.'s): the norm uses the statistics of the
-    batch that it is
-given, in training and testing alike, has a learned shift and no scale, and eps 1e-3; weights are
-drawn from a normal distribution of deviation 0.02, cut at two deviations in the convolutions;
-biases start at zero.
+in Lee et al.'s releases (and, but for the number of filters, Finn et al.'s): the norm uses the
+statistics of the batch that it is given, in training and testing alike, has a learned shift and no
+scale, and eps 1e-3; weights are drawn from a normal distribution of deviation 0.02, cut at two
+deviations in the convolutions; biases start at zero.
 """
 
 from __future__ import annotations
