@@ -13,8 +13,9 @@ import timm.optim
 import torch
 
 from trainkit.errors import UserError
+from trainkit.training.anatomy import exempt_names
 from trainkit.training.build import build, compose
-from trainkit.training.param_groups import decay_groups, exempt_names, layer_groups
+from trainkit.training.param_groups import decay_groups, layer_groups
 
 
 def refusal(tiny: Path, *overrides: str) -> str:

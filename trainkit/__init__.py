@@ -29,8 +29,13 @@ if TYPE_CHECKING:
     from trainkit.system.strict_json import to_json
     from trainkit.system.terminal import Terminal
     from trainkit.system.writes import atomically, write_text, writing
+    from trainkit.training.anatomy import (
+        classifiers,
+        decaying_parameters,
+        exempt_names,
+        first_layers,
+    )
     from trainkit.training.device import Device
-    from trainkit.training.param_groups import exempt_names
     from trainkit.training.window import Window
 
 __version__ = "0.1.0"
@@ -65,8 +70,11 @@ __all__ = [
     "UserError",
     "Window",
     "atomically",
+    "classifiers",
+    "decaying_parameters",
     "exempt_names",
     "figure",
+    "first_layers",
     "hookimpl",
     "make_streams",
     "moment",
@@ -94,8 +102,8 @@ _HOMES = {
     "errors": ("Interrupted", "PluginError", "RecipeError", "TrainingError", "UserError"),
     "report.figures": ("figure", "style"),
     "hooks.folders": ("FolderName", "own_folder"),
+    "training.anatomy": ("classifiers", "decaying_parameters", "exempt_names", "first_layers"),
     "training.device": ("Device",),
-    "training.param_groups": ("exempt_names",),
     "hooks.specs": ("Hooks", "hookimpl", "moment", "value"),
     "log.history": ("History",),
     "log.records": ("Record",),

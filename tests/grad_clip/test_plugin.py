@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from pydantic import ValidationError
 from timm.utils.agc import adaptive_clip_grad
 from trainkit_plugins.grad_clip import clip_by_global_norm, gradient_of, local_smoothness, snapshot
-from trainkit_plugins.grad_clip.plugin import GradClip, SmoothnessMonitor, classifiers
+from trainkit_plugins.grad_clip.plugin import GradClip, SmoothnessMonitor
 
 from trainkit import History, Plugin, Record, hookimpl
 from trainkit.testing import Case
@@ -91,31 +90,6 @@ def test_the_optimizer_gets_gradients_clipped_once_per_step(options, clip, train
     assert [b > a for a, b in zip(after, before, strict=True)] == [c == 1.0 for c in clipped]
     assert any(clipped)
     assert max(after) <= 2.0 or "mode" in options
-
-
-@pytest.mark.parametrize(
-    ("name", "wanted"),
-    [
-        ("test_resnet", ["fc"]),
-        ("test_vit", ["head"]),
-        ("deit_tiny_distilled_patch16_224", ["head", "head_dist"]),
-        ("crossvit_tiny_240", ["head.0", "head.1"]),
-        ("levit_128s", ["head.linear", "head_dist.linear"]),
-    ],
-)
-def test_classifiers_are_those_that_timm_names(name, wanted):
-    with torch.device("meta"):
-        model = timm.create_model(name)
-        assert classifiers(model) == wanted
-        assert classifiers(timm.create_model(name, num_classes=0)) == []
-
-
-def test_classifiers_of_models_without_timms_names():
-    assert classifiers(torch.nn.Linear(2, 2)) == []
-    with torch.device("meta"):
-        model = timm.create_model("test_vit")
-    model.pretrained_cfg = {}
-    assert classifiers(model) == ["head"]
 
 
 def test_options_of_another_mode_are_refused_unless_they_are_the_defaults():

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 from trainkit_plugins.norm_bias import squared_norm
-from trainkit_plugins.norm_bias.plugin import NormBias, matrices_and_kernels
+from trainkit_plugins.norm_bias.plugin import NormBias
 
 import trainkit.testing
-from trainkit import Plugin, Run, UserError, hookimpl
+from trainkit import Plugin, Run, UserError, decaying_parameters, hookimpl
 from trainkit.commands.verify import differences
 from trainkit.log.history import History
 from trainkit.log.records import Record
@@ -136,7 +136,7 @@ def test_only_matrices_and_kernels_may_count_or_be_pushed():
         moved = watch.seen[0][1] != plain.seen[0][1]
         kinds[target, pushed] = series(trace, "norm_bias/squared_norm")[0], moved
     run = built({"mu_squared": 1.0})
-    matrices = {id(p) for p in matrices_and_kernels(run.model)}
+    matrices = {id(p) for p in decaying_parameters(run.model).values()}
     groups = [p for group in run.optimizer.param_groups for p in group["params"]]
     is_matrix = torch.cat([torch.full((p.numel(),), id(p) in matrices) for p in groups])
     vectors = sum(p.detach().square().sum().item() for p in groups if id(p) not in matrices)
@@ -161,7 +161,7 @@ def test_what_the_model_exempts_from_decay_is_no_matrix_or_kernel():
         {}, model={"name": "test_vit", "args": {"drop_rate": 0.0}}, data={"image_size": 160}
     )
     names = {id(p): name for name, p in run.model.named_parameters()}
-    found = {names[id(p)] for p in matrices_and_kernels(run.model)}
+    found = {names[id(p)] for p in decaying_parameters(run.model).values()}
     assert {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= found
     assert not {"pos_embed", "cls_token", "norm.weight", "blocks.0.attn.qkv.bias"} & found
 

@@ -4,29 +4,11 @@ groups.
 
 from __future__ import annotations
 
-from fnmatch import fnmatch
-from typing import Any, cast
-
 import timm.optim
 from torch import nn
 
 from trainkit.hooks.run import ParamGroups
-
-
-def exempt_names(model: nn.Module) -> set[str]:
-    """Return the names of the parameters that a model itself exempts from weight decay.
-
-    Its `no_weight_decay` gives names, or patterns with * and ? (XCiT's `pos_embed.*`), which timm
-    reads as in file names (`timm.optim.param_groups_weight_decay`).
-    """
-    if not hasattr(model, "no_weight_decay"):
-        return set()
-    patterns = list(cast(Any, model).no_weight_decay())
-    found: set[str] = set()
-    for name, _ in model.named_parameters():
-        if any(fnmatch(name, pattern) for pattern in patterns):
-            found.add(name)
-    return found
+from trainkit.training.anatomy import decaying_parameters, exempt_names
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> ParamGroups:
@@ -34,13 +16,12 @@ def decay_groups(model: nn.Module, weight_decay: float) -> ParamGroups:
 
     As in timm, vectors, scalars, biases and what the model exempts do not.
     """
-    exempt = exempt_names(model)
+    decaying = decaying_parameters(model)
     decay: list[nn.Parameter] = []
     keep: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            free = parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
-            (keep if free else decay).append(parameter)
+            (decay if name in decaying else keep).append(parameter)
     groups: ParamGroups = [
         {
             "params": decay,

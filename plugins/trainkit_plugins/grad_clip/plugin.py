@@ -9,14 +9,14 @@ from collections.abc import Generator
 from functools import partial
 from itertools import islice
 from statistics import fmean, median
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, PrivateAttr, model_validator
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainkit import History, Plugin, Run, Section, figure, hookimpl
+from trainkit import History, Plugin, Run, Section, classifiers, figure, hookimpl
 
 from .clipping import Clipped, clip_by_global_norm, clip_by_value, clip_tensors_with
 from .fit import fit_l0_l1
@@ -289,25 +289,6 @@ class SmoothnessMonitor(Plugin):
         drawn, axes = figure(width=5.4, height=3.6)
         drawn.colorbar(draw_scatter(axes, at, norms, values, fit), ax=axes, label="step", pad=0.02)
         return [Section(title, text, [drawn], fit_table(fit, observed or norms))]
-
-
-def classifiers(model: nn.Module) -> list[str]:
-    """Return the names of the layers that give the class scores, as timm's model names them (two
-    with distillation).
-    """
-    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    # A model without classes has an Identity in the classifier's place.
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if any(True for _ in module.parameters())
-    }
-    found = [name for name in ([named] if isinstance(named, str) else named) if name in layers]
-    if not found and hasattr(model, "get_classifier"):
-        head = cast(Any, model).get_classifier()
-        heads = head if isinstance(head, tuple | list) else [head]
-        found = [name for name, module in layers.items() if any(module is h for h in heads)]
-    return found
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

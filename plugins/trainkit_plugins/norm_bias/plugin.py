@@ -13,19 +13,11 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from trainkit import History, Plugin, Run, Section, exempt_names, figure, hookimpl
+from trainkit import History, Plugin, Run, Section, decaying_parameters, figure, hookimpl
 
 from .norm import push_to_norm, squared_norm
+from .paper import CITATION
 from .plots import draw_distance, draw_squared_norm
-
-CITATION = """\
-@inproceedings{goldblum2020truth,
-  title={Truth or Backpropaganda? An Empirical Investigation of Deep Learning Theory},
-  author={Goldblum, Micah and Geiping, Jonas and Schwarzschild, Avi and Moeller, Michael
-      and Goldstein, Tom},
-  booktitle={International Conference on Learning Representations},
-  year={2020}
-}"""
 
 
 def _number_or_auto(value: Any) -> Any:
@@ -166,10 +158,10 @@ class NormBias(Plugin):
         self, model: nn.Module, optimizer: Optimizer
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return what counts and what is pushed, in the optimizer's order."""
-        trained = [
-            p for group in optimizer.param_groups for p in group["params"] if p.requires_grad
-        ]
-        kernels = {id(p) for p in matrices_and_kernels(model)}
+        trained: list[Tensor] = []
+        for group in optimizer.param_groups:
+            trained += [p for p in group["params"] if p.requires_grad]
+        kernels = {id(p) for p in decaying_parameters(model).values()}
         weights = [p for p in trained if id(p) in kernels]
         counted = trained if self.target == "all" else weights
         return counted, counted if self.pushed == "target" else weights
@@ -254,18 +246,6 @@ class NormBias(Plugin):
         draw_squared_norm(top, at, norms, goal)
         draw_distance(bottom, at, distances)
         return [Section("Squared norm and its target", text, [drawn])]
-
-
-def matrices_and_kernels(model: nn.Module) -> list[nn.Parameter]:
-    """Return what weight decay usually applies to: no vectors, scalars or biases, nor what the
-    model itself exempts.
-    """
-    exempt = exempt_names(model)
-    return [
-        p
-        for name, p in model.named_parameters()
-        if p.ndim > 1 and not name.endswith(".bias") and name not in exempt
-    ]
 
 
 def _count(tensors: list[Tensor]) -> str:

@@ -4,7 +4,6 @@ modules.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -13,10 +12,10 @@ from trainkit import History, Plugin, Run, Section, figure, hookimpl
 
 from . import optimizers
 from .measure import adaptive_rate_quantiles, gradient_histogram, steps_taken
+from .plots import draw_gradients, draw_rates, draw_rectification
 from .rectification import first_rectified_step, rectification, rho, rho_inf, steps_until
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from torch.optim import Optimizer
 
     ParamGroups = list[dict[str, Any]]
@@ -273,54 +272,23 @@ class RAdamMonitor(Plugin):
                 "1/sqrt of the bias-corrected second moment, over the coordinates that have had a "
                 "gradient. Where it is large and unsettled at the start, r_t damps the step."
             )
-            sections.append(
-                Section("Adaptive learning rate", text, [_draw_rates(steps, rates, history)])
-            )
+            drawn, (left, right) = figure(1, 2)
+            draw_rates(left, steps, rates)
+            draw_rectification(right, *history.series("radam_monitor/r"))
+            sections.append(Section("Adaptive learning rate", text, [drawn]))
         steps, shares = history.series("radam_monitor/gradient_exponents")
         if steps:
             text = (
                 "Share of the gradient's coordinates by magnitude; those that are zero are left "
                 "out."
             )
-            sections.append(
-                Section("Gradient in the first steps", text, [_draw_gradients(steps, shares)])
-            )
+            drawn, axes = figure(width=9.6)
+            image = draw_gradients(axes, steps, shares, LOWEST)
+            drawn.colorbar(image, ax=axes, label="share of coordinates")
+            sections.append(Section("Gradient in the first steps", text, [drawn]))
         return sections
 
     def idle(self, run: Run) -> dict[str, str]:
         """Say that nothing is measured after the first steps."""
         later = (self.first // self.every + 1) * self.every
         return {"every": "" if self.first >= run.total_steps else run.past_end(later)}
-
-
-def _draw_rates(steps: list[int], rates: list[tuple[float, ...]], history: History) -> Figure:
-    drawn, (left, right) = figure(1, 2)
-    p05, p25, p50, p75, p95 = zip(*rates, strict=True)
-    left.fill_between(steps, p05, p95, color="C0", alpha=0.2, linewidth=0, label="5% to 95%")
-    left.fill_between(steps, p25, p75, color="C0", alpha=0.35, linewidth=0, label="25% to 75%")
-    left.plot(steps, p50, color="C0", label="median")
-    left.set(xscale="log", yscale="log", xlabel="step", ylabel="adaptive learning rate")
-    left.legend()
-    right.plot(*history.series("radam_monitor/r"), color="C1")
-    right.set(xlabel="step", ylabel="rectification r_t", ylim=(0, 1.02))
-    return drawn
-
-
-def _draw_gradients(steps: list[int], shares: list[list[float]]) -> Figure:
-    # Entry 0, zeros and everything below the histogram, would outshine the rest.
-    rows = [k for k in range(1, len(shares[0])) if any(share[k] for share in shares)] or [1]
-    low, high = rows[0], rows[-1] + 1
-    drawn, axes = figure(width=9.6)
-    image = axes.imshow(
-        [
-            [share[k] or math.nan for share in shares] for k in range(low, high)
-        ],  # nothing is drawn where nothing is
-        aspect="auto",
-        origin="lower",
-        interpolation="nearest",
-        extent=(steps[0] - 0.5, steps[-1] + 0.5, LOWEST + low - 1, LOWEST + high - 1),
-    )
-    axes.grid(False)
-    axes.set(xlabel="step", ylabel="log2 of the magnitude")
-    drawn.colorbar(image, ax=axes, label="share of coordinates")
-    return drawn

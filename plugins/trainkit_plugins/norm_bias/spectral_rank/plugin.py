@@ -15,9 +15,9 @@ from pydantic import Field, PrivateAttr, model_validator
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from trainkit import History, Plugin, Run, Section, figure, hookimpl
+from trainkit import History, Plugin, Run, Section, figure, first_layers, hookimpl
 
-from ..plugin import CITATION
+from ..paper import CITATION
 from .operators import Geometry, geometry, project
 from .plots import draw_layers, rank_table
 from .sizes import input_sizes
@@ -134,10 +134,7 @@ class SpectralRank(Plugin):
 
     def _excluded(self, model: nn.Module) -> dict[str, str]:
         if self.exclude is None:
-            first = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
-            return dict.fromkeys(
-                [first] if isinstance(first, str) else first, "the model's first layer"
-            )
+            return dict.fromkeys(first_layers(model), "the model's first layer")
         names = [name for name, _ in model.named_modules()]
         return {
             name: "excluded" for pattern in self.exclude for name in fnmatch.filter(names, pattern)

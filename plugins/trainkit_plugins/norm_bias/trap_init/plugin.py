@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainkit import Batch, History, Plugin, Run, Section, figure, hookimpl
 
-from ..plugin import CITATION
+from ..paper import CITATION
 from .affine import Affine, embed_affine, fit_affine, gradient_norm, largest_curvature
 from .network import evaluating, hidden_units, inputs_of, linear_layers
 from .plots import draw_active, draw_losses
