@@ -4,6 +4,7 @@ defaults by name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -15,6 +16,7 @@ from trainkit import Terminal
 from trainkit.commands.plan import make_plan
 from trainkit.commands.plan_data import augmentation_words, loss_words, schedule_words
 from trainkit.commands.plan_page import lines, show
+from trainkit.config import bundled
 from trainkit.config.recipe import LossSpec, SchedulerSpec
 from trainkit.data.images import AugmentSpec
 
@@ -40,13 +42,24 @@ def page(plan: dict[str, Any], width: int) -> list[str]:
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_no_word_and_no_reference_is_broken(plan: dict[str, Any], width: int) -> None:
     shown = page(plan, width)
-    alone = [
-        line.strip() for line in shown[1:] if len(line) > width
-    ]  # a reference longer than the room for it
+    # A reference, and the path in the first line, may be longer than the room for it.
+    alone = [line.strip() for line in shown[1:] if len(line) > width]
     assert set(alone) <= {"(command line `data.augment={auto_augment: rand-m9-mstd0.5-inc1}`)"}
     known = " ".join(" ".join(page(plan, 10_000)).split())
     assert " ".join(" ".join(shown).split()) == known
     assert sum("(with_a_rather_long_name.yaml:5)" in line for line in shown) >= 2
+
+
+@pytest.mark.parametrize("name", ["digits", "meta_dropout_glyphs", "sparsity_norm_ratings"])
+def test_bundled_recipes_fit_any_terminal(name: str) -> None:
+    plan = make_plan(bundled.find(Path(name)), [])
+    whole = page(plan, 10_000)
+    for width in (80, 120):
+        shown = page(plan, width)
+        assert width - 10 < max(map(len, shown)) <= width
+        assert " ".join(" ".join(shown).split()) == " ".join(" ".join(whole).split())
+        for reference in re.findall(r"[\w.]+\.yaml:\d+", "\n".join(whole)):
+            assert any(reference in line for line in shown)
 
 
 def test_the_page_says_what_decides_a_run(plan: dict[str, Any]) -> None:
@@ -99,6 +112,25 @@ def test_a_plugin_in_the_place_of_core_is_named(write: Write) -> None:
             ("data", "a", "/d/r.yaml:1, /e/f.yaml:2"),
             80,
             ["  data              a (r.yaml:1, /e/f.yaml:2)"],
+        ),
+        (
+            ("data", "a", "/d/a_long_name.yaml:1, /d/another_long_name.yaml:2 (x)"),
+            60,
+            [
+                "  data              a",
+                f"{'':20}(a_long_name.yaml:1,",
+                f"{'':20}another_long_name.yaml:2 (x))",
+            ],
+        ),
+        (
+            ("data", "one two three and (1,234)", "command line `a={b: 1, c: 2}`, r.yaml:1"),
+            44,
+            [
+                "  data              one two three",
+                f"{'':20}and (1,234)",
+                f"{'':20}(command line `a={{b: 1, c: 2}}`,",
+                f"{'':20}r.yaml:1)",
+            ],
         ),
     ],
 )

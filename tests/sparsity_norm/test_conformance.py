@@ -4,10 +4,9 @@ from trainkit_plugins.sparsity_norm.plugin import SparsityNormalization
 from trainkit.testing import Case, parametrize
 
 
-# The kit's digits have no gaps; with gaps a run without the plugin is refused, so test_plugin.py
+# tests/testing/test_installed.py has the defaults. The kit's digits have no gaps; with gaps a run without the plugin is refused, so test_plugin.py
 # has those cases.
 @parametrize(
-    Case(SparsityNormalization),
     Case(SparsityNormalization, {"method": "zero_and_mask", "mask": "pixel"}),
     Case(SparsityNormalization, {"k": 100.0, "per": "channel", "center": False}),
     Case(SparsityBiasMonitor, recipe={"plugins": {"mixup": {}, "ema": {}}}),

@@ -7,6 +7,7 @@ its own.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator
 from io import StringIO
@@ -33,12 +34,19 @@ Row = tuple[str, str, str]
 """Label, words (lines of them) and where they come from."""
 
 _LABEL = 20
+_HARD_SPACE = "\xa0"
+"""A space at which no line is broken; it is shown as one."""
+_COUNT = re.compile(r" (?=\([\d,.]+\))")
+"""The space between a word and its count."""
+_REFERENCE = re.compile(r"(?:[^,`]|`[^`]*`|,(?! ))+")
+"""One of several references with commas between them; an override in it may have commas too."""
 
 
 def show(plan: dict[str, Any], console: Console) -> None:
     """Print a plan for people."""
     folder = str(Path(plan["recipe"]).parent)
-    console.print(f"plan of {plan['recipe']}; what is called default is written nowhere in it\n")
+    console.print(f"plan of {plan['recipe']}")
+    console.print("what is called default is written nowhere in it\n")
     for title, rows in _parts(plan):
         console.print(Text(title, style="bold"))
         for row in rows:
@@ -55,20 +63,26 @@ def lines(row: Row, width: int, folder: str = "") -> Iterator[str]:
     room = max(width - _LABEL, 24)
     wrapped: list[str] = []
     for line in words.splitlines():
-        wrapped += textwrap.wrap(line, room, break_long_words=False, break_on_hyphens=False) or [""]
+        wrapped += _wrap(line, room) or [""]
     if place:
-        place = f"({', '.join(_short(part, folder) for part in place.split(', '))})"
-        if wrapped and len(wrapped[-1]) + 1 + len(place) <= room:
-            wrapped[-1] += f" {place}"
+        parts = [part.strip() for part in _REFERENCE.findall(place)]
+        whole = ", ".join(_short(part, folder).replace(" ", _HARD_SPACE) for part in parts)
+        if wrapped and len(wrapped[-1]) + len(whole) + 3 <= room:
+            wrapped[-1] += f" ({whole})"
         else:
-            wrapped.append(place)
+            wrapped += _wrap(f"({whole})", room)
     head = f"  {label}"
     if len(head) >= _LABEL:
         yield head
         head = ""
     for line in wrapped or [""]:
-        yield f"{head:{_LABEL}}{line}".rstrip()
+        yield f"{head:{_LABEL}}{line}".rstrip().replace(_HARD_SPACE, " ")
         head = ""
+
+
+def _wrap(line: str, room: int) -> list[str]:
+    line = _COUNT.sub(_HARD_SPACE, line)
+    return textwrap.wrap(line, room, break_long_words=False, break_on_hyphens=False)
 
 
 def _short(place: str, folder: str) -> str:
