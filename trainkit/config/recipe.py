@@ -174,6 +174,7 @@ class Recipe(BaseModel):
     plugins: dict[str, dict[str, Any]] = Field({}, description="the plugins that are on, in order")
 
     _raw: RawRecipe = PrivateAttr(default_factory=RawRecipe)
+    _text: str = PrivateAttr("")  # a recipe does not change, and each checkpoint holds its text
 
     @property
     def raw(self) -> RawRecipe:
@@ -190,6 +191,11 @@ class Recipe(BaseModel):
         """Return the resolved recipe as YAML: every default written out, local plugins by their
         absolute path.
         """
+        if not self._text:
+            self._text = self._dumped()
+        return self._text
+
+    def _dumped(self) -> str:
         data = self.model_dump()  # not in JSON mode, which turns infinity into null
         folder = self._raw.folder
         data["plugins"] = {

@@ -114,8 +114,10 @@ def _check_kind(
 def check_providers(entries: Sequence[Entry], manager: pluggy.PluginManager) -> list[Problem]:
     """Return a problem for each value that two plugins provide."""
     problems = []
+    provided = [_provided(entry) for entry in entries]
     for hook, caller in hooks_of(manager).items():
-        providers = [entry for entry in entries if _provides(entry, hook)]
+        pairs = zip(entries, provided, strict=True)
+        providers = [entry for entry, hooks in pairs if hook in hooks]
         if is_value(caller) and len(providers) > 1:
             last, names = providers[-1], " and ".join(entry.name for entry in providers)
             message = f"{names} both provide {hook}, and a run has one; drop one of them"
@@ -123,6 +125,7 @@ def check_providers(entries: Sequence[Entry], manager: pluggy.PluginManager) -> 
     return problems
 
 
-def _provides(entry: Entry, hook: str) -> bool:
-    _, options = implementations(entry.plugin).get(hook, (None, {"wrapper": True}))
-    return not options["wrapper"]
+def _provided(entry: Entry) -> set[str]:
+    """Return the hooks that a plugin answers or hears, without wrapping them."""
+    marked = implementations(entry.plugin)
+    return {name for name, (_, options) in marked.items() if not options["wrapper"]}
