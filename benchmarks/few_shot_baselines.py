@@ -4,12 +4,12 @@ Run: python benchmarks/few_shot_baselines.py recipes/maml_glyphs.yaml [override 
     --task 5 5.jsonl
 
 Arms: nearest class centroid on pixels; the recipe's network pre-trained to tell all training
-    classes apart (plain
-classification, every image of them), then nearest centroid on its features, or fine-tuning on each
-task's support images with a new classifier that starts at zero, of the classifier alone or of all
-parameters but the norms; and the same fine-tuning of a network that was never trained. Step size
-and number of steps of each kind of fine-tuning are those that do best on tasks of the validation
-classes. Batch norms use the batch's own statistics throughout, as in the meta-learned arms.
+classes apart (plain classification, every image of them), then nearest centroid on its features, or
+fine-tuning on each task's support images with a new classifier that starts at zero, of the
+classifier alone or of all parameters but the norms; and the same fine-tuning of a network that was
+never trained. Step size and number of steps of each kind of fine-tuning are those that do best on
+tasks of the validation classes. Batch norms use the batch's own statistics throughout, as in the
+meta-learned arms.
 
 `--task` names a number of shots and the file to which every arm is appended, with its accuracy on
 each test task, for `few_shot_study.py` to put beside others. Pre-training is the same for all of

@@ -1,10 +1,11 @@
 """What the recipes norm_bias, spectral_rank and local_minimum show, over seeds and against their
 controls.
 
-Run: python benchmarks/norm_bias_study.py RECIPE [--seeds 5] [--out FILE]      train; one JSON line
-    per training
-     python benchmarks/norm_bias_study.py --tables FILE                        means, and paired
-     differences
+Run: python benchmarks/norm_bias_study.py RECIPE [--seeds 5] [--out FILE]
+     python benchmarks/norm_bias_study.py --tables FILE
+
+The first trains and writes one JSON line per training, the second prints means and paired
+differences.
 
 RECIPE is norm_bias, norm_bias_batch_norm, spectral_rank or local_minimum. Differences are paired
 over seeds, to the first row of each table, with 95% intervals (Student's t).

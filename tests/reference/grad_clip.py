@@ -2,9 +2,8 @@
 (1905.11881).
 
 eta_c, eta_n: learning rates of clipped and normalised gradient descent; gamma: clipping threshold
-    (and, in
-the smoothness estimate, the fraction of the step); beta: offset of the normalised step; h: the
-resulting step factor.
+(and, in the smoothness estimate, the fraction of the step); beta: offset of the normalised step; h:
+the resulting step factor.
 """
 
 import math

@@ -305,10 +305,9 @@ class NormDecay(_Summers):
     zero.
 
     Only where no later norm undoes it, unless told otherwise. The optimizer decays them by its own
-    rule, as it decays
-    weights: in the gradient with SGD (the authors' penalty), decoupled with AdamW and its kind.
-        Toward one it is shown
-    scale - 1 during its step. Core gives norms no weight decay, so nothing decays twice.
+    rule, as it decays weights: in the gradient with SGD (the authors' penalty), decoupled with
+    AdamW and its kind. Toward one it is shown scale - 1 during its step. Core gives norms no weight
+    decay, so nothing decays twice.
     """
 
     neutral: ClassVar[dict[str, Any]] = {"where": "none"}

@@ -40,11 +40,9 @@ def local_smoothness(
     """Estimate the smoothness of a loss on the segment that an optimizer step has just walked.
 
     With x the parameters before the step (``start``), d the step (``params - start``) and gamma
-    from
-    ``grid``: ``max over gamma of ||grad(x + gamma d) - grad(x)|| / ||gamma d||`` (Zhang et al.
-        2020, the
-    quantity of their figures 1 to 3; the default grid is the one interior point of their released
-    code). Costs one call of ``gradient`` and one more per grid point. The length of each
+    from ``grid``: ``max over gamma of ||grad(x + gamma d) - grad(x)|| / ||gamma d||`` (Zhang et al.
+    2020, the quantity of their figures 1 to 3; the default grid is the one interior point of their
+    released code). Costs one call of ``gradient`` and one more per grid point. The length of each
     displacement is that of the parameters as actually rounded, so low-precision parameters do not
     bias the quotient.
 

@@ -11,13 +11,14 @@ Together with the streams of `trainkit_data.few_shot`, in an adapter (the key of
 seed in it: all arms share the tasks):
 
     pool, sampler = class_pool(recipe, "train"), EpisodeSampler(ways=5, queries=15, shots=1)
-    sampler.check(pool)                                        # ValueError, for the user to read
+    sampler.check(pool)  # ValueError, for the user to read
     train = GeneratedStream(
         lambda epoch, number: sampler.episode(pool, recipe.seed, "train", epoch, number),
         steps_per_epoch=…, items_per_step=…, accumulate=…, rank=…, world=…, noun="tasks",
-    )                                                          # micro-batches are lists of episodes
-    test = GeneratedEval(lambda number: sampler.episode(test_pool, "test", number), count=1000,
-    batch_size=…, …)
+    )  # micro-batches are lists of episodes
+    test = GeneratedEval(
+        lambda number: sampler.episode(test_pool, "test", number), count=1000, batch_size=…, …
+    )
 """
 
 from __future__ import annotations

@@ -2,12 +2,10 @@
 order.
 
 The arrays of a few-shot task are small, and most operations on them do not fill two cores. So cores
-are given to
-tasks: every thread works on one task at a time, with as many threads inside an operation as are
-    left over. Each task's
-graph ends with the task. The gradients that come out reach the rest of a training loop as the
-gradient of one scalar, so that loss scaling, gradient accumulation and DistributedDataParallel need
-not know of any of this.
+are given to tasks: every thread works on one task at a time, with as many threads inside an
+operation as are left over. Each task's graph ends with the task. The gradients that come out reach
+the rest of a training loop as the gradient of one scalar, so that loss scaling, gradient
+accumulation and DistributedDataParallel need not know of any of this.
 """
 
 from __future__ import annotations

@@ -19,9 +19,8 @@ class Mixup(Plugin):
     (CutMix).
 
     mixup: x = lam * x_i + (1 - lam) * x_j with lam ~ Beta(alpha, alpha); CutMix: a rectangle of
-        share 1 - lam of x_i
-    is replaced by x_j's. Labels become lam * y_i + (1 - lam) * y_j either way. j is i counted from
-    the batch's end.
+    share 1 - lam of x_i is replaced by x_j's. Labels become lam * y_i + (1 - lam) * y_j either way.
+    j is i counted from the batch's end.
     """
 
     citation: ClassVar[str] = """\

@@ -1,9 +1,8 @@
 """Sparsity normalization as functions of an input and its mask.
 
 Letters: x is a batch of inputs [N, F] or [N, C, H, W]; m its mask, true where an entry is observed;
-    ||m||_1 the number
-of observed entries of a row (of one input); K a constant, usually the mean of ||m||_1 over the
-training rows.
+||m||_1 the number of observed entries of a row (of one input); K a constant, usually the mean of
+||m||_1 over the training rows.
 
     x_SN = K * (x * m) / ||m||_1
 
