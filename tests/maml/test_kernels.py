@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from trainkit_plugins.maml.kernels import conv2d, norm_relu_pool
+from trainkit_plugins.maml.fused import norm_relu_pool
+from trainkit_plugins.maml.kernels import conv2d
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -1,5 +1,22 @@
 """Model-agnostic meta-learning: the inner loop as functions, the few-shot papers' network, and
 the plan of a task.
+
+The method, from initial parameters theta, for each task with a support set and a query set:
+
+    repeat K times: theta_k+1 = theta_k - alpha * grad of the support loss at theta_k
+    minimise over theta: the query loss at theta_K, differentiated through the K steps
+
+Three names do that; begin with them:
+
+    plan = plan_for(model, inner_lr=0.4)                           # theta and alpha
+    loop = InnerLoop(steps=5)                                      # K, and the order
+    loss = task_loss(model, plan, support, query, loop).loss       # of one task
+    loss.backward()
+
+`support` and `query` are anything with `inputs` [N, …] and `targets` [N], the classes counted
+inside the task. A model that is trained then predicts the query set of a new task by
+
+    logits = predict_task(model, plan, support, query.inputs, loop)
 """
 
 from .conv4 import Conv4

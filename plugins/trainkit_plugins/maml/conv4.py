@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from .kernels import norm_relu_pool
+from .fused import norm_relu_pool
 
 Init = Literal["papers", "torch"]
 

@@ -2,9 +2,8 @@
 kernels.
 
 torch differentiates the backward pass of a convolution by convolutions with kernels as large as the
-image, that of a batch norm by some twenty passes over the activations, and its max pooling of NCHW
-arrays is not vectorised. Here each backward pass is a function of its own, with its gradient
-derived by hand.
+image. Here that backward pass is a function of its own, with its gradient derived by hand; `fused`
+does the same for a norm that is followed by ReLU and pooling.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 _aten = torch.ops.aten
 
@@ -42,7 +40,21 @@ class _Conv(torch.autograd.Function):
 
 
 class _ConvBackward(torch.autograd.Function):
-    """(dx, dw, db) of a convolution, from dy, x and w."""
+    """(dx, dw, db) of a convolution, from dy, x and w.
+
+    The convolution x * w is linear in x and in w, and the three are its adjoints: for any hx, hw
+    and hb
+
+        <hx, dx> = <hx * w, dy>,  <hw, dw> = <x * hw, dy>,  <hb, db> = <hb, dy>
+
+    with hb the same at all places. The second backward pass gets hx, hw and hb as cotangents of dx,
+    dw and db, and needs the gradient of the sum of the three. Each right side is linear in what it
+    holds, so
+
+        grad of dy = hx * w + x * hw + hb
+        grad of x  = the dx of a convolution with hw in place of w  (from the second)
+        grad of w  = the dw of a convolution of hx in place of x    (from the first)
+    """
 
     @staticmethod
     def forward(
@@ -62,10 +74,15 @@ class _ConvBackward(torch.autograd.Function):
         grad_dy = grad_x = grad_w = None
         if for_dy:
             shape = (1, -1, *(1 for _ in dy.shape[2:]))
-            forms = [] if hx is None else [_convolve(hx, w, None, how)]
-            forms += [] if hw is None else [_convolve(x, hw, hb, how)]
-            forms += [hb.view(shape).expand_as(dy)] if hb is not None and hw is None else []
-            grad_dy = forms[0] if len(forms) == 1 else sum(forms) if forms else None
+            forms = []
+            if hx is not None:
+                forms.append(_convolve(hx, w, None, how))
+            if hw is not None:
+                forms.append(_convolve(x, hw, hb, how))
+            elif hb is not None:
+                forms.append(hb.view(shape).expand_as(dy))
+            if forms:
+                grad_dy = sum(forms[1:], forms[0])
         if for_x and hw is not None:
             grad_x = _conv_backward(dy, x, hw, how, (True, False, False))[0]
         if for_w and hx is not None:
@@ -102,7 +119,7 @@ def _conv_backward(dy: Tensor, x: Tensor, w: Tensor, how: Any, wanted: tuple[boo
     found = _aten.convolution_backward(
         dy, x, w, [w.shape[0]], *how[:3], False, [0, 0], how[3], mask
     )
-    return (*found[:2], _rows(dy).sum(0)) if rows else found
+    return (*found[:2], rows_of(dy).sum(0)) if rows else found
 
 
 def conv2d(
@@ -164,132 +181,6 @@ def batch_norm(
     return F.batch_norm(input.float(), *rest).to(input.dtype)
 
 
-def norm_relu_pool(input: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Return batch norm with the batch's statistics and a shift, then ReLU, then 2x2 max pooling.
-
-    A norm without negative scale keeps order, so pooling can come first: norm and ReLU then see a
-    quarter of the values. On a CPU this runs in channels-last memory, which is what the result has.
-
-    Args:
-        input: [N, C, H, W].
-        bias: the shift [C].
-        eps: added to the variance.
-
-    Returns:
-        [N, C, H // 2, W // 2].
-
-    Raises:
-        ValueError: there is a single value per channel.
-    """
-    if has_torch_function_variadic(input, bias):
-        result: Tensor = handle_torch_function(norm_relu_pool, (input, bias), input, bias, eps)
-        return result
-    here = input.device.type == "cpu" and input.dtype in (torch.float32, torch.float64)
-    rows = input.numel() // input.shape[1]
-    if (
-        not here
-        or rows < 2
-        or input.dtype != bias.dtype
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    ):
-        return F.max_pool2d(
-            F.relu(batch_norm(input, None, None, None, bias, training=True, eps=eps)), 2
-        )
-    fused: Tensor = _NormReluPool.apply(
-        input.contiguous(memory_format=torch.channels_last), bias, eps
-    )
-    return fused
-
-
-def _rows(x: Tensor) -> Tensor:
+def rows_of(x: Tensor) -> Tensor:
     """Return [N, C, H, W] in channels-last memory as [N * H * W, C]."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _images(rows: Tensor, like: Tensor) -> Tensor:
-    n, c, h, w = like.shape
-    return rows.view(n, h, w, c).permute(0, 3, 1, 2)
-
-
-class _NormReluPool(torch.autograd.Function):
-    """y = relu((u_j - mean) r + b) at the largest j of each window, with r = (variance +
-    eps)^-1/2.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, b: Tensor, eps: float) -> Tensor:
-        mean, variance = torch.batch_norm_update_stats(u, None, None, 0.0)
-        r = (variance + eps).rsqrt()
-        pooled, window = _aten.max_pool2d_with_indices(u, [2, 2])
-        y = torch.addcmul(b - mean * r, _rows(pooled), r).relu_()
-        # From places in a channel of an image to places in memory.
-        n, c, h, w = u.shape
-        first = torch.arange(n).mul_(h * w * c).view(-1, 1, 1) + torch.arange(c)
-        place = first.add(window.permute(0, 2, 3, 1).reshape(n, -1, c), alpha=c).view(-1)
-        ctx.save_for_backward(u, y, place, mean, r, b)
-        return _images(y, pooled)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        return *_NormReluPoolBackward.apply(g, *ctx.saved_tensors), None
-
-
-class _NormReluPoolBackward(torch.autograd.Function):
-    """(du, db) from the gradient g of y.
-
-    With x = (u - mean) r, which is y - b where y > 0; q = g where y > 0, else 0, put back to the
-    places k of the largest; n values per channel; S1 = sum q; S2 = sum q x:
-
-        du_k = r (q_k - S1/n - x_k S2/n),  db = S1
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, g: Tensor, u: Tensor, y: Tensor, place: Tensor, mean: Tensor, r: Tensor, b: Tensor
-    ) -> Any:
-        rows = _rows(u)
-        n = len(rows)
-        q = _aten.threshold_backward(_rows(g), y, 0)
-        s1 = q.sum(0)
-        s2 = (q * y).sum(0) - b * s1
-        slope = r.square() * s2 / -n
-        du = torch.addcmul(r * s1 / -n - slope * mean, rows, slope)
-        du.view(-1).scatter_add_(0, place, (r * q).view(-1))
-        ctx.save_for_backward(g, u, q, y, place, mean, r, b, s1, s2)
-        ctx.set_materialize_grads(False)
-        return _images(du, u), s1
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, h: Tensor | None, e: Tensor | None) -> Any:
-        """With H1 = sum h, H2 = sum h x, T = sum h_j q_j - S1 H1/n - S2 H2/n for cotangents h of du
-        and e of db.
-
-        dg = r (h_j - H1/n - x_j H2/n) + e where y > 0; and for u, by way of x and of r,
-        du_k = -(r²/n) (H2 q_k + S2 h_k) + (r²/n²) (H2 S1 + S2 H1) + x_k ((2 r²/n²) H2 S2 - (r²/n)
-        T).
-        """
-        g, u, q, y, place, mean, r, b, s1, s2 = ctx.saved_tensors
-        if h is None:
-            dg = None if e is None else _images(_aten.threshold_backward(e.expand_as(y), y, 0), g)
-            return dg, *(None for _ in range(6))
-        h = h.contiguous(memory_format=torch.channels_last)
-        rows, cotangent = _rows(u), _rows(h)
-        n = len(rows)
-        _, h2, h1 = _aten.native_batch_norm_backward(
-            h, u, torch.ones_like(mean), None, None, mean, r, True, 0.0, [False, True, True]
-        )
-        at = cotangent.view(-1).index_select(0, place).view_as(q)
-        t = (at * q).sum(0) - (s1 * h1 + s2 * h2) / n
-        level = r * (b * h2 - h1) / n
-        dg = at.mul_(r).add_(level if e is None else level + e).addcmul_(y, r * h2 / -n)
-        scale = r.square() / n
-        slope = r * scale * (2 * h2 * s2 / n - t)
-        du = torch.addcmul(scale * (h2 * s1 + s2 * h1) / n - slope * mean, rows, slope)
-        du.addcmul_(cotangent, scale * -s2)
-        du.view(-1).scatter_add_(0, place, (q * (scale * -h2)).view(-1))
-        return (
-            _images(_aten.threshold_backward(dg, y, 0), g),
-            _images(du, u),
-            *(None for _ in range(5)),
-        )
