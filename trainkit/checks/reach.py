@@ -4,7 +4,6 @@ wait for it.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,8 +13,6 @@ from trainkit.hooks.run import Run
 
 _HIDDEN = "CheckpointFunctionBackward"
 """What stands in a graph for a part of it that is made only in the backward pass."""
-
-_LATE = re.compile(r"did not receive grad for rank \d+: ([\d ]+)")
 
 
 def unreached(loss: Tensor, model: nn.Module) -> list[str]:
@@ -39,42 +36,60 @@ def unreached(loss: Tensor, model: nn.Module) -> list[str]:
 
 
 def look(run: Run, loss: Tensor) -> None:
-    """Note which parameters the loss does not reach, before its backward pass.
+    """Note which parameters the loss does not reach, before its first backward pass.
 
     Raises:
-        TrainingError: there are such, and the gradients are averaged over ranks.
+        TrainingError: there are such on any rank, and the gradients are averaged over several.
     """
-    names = unreached(loss, run.model)
-    if not run.device.any(bool(names)):
+    names = run.device.gather(unreached(loss, run.model))
+    if not any(names):
         return
-    what = f"no loss reaches {len(names)} of the model's parameters: {some(names)}"
-    if run.device.world > 1:
-        raise TrainingError(
-            f"{what}; each rank would wait for a gradient that never comes: where the model is "
-            "built, let requires_grad be False for them (a plugin that wraps build_model), or use "
-            "one rank"
-        )
-    run.log.note(f"{what}; they have no gradient and stay as they are")
+    everywhere = sorted(set().union(*names), key=max(names, key=len).index)
+    what = f"no loss reaches {len(everywhere)} of the model's parameters: {some(everywhere)}"
+    if run.device.world == 1:
+        run.log.note(f"{what}; they have no gradient and stay as they are")
+        return
+    ranks = [str(rank) for rank, found in enumerate(names) if found]
+    if len(ranks) < run.device.world:
+        what = f"{what}, on rank {some(ranks)} of {run.device.world}"
+    raise TrainingError(
+        f"{what}; each rank would wait for a gradient that never comes: where the model is "
+        "built, let requires_grad be False for them (a plugin that wraps build_model), or use "
+        "one rank"
+    )
 
 
-def explained(error: RuntimeError, module: nn.Module) -> Exception:
-    """Return what to raise for an error of a forward pass: torch's own words for a gradient that
-    did not come are long.
+class Arrivals:
+    """Whether a backward pass has added to the gradient of every parameter that is trained.
+
+    On several ranks the others wait for one that does not come, until torch gives up after minutes.
+    The rank that does not wait is the one that can say which it is.
 
     Args:
-        error: what was raised.
-        module: whose gradients are averaged over ranks.
+        module: whose gradients are averaged over ranks; made before the backward pass.
     """
-    missing = _LATE.search(str(error))
-    if missing is None:
-        return error
-    names = []
-    for name, p in module.named_parameters():
-        if p.requires_grad:
-            names.append(name.removeprefix("module.model."))
-    late = [names[int(i)] for i in missing[1].split()]
-    return TrainingError(
-        f"the last step's loss did not reach {some(late)}, which it reached before; on several "
-        "ranks every step must reach all parameters: add zero times a sum of those that a step "
-        "leaves out"
-    )
+
+    def __init__(self, module: nn.Module) -> None:
+        self._before = [(name, p, _mark(p)) for name, p in module.named_parameters()]
+
+    def check(self, run: Run) -> None:
+        """Look at the gradients after the backward pass.
+
+        Raises:
+            TrainingError: some did not come on this rank.
+        """
+        late = [name for name, p, mark in self._before if p.requires_grad and _mark(p) == mark]
+        if not late:
+            return
+        names = [name.removeprefix("module.model.") for name in late]
+        raise TrainingError(
+            f"the loss of step {run.step + 1} on rank {run.device.rank} did not reach "
+            f"{some(names)}, which an earlier one did; on several ranks every step must reach all "
+            "parameters on each rank: add zero times a sum of those that a step leaves out"
+        )
+
+
+def _mark(parameter: Tensor) -> tuple[int, int] | None:
+    """Return what changes whenever something is added to a parameter's gradient."""
+    gradient = parameter.grad
+    return None if gradient is None else (id(gradient), gradient._version)

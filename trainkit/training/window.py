@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from trainkit.checks.reach import explained, look
+from trainkit.checks.reach import Arrivals, look
 from trainkit.hooks.run import Run
 from trainkit.seeds import rng_state, set_rng_state
 from trainkit.training.trainable import trained
@@ -142,19 +142,22 @@ class Window:
 
     def _backward(self, batch: Any, i: int) -> Tensor:
         """Add the gradient of micro-batch `i`, scaled; return its share of the loss, detached."""
-        if self._run.device.world > 1:
-            # Average over ranks once per window, while its last backward pass runs. DDP offers
-            # `no_sync()` for the other passes. We set the flag that it sets by hand: whether to
-            # average is then one line for every pass, and an exception leaves nothing behind.
-            replicated = cast(nn.parallel.DistributedDataParallel, self._step_loss)
-            replicated.require_backward_grad_sync = i + 1 == len(self.weights)
-        try:
-            loss = self._step_loss(batch)
-        except RuntimeError as error:
-            raise explained(error, self._step_loss) from error
+        arrivals = self._averaged(i) if self._run.device.world > 1 else None
+        loss = self._step_loss(batch)
         if self.weights[i] == 1:
             share = loss
         else:
             share = loss * self.weights[i]
         self._run.device.scaler.scale(share).backward()
+        if arrivals is not None:
+            arrivals.check(self._run)
         return cast(Tensor, share.detach())
+
+    def _averaged(self, i: int) -> Arrivals | None:
+        """Average over ranks once per window, while its last backward pass runs."""
+        # DDP offers `no_sync()` for the other passes. We set the flag that it sets by hand:
+        # whether to average is then one line for every pass, and an exception leaves nothing
+        # behind.
+        replicated = cast(nn.parallel.DistributedDataParallel, self._step_loss)
+        replicated.require_backward_grad_sync = i + 1 == len(self.weights)
+        return Arrivals(replicated) if replicated.require_backward_grad_sync else None
