@@ -174,6 +174,10 @@ def bad(name: str, folder: Path) -> tuple[list[str | Path], str]:
             ["verify-resume", recipe, "--at", "1", "--steps", "0"],
             "--at 1: must be at least 1 and less than the last step compared, 0",
         ),
+        "more steps": (
+            ["verify-resume", recipe, "--steps", "10000"],
+            "--steps 10000: the run has ",
+        ),
     }
     return cases[name]
 
@@ -204,6 +208,7 @@ BAD = [
     "copy",
     "at",
     "steps",
+    "more steps",
 ]
 
 

@@ -43,12 +43,14 @@ def verify_resume(recipe: Path, overrides: Sequence[str], at: int, steps: int | 
             sooner.
 
     Raises:
-        UserError: `at` is not inside the run.
+        UserError: `at` or `steps` is not inside the run.
     """
     with tempfile.TemporaryDirectory() as folder:
         whole, stopped = Path(folder) / "whole", Path(folder) / "stopped"
         total = _train(recipe, overrides, whole, None)
-        end = min(at + 5 if steps is None else steps, total)
+        end = min(at + 5, total) if steps is None else steps
+        if end > total:
+            raise UserError(f"--steps {end}: the run has {total} steps")
         if not 0 < at < end:
             raise UserError(
                 f"--at {at}: must be at least 1 and less than the last step compared, {end}"
