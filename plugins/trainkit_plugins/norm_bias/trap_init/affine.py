@@ -40,7 +40,7 @@ class Affine(NamedTuple):
 
 
 def fit_affine(
-    objective: Objective, inputs: Tensor, outputs: int, *, iterations: int = 2000
+    objective: Objective, inputs: Tensor, outputs: int, *, iterations: int = 500
 ) -> Affine:
     """Minimise ``objective(inputs A^T + c)`` over A and c by L-BFGS in float64, from zero.
 
