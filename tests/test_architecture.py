@@ -61,9 +61,11 @@ def test_there_are_rooms():
 def test_a_room_meets_trainkit_only_in_its_adapter_and_only_by_public_names(room):
     for path in room.rglob("*.py"):
         for module, names in imports(path):
-            if module.split(".")[0] != "trainkit":
+            if module.split(".")[0] not in ("trainkit", "trainkit_data"):
                 continue
             assert path.name in ADAPTERS, f"{path.relative_to(ROOT)} imports {module}"
+            if module in ("trainkit_data.few_shot", "trainkit_data.tabular"):
+                continue
             assert module == "trainkit", f"{path.relative_to(ROOT)} reaches into {module}"
             assert set(names) <= set(trainkit.__all__), f"{path.relative_to(ROOT)}: {names}"
 
@@ -131,5 +133,14 @@ def test_the_command_line_starts_without_torch():
     code = (
         "import sys, trainkit.commands.app; sys.exit('torch' in sys.modules or 'matplotlib' in "
         "sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_sources_of_data_are_imported_without_torch():
+    code = (
+        "import sys; from pathlib import Path; from trainkit.config.find_source import *; "
+        "[source_class(name.replace('*', 'x'), Path()) for name in installed_sources()]; "
+        "sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
