@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainkit.config.direction import goodness
     from trainkit.commands.plan_page import Plan
     from trainkit.commands.result import Result
     from trainkit.commands.session import open_run
@@ -75,6 +76,7 @@ __all__ = [
     "exempt_names",
     "figure",
     "first_layers",
+    "goodness",
     "hookimpl",
     "make_streams",
     "moment",
@@ -91,6 +93,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "config.direction": ("goodness",),
     "config.data_source": ("DataSource",),
     "config.recipe": ("Recipe",),
     "data.class_images": ("ImagesByClass",),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from trainkit.config.direction import BETTER, goodness
 from trainkit.log.history import History
 from trainkit.report.curves import smooth, thin
 from trainkit.report.figures import PALETTE, figure, legend_above, style
@@ -18,9 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
-
-BETTER = {"accuracy": max, "top5": max, "nll": min, "calibration_error": min}
-"""Which way each of core's metrics is better; for others no best value is marked."""
 
 ABOUT = {
     "accuracy": ("Accuracy", "Share of the validation examples classified correctly."),
@@ -212,10 +211,11 @@ def _metric_plot(history: History, names: Sequence[str]) -> Plot | None:
                 finite.append((value, record.epoch + 1))
         empty = empty and not finite
         axes.plot(epochs, values, marker=_marker(epochs), label=label(name))
-        better = BETTER.get(name.removeprefix("val/"))
+        better = BETTER.get(name.removeprefix("val/"))  # for other metrics no best value is marked
         if better and finite and name == names[0]:
-            _mark_best(axes, better(finite)[0], finite)
-            if better is min and spans_decades([v for v, _ in finite]):
+            best = max((v for v, _ in finite), key=partial(goodness, direction=better))
+            _mark_best(axes, best, finite)
+            if better == "min" and spans_decades([v for v, _ in finite]):
                 axes.set_yscale("log")
     if empty:
         return None

@@ -10,6 +10,7 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 
+from trainkit.config.direction import BETTER
 from trainkit.config.recipe import LossSpec
 
 
@@ -75,7 +76,7 @@ class _OfClasses(torchmetrics.Metric):  # type: ignore[misc]  # torchmetrics is 
 class Accuracy(_OfClasses):
     """Share of examples whose class is among the `top_k` highest logits."""
 
-    higher_is_better = True
+    higher_is_better = BETTER["accuracy"] == "max"
 
     def __init__(self, top_k: int = 1) -> None:
         super().__init__()
@@ -105,7 +106,7 @@ class CalibrationError(_OfClasses):
     in any order: the value does not depend on batches or ranks.
     """
 
-    higher_is_better = False
+    higher_is_better = BETTER["calibration_error"] == "max"
 
     def __init__(self, bins: int = 15) -> None:
         super().__init__()
@@ -133,7 +134,7 @@ _WHOLE = 2**32
 class NegativeLogLikelihood(torchmetrics.MeanMetric):  # type: ignore[misc]  # it is half typed
     """Mean of -log p(target) over all examples, from logits [N, K] and classes [N]."""
 
-    higher_is_better = False
+    higher_is_better = BETTER["nll"] == "max"
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Count one batch."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from trainkit.config.direction import goodness
 from trainkit.config.recipe import CheckpointSpec
 
 
@@ -57,7 +58,7 @@ class Outcome:
         value, epoch = entry["value"], entry["epoch"]
         if not math.isfinite(value):
             return True, 0.0, epoch
-        return False, -value if self._spec.mode == "max" else value, epoch
+        return False, -goodness(value, self._spec.mode), epoch
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it."""

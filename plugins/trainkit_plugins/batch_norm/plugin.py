@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainkit import History, Plugin, Run, Section, figure, hookimpl, to_json, write_text
+from trainkit import History, Plugin, Run, Section, figure, goodness, hookimpl, to_json, write_text
 
 from .choice import tune
 from .decay import batch_norms, decay_groups, decay_toward_one, scales_and_shifts
@@ -204,10 +204,9 @@ class ExampleWeighing(_Summers):
     def on_evaluate_end(self, model: nn.Module, metrics: Mapping[str, float], run: Run) -> None:
         """Remember the weights just validated if they are the best so far, which a run keeps."""
         spec = run.recipe.checkpoint
-        value = metrics[spec.metric] * (1 if spec.mode == "max" else -1)
-        # A metric that is NaN is worse than every number.
+        value = goodness(metrics[spec.metric], spec.mode)
         if self.alpha == "tune" and (not self._weights or value > self._best):
-            self._best = -math.inf if math.isnan(value) else value
+            self._best = value
             self._weights = {
                 name: tensor.detach().to("cpu", copy=True)
                 for name, tensor in model.state_dict().items()

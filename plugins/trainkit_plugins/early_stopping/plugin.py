@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from trainkit import Plugin, Run, hookimpl
+from trainkit import Plugin, Run, goodness, hookimpl
 
 
 class EarlyStopping(Plugin):
@@ -44,7 +45,7 @@ class EarlyStopping(Plugin):
             )
         return self
 
-    def _watched(self, run: Run) -> tuple[str, str]:
+    def _watched(self, run: Run) -> tuple[str, Literal["max", "min"]]:
         checkpoint = run.recipe.checkpoint
         return self.metric or checkpoint.metric, self.mode or checkpoint.mode
 
@@ -66,20 +67,17 @@ class EarlyStopping(Plugin):
         up.
         """
         metric, mode = self._watched(run)
-        sign = 1.0 if mode == "max" else -1.0
-        gain = sign * float(metrics[metric])
-        # NaN compares false with everything: it is never an improvement, and never becomes the
-        # best.
-        if gain > (sign * self._best + self.min_delta if self._best is not None else float("-inf")):
-            self._best, self._since = sign * gain, 0
+        value, needed = float(metrics[metric]), -math.inf
+        if self._best is not None:
+            needed = goodness(self._best, mode) + self.min_delta
+        if goodness(value, mode) > needed:
+            self._best, self._since = value, 0
             return
         self._since += 1
         if self._since >= self.patience:
-            best = (
-                "was never a number"
-                if self._best is None
-                else f"has not got better than {self._best:.6g}"
-            )
+            best = "was never a number"
+            if self._best is not None:
+                best = f"has not got better than {self._best:.6g}"
             run.stop(f"early_stopping: {metric} {best} for {self._since} validations")
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,8 +105,8 @@ class EarlyStopping(Plugin):
         """Say what is watched."""
         metric, mode = self._watched(run)
         every = run.recipe.train.evaluate_every
+        better = {"max": "higher", "min": "lower"}[mode]
         return [
-            f"watches {metric} ({'higher' if mode == 'max' else 'lower'} is better), measured every"
-            f" {every} epoch(s); stops after {self.patience} validations without a gain above "
-            f"{self.min_delta:g}"
+            f"watches {metric} ({better} is better), measured every {every} epoch(s); stops after "
+            f"{self.patience} validations without a gain above {self.min_delta:g}"
         ]
