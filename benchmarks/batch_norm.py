@@ -1,8 +1,8 @@
-"""Time the generalised layer against torch's BatchNorm and against chunking, forward and backward.
+"""Time the generalized layer against torch's BatchNorm and against chunking, forward and backward.
 
 Run: python benchmarks/batch_norm.py [--device cuda] [--threads 2] [--ghost 8] [--seconds 0.2]
 
-"chunked" is the usual ghost batch norm: split, normalise each part, concatenate. Composer's
+"chunked" is the usual ghost batch norm: split, normalize each part, concatenate. Composer's
 GhostBatchNorm is timed too where it is installed; its newest release brings torch 2.7.0, so not
 beside torch 2.15. All sides run interleaved in one process; the tables give medians, as ratios to
 the plain layer.

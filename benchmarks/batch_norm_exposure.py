@@ -17,7 +17,7 @@ from pathlib import Path
 
 import timm
 import torch
-from trainkit_plugins.batch_norm.exposure import exposed_norms, is_batch_norm, is_norm
+from trainkit_plugins.batch_norm.norm_decay.exposure import exposed_norms, is_batch_norm, is_norm
 
 
 def main() -> None:

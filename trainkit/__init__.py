@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainkit.config.direction import goodness
     from trainkit.commands.plan_page import Plan
     from trainkit.commands.result import Result
     from trainkit.commands.session import open_run
     from trainkit.commands.train import plan, resume, train
     from trainkit.config.data_source import DataSource
+    from trainkit.config.direction import goodness
     from trainkit.config.recipe import Recipe
     from trainkit.data.class_images import ImagesByClass
     from trainkit.data.image_data import Splits

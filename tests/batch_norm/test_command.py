@@ -157,7 +157,7 @@ def test_a_model_without_batch_norm_is_refused(tmp_path: Path, tune: Any) -> Non
         tmp_path / "vit.yaml", "--weights", tmp_path / "w.pth", "--out", tmp_path / "out"
     )
     assert code == 2
-    assert "VisionTransformer has no BatchNorm layer; it normalises with" in err
+    assert "VisionTransformer has no BatchNorm layer; it normalizes with" in err
 
 
 def test_help_names_it_without_importing_torch() -> None:

@@ -12,7 +12,7 @@ import timm.optim
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from trainkit_plugins.batch_norm.decay import decay_groups, decay_toward_one
+from trainkit_plugins.batch_norm.norm_decay.decay import decay_groups, decay_toward_one
 from trainkit_plugins.radam import RAdam
 
 F64 = torch.float64

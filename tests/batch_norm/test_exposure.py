@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
-from trainkit_plugins.batch_norm.exposure import exposed_norms, is_batch_norm, is_norm
+from trainkit_plugins.batch_norm.norm_decay.exposure import exposed_norms, is_batch_norm, is_norm
 
 
 def on_meta(name: str, **arguments: Any) -> nn.Module:

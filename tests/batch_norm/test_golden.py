@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from trainkit_plugins.batch_norm import convert_batch_norm, normalise_blocks, update_moments
+from trainkit_plugins.batch_norm import convert_batch_norm, normalize_blocks, update_moments
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = {
@@ -75,7 +75,7 @@ def test_running_moments(case):
     layer = layer_of(case)
     for x in numbers["x"]:
         layer(x)
-        done = normalise_blocks(x, None, None, ghost_size=n, channel_groups=groups, eps=1e-5)
+        done = normalize_blocks(x, None, None, ghost_size=n, channel_groups=groups, eps=1e-5)
         update_moments(m1, var, done.mean, done.var, 0.1)
     close(m1, numbers["moving_mean"])
     close(var, numbers["moving_mean_sq"] - numbers["moving_mean"] ** 2)

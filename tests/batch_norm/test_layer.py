@@ -277,5 +277,5 @@ def test_the_layer_says_what_it_is():
     net = small_net()
     convert_batch_norm(net, ghost_size=4, example_weight=0.1)
     line = repr(net[3])
-    assert line.startswith("GeneralisedBatchNorm2d(8, eps=1e-05")
+    assert line.startswith("GeneralizedBatchNorm2d(8, eps=1e-05")
     assert "ghost_size=4, channel_groups=None, example_weight=0.1, blocks=any" in line

@@ -19,11 +19,11 @@ from trainkit_plugins.batch_norm import (
     convert_batch_norm,
     cpu,
     mix_moments,
-    normalise_blocks,
-    normalise_examples,
+    normalize_blocks,
+    normalize_examples,
     update_moments,
 )
-from trainkit_plugins.batch_norm.blocks import Settings, normalise
+from trainkit_plugins.batch_norm.blocks import Settings, normalize
 
 from tests.reference import batch_norm as reference
 
@@ -49,7 +49,7 @@ def doubles(numbers):
 
 
 def train(x, weight=None, bias=None, **how):
-    return normalise_blocks(
+    return normalize_blocks(
         x, weight, bias, **({"ghost_size": None, "channel_groups": None, "eps": EPS} | how)
     )
 
@@ -157,7 +157,7 @@ def test_gradients_are_those_of_ordinary_operations(
         ours = torch.autograd.grad(
             train(x, *params, **ways_of(ghost, G, blocks)).output, wanted, dy
         )
-    theirs = torch.autograd.grad(normalise(x, *params, how)[0], wanted, dy)
+    theirs = torch.autograd.grad(normalize(x, *params, how)[0], wanted, dy)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
@@ -207,7 +207,7 @@ def test_finite_differences(ghost, groups, blocks):
 def test_inference_is_the_slow_twin(batch, G, alpha, space):
     x, gamma, beta = make(batch, C, *space), make(C, seed=1), make(C, seed=2)
     m1, var = make(C, seed=3), make(C, seed=4).square() + 0.1
-    y = normalise_examples(x, m1, var, gamma, beta, example_weight=alpha, channel_groups=G, eps=EPS)
+    y = normalize_examples(x, m1, var, gamma, beta, example_weight=alpha, channel_groups=G, eps=EPS)
     m2 = (var + m1**2).tolist()
     twin = reference.infer(nested(x), gamma.tolist(), beta.tolist(), m1.tolist(), m2, alpha, G, EPS)
     torch.testing.assert_close(y, doubles(twin).reshape(x.shape), rtol=1e-8, atol=1e-9)
@@ -235,7 +235,7 @@ def test_special_cases_are_torch_layers():
 def test_group_norm_at_inference_is_example_weight_one():
     x, running = make(N, C, 5, 5), (make(C, seed=3), make(C, seed=4).square())
     for groups in (1, 3, 6):
-        y = normalise_examples(
+        y = normalize_examples(
             x, *running, None, None, example_weight=1.0, channel_groups=groups, eps=EPS
         )
         exact(y, F.group_norm(x, groups, eps=EPS))
@@ -248,7 +248,7 @@ def test_an_outlier_is_bounded_by_the_block_in_training_and_by_alpha_at_inferenc
     assert train(x, eps=0.0).output.abs().max().item() == pytest.approx(math.sqrt(n - 1), rel=1e-9)
     alpha, zero, one = 1 / n, torch.zeros(1).double(), torch.ones(1).double()
     limit = math.sqrt((1 - alpha) / alpha)
-    seen = normalise_examples(
+    seen = normalize_examples(
         x * 1e6, zero, one, None, None, example_weight=alpha, channel_groups=None, eps=0.0
     )
     assert seen.max().item() == pytest.approx(limit, rel=1e-9)
@@ -259,8 +259,8 @@ def test_without_example_weight_an_example_does_not_see_the_batch():
     x, running = make(N, C, 5, 5), (make(C, seed=3), make(C, seed=4).square())
     for alpha in (0.0, 0.3):
         how = {"example_weight": alpha, "channel_groups": None, "eps": EPS}
-        whole = normalise_examples(x, *running, None, None, **how)
-        exact(whole[3:4], normalise_examples(x[3:4], *running, None, None, **how))
+        whole = normalize_examples(x, *running, None, None, **how)
+        exact(whole[3:4], normalize_examples(x[3:4], *running, None, None, **how))
         if alpha == 0:
             exact(whole, F.batch_norm(x, *running, eps=EPS))
 
@@ -352,10 +352,10 @@ def test_the_layer_and_the_functions_are_one():
     layer = nn.BatchNorm2d(C, eps=1e-3, momentum=0.2).double()
     convert_batch_norm(layer, ghost_size=4, channel_groups=3, example_weight=0.25)
     x, before = make(N, C, 3, 3), (torch.zeros(C).double(), torch.ones(C).double())
-    done = normalise_blocks(x, layer.weight, layer.bias, ghost_size=4, channel_groups=3, eps=1e-3)
+    done = normalize_blocks(x, layer.weight, layer.bias, ghost_size=4, channel_groups=3, eps=1e-3)
     update_moments(*before, done.mean, done.var, 0.2)
     exact(layer(x), done.output)
     exact(layer.running_mean, before[0])
     exact(layer.running_var, before[1])
     how = {"example_weight": 0.25, "channel_groups": 3, "eps": 1e-3}
-    exact(layer.eval()(x), normalise_examples(x, *before, layer.weight, layer.bias, **how))
+    exact(layer.eval()(x), normalize_examples(x, *before, layer.weight, layer.bias, **how))

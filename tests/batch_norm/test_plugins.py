@@ -96,7 +96,7 @@ def test_plan_tells_what_all_four_together_do(recipe: Path) -> None:
     ]
     changes = {row["plugin"]: row["changes"] for row in plan["model"]["changes"]}
     assert changes["example_weighing"][0].startswith(
-        "15 x BatchNorm2d -> GeneralisedBatchNorm2d: conv1.1, conv1.4"
+        "15 x BatchNorm2d -> GeneralizedBatchNorm2d: conv1.1, conv1.4"
     )
     assert changes["batch_group_norm"][0].startswith(
         "settings changed in 15 module(s): conv1.1, conv1.4"

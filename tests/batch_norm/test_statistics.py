@@ -33,7 +33,7 @@ def test_moments_are_those_of_all_examples_together(converted: bool) -> None:
         model[0].running_var.double(), used.var(1, correction=0), rtol=1e-6, atol=1e-6
     )
     assert model[0].num_batches_tracked == 3
-    # The second layer sees what the first makes of each batch, normalised by that batch.
+    # The second layer sees what the first makes of each batch, normalized by that batch.
     model.train()
     model[2].eval()
     with torch.no_grad():

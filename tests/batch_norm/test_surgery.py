@@ -145,11 +145,11 @@ def test_a_lazy_layer_that_has_seen_data_is_an_ordinary_one():
 def test_a_model_without_batch_norm_hears_what_it_has():
     with pytest.raises(
         ValueError,
-        match="Sequential has no BatchNorm layer; it normalises with GroupNorm, LayerNorm",
+        match="Sequential has no BatchNorm layer; it normalizes with GroupNorm, LayerNorm",
     ):
         convert_batch_norm(nn.Sequential(nn.LayerNorm(3), nn.GroupNorm(1, 3)), ghost_size=4)
     with pytest.raises(
-        ValueError, match="Linear has no BatchNorm layer; it has no normalisation layer at all"
+        ValueError, match="Linear has no BatchNorm layer; it has no normalization layer at all"
     ):
         convert_batch_norm(nn.Linear(2, 2), ghost_size=4)
 

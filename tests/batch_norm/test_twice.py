@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from trainkit_plugins.batch_norm import block_sizes, convert_batch_norm, normalise_blocks
-from trainkit_plugins.batch_norm.blocks import Settings, normalise
+from trainkit_plugins.batch_norm import block_sizes, convert_batch_norm, normalize_blocks
+from trainkit_plugins.batch_norm.blocks import Settings, normalize
 
 EPS = 1e-3
 WAYS = [  # batch, channels, space, ghost size, channel groups, blocks
@@ -33,7 +33,7 @@ def leaves(batch, channels, space):
 
 def normed(x, weight, bias, ghost, groups, blocks):
     how = {"ghost_size": ghost, "channel_groups": groups, "blocks": blocks, "eps": EPS}
-    return normalise_blocks(x, weight, bias, **how).output
+    return normalize_blocks(x, weight, bias, **how).output
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
@@ -69,7 +69,7 @@ def test_third_derivatives_are_those_of_ordinary_operations(
         return torch.autograd.grad(y, wanted, materialize_grads=True)
 
     ours = third(lambda *t: normed(*t, ghost, groups, blocks))
-    theirs = third(lambda *t: normalise(*t, how)[0])
+    theirs = third(lambda *t: normalize(*t, how)[0])
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
 

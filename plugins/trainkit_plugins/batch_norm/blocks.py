@@ -128,10 +128,10 @@ def pool(mean: Tensor, var: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Ten
     return whole, share @ (torch.square(mean - whole) + var)
 
 
-def normalise(
+def normalize(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise [N, C, ...] by its blocks and groups, in operations that torch can trace and
+    """Normalize [N, C, ...] by its blocks and groups, in operations that torch can trace and
     differentiate twice.
 
     Returns:

@@ -57,7 +57,7 @@ class _Saved(NamedTuple):
 
 
 class BlockNorm(torch.autograd.Function):
-    """Normalise [N, C, ...], float32 or float64, contiguous or channels_last."""
+    """Normalize [N, C, ...], float32 or float64, contiguous or channels_last."""
 
     @staticmethod
     def forward(
@@ -194,8 +194,7 @@ def _parts(X: Tensor, first: int) -> list[tuple[slice, slice]]:
 
 
 def _spread_like(coefficient: Tensor, X: Tensor) -> Tensor:
-    # A vectorised multiply-add needs operands that lie as X does; one example of each block is
-    # little.
+    # A vectorized multiply-add needs operands that lie as X does; one example per block is little.
     if X.shape[3] == 1 or X.stride(3) != 1:
         return coefficient
     return coefficient.expand(-1, -1, X.shape[3]).contiguous()

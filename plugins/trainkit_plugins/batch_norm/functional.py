@@ -1,8 +1,17 @@
-"""The generalised batch normalisation as pure functions (Summers & Dinneen 2020, arXiv 1906.03548).
+"""The generalized batch normalization as pure functions (Summers & Dinneen 2020, arXiv 1906.03548).
+
+What a layer computes in training, for x [N, C, S] in blocks of n consecutive examples:
+
+    for block in x.split(n):  # [n, C, S]
+        grouped = block.view(n, G, C // G, S)
+        mu = grouped.mean((0, 2, 3), keepdim=True)
+        var = (grouped - mu).square().mean((0, 2, 3), keepdim=True)
+        y = ((grouped - mu) / (var + eps).sqrt()).view(n, C, S)
+        yield gamma[:, None] * y + beta[:, None]
 
 Legend, in the letters of the authors' code: N examples, C channels, S positions in space (1 for a
 vector); n examples per block (the ghost size), G channel groups of c = C / G channels; mu and var
-are the moments that normalise, gamma and beta the layer's weight and bias, alpha the weight of an
+are the moments that normalize, gamma and beta the layer's weight and bias, alpha the weight of an
 example in its own inference statistics. Special cases: G = C, n = N is batch norm; G = C, n < N
 ghost batch norm; n = 1 group norm (G = 1 layer norm, G = C instance norm); n > 1, G < C the paper's
 batch/group norm.
@@ -20,17 +29,17 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..common.precision import promoted_dtype
-from .blocks import Settings, are_channels, block_sizes, flat, normalise, pool
+from .blocks import Settings, are_channels, block_sizes, flat, normalize, pool
 from .cpu import BlockNorm
 
 Blocks = Literal["any", "strided", "consecutive"]
 
 
-class Normalised(NamedTuple):
+class Normalized(NamedTuple):
     """What a training pass makes.
 
     Attributes:
-        output: normalised, scaled and shifted input, in its shape and dtype.
+        output: normalized, scaled and shifted input, in its shape and dtype.
         mean: mean of each channel over the whole batch, [C], float32 or wider, without gradient.
         var: biased variance of each channel over the whole batch, [C], float32 or wider, without
             gradient.
@@ -41,7 +50,7 @@ class Normalised(NamedTuple):
     var: Tensor
 
 
-def normalise_blocks(
+def normalize_blocks(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -50,8 +59,8 @@ def normalise_blocks(
     channel_groups: int | None,
     eps: float,
     blocks: Blocks = "any",
-) -> Normalised:
-    """Normalise a training batch by the moments of its blocks of examples and groups of channels.
+) -> Normalized:
+    """Normalize a training batch by the moments of its blocks of examples and groups of channels.
 
     ``y = gamma (x - mu) / sqrt(var + eps) + beta`` with mu and the biased var over n examples, c
     channels and space (paper section 3.4 and the authors' ``normalization.py``).
@@ -83,14 +92,14 @@ def normalise_blocks(
     wide = promoted_dtype(x.dtype)
     gamma, beta = (None if t is None else t.to(wide) for t in (weight, bias))
     if followed():
-        y, mean, var = normalise(x.to(wide), gamma, beta, settings)
+        y, mean, var = normalize(x.to(wide), gamma, beta, settings)
     elif x.device.type == "cpu":
         y, mean, var = BlockNorm.apply(_dense(x.to(wide)), gamma, beta, settings)
     elif are_channels(x, settings):
-        y, mean, var = _normalise_channels(x.to(wide), gamma, beta, settings)
+        y, mean, var = _normalize_channels(x.to(wide), gamma, beta, settings)
     else:
-        y, mean, var = normalise(x.to(wide), gamma, beta, settings)
-    return Normalised(y.to(x.dtype), *pool(mean, var, sizes))
+        y, mean, var = normalize(x.to(wide), gamma, beta, settings)
+    return Normalized(y.to(x.dtype), *pool(mean, var, sizes))
 
 
 @torch.no_grad()
@@ -159,7 +168,7 @@ def mix_moments(
     )
 
 
-def normalise_examples(
+def normalize_examples(
     x: Tensor,
     running_mean: Tensor,
     running_var: Tensor,
@@ -170,7 +179,7 @@ def normalise_examples(
     channel_groups: int | None,
     eps: float,
 ) -> Tensor:
-    """Normalise each example by its :func:`mix_moments`; the arguments are those of the functions
+    """Normalize each example by its :func:`mix_moments`; the arguments are those of the functions
     above.
 
     Returns:
@@ -211,7 +220,7 @@ def followed() -> bool:
     )
 
 
-def _normalise_channels(
+def _normalize_channels(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, blocks = settings.sizes[0], len(settings.sizes)

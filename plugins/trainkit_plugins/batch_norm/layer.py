@@ -1,4 +1,4 @@
-"""The generalised layer: what a torch BatchNorm becomes by an exchange of its class."""
+"""The generalized layer: what a torch BatchNorm becomes by an exchange of its class."""
 
 from typing import Any, cast
 
@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .blocks import block_sizes
-from .functional import Blocks, followed, normalise_blocks, normalise_examples, update_moments
+from .functional import Blocks, followed, normalize_blocks, normalize_examples, update_moments
 
 
-class GeneralisedBatchNorm(_BatchNorm):
+class GeneralizedBatchNorm(_BatchNorm):
     """A BatchNorm with ghost batches, channel groups and example weighing; made by
     :func:`convert_batch_norm`.
 
@@ -20,7 +20,7 @@ class GeneralisedBatchNorm(_BatchNorm):
     bit. In every other case the running moments follow the authors' rule (:func:`update_moments`),
     over the whole batch however it is grouped.
 
-    Without running statistics (``track_running_stats=False``) evaluation normalises as training
+    Without running statistics (``track_running_stats=False``) evaluation normalizes as training
     does.
 
     Attributes:
@@ -28,7 +28,7 @@ class GeneralisedBatchNorm(_BatchNorm):
         channel_groups: groups that share statistics, in training and in evaluation; ``None`` is one
             per channel.
         example_weight: alpha in [0, 1], the weight of an example in its own inference statistics.
-        blocks: which examples share a block (:func:`normalise_blocks`).
+        blocks: which examples share a block (:func:`normalize_blocks`).
     """
 
     ghost_size: int | None
@@ -38,7 +38,7 @@ class GeneralisedBatchNorm(_BatchNorm):
     plain_class: type[_BatchNorm]
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise [N, C, ...]; a timm BatchNormAct2d then drops and activates as it always
+        """Normalize [N, C, ...]; a timm BatchNormAct2d then drops and activates as it always
         did.
         """
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
@@ -106,7 +106,7 @@ class GeneralisedBatchNorm(_BatchNorm):
             # do not meet.
             mean, var = (t if t is None or followed() else t.data for t in (mean, var))
             return F.batch_norm(x, mean, var, self.weight, self.bias, True, momentum, eps)
-        done = normalise_blocks(
+        done = normalize_blocks(
             x,
             self.weight,
             self.bias,
@@ -124,7 +124,7 @@ class GeneralisedBatchNorm(_BatchNorm):
         mean, var = self.running_mean, self.running_var
         if mean is None or var is None or (groups is None and self.example_weight == 0):
             return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, eps)
-        return normalise_examples(
+        return normalize_examples(
             x,
             mean,
             var,
@@ -136,24 +136,24 @@ class GeneralisedBatchNorm(_BatchNorm):
         )
 
 
-_made: dict[type[_BatchNorm], type[GeneralisedBatchNorm]] = {}
+_made: dict[type[_BatchNorm], type[GeneralizedBatchNorm]] = {}
 
 
-def generalised(plain: type[_BatchNorm]) -> type[GeneralisedBatchNorm]:
-    """Return the generalised subclass of a BatchNorm class, always the same one."""
+def generalized(plain: type[_BatchNorm]) -> type[GeneralizedBatchNorm]:
+    """Return the generalized subclass of a BatchNorm class, always the same one."""
     if plain not in _made:
         # It keeps the module's name: torch.fx takes a layer for a leaf by it.
         names = {
             "plain_class": plain,
             "__module__": plain.__module__,
-            "__doc__": GeneralisedBatchNorm.__doc__,
+            "__doc__": GeneralizedBatchNorm.__doc__,
         }
-        made = type(f"Generalised{plain.__name__}", (GeneralisedBatchNorm, plain), names)
-        _made[plain] = cast(type[GeneralisedBatchNorm], made)
+        made = type(f"Generalized{plain.__name__}", (GeneralizedBatchNorm, plain), names)
+        _made[plain] = cast(type[GeneralizedBatchNorm], made)
     return _made[plain]
 
 
-def _empty(plain: type[_BatchNorm]) -> GeneralisedBatchNorm:
+def _empty(plain: type[_BatchNorm]) -> GeneralizedBatchNorm:
     # A pickle cannot name a class that is made on demand, so it names the one it is made from.
-    cls = generalised(plain)
+    cls = generalized(plain)
     return cls.__new__(cls)

@@ -1,5 +1,5 @@
-"""The four changes to batch norm as plugins. They set fields of the same layers, so any of them
-go together.
+"""Three changes to batch norm as plugins; the fourth is in norm_decay. They set fields of the same
+layers, so any of them go together.
 """
 
 from __future__ import annotations
@@ -13,32 +13,22 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from trainkit import History, Plugin, Run, Section, figure, goodness, hookimpl, to_json, write_text
 
 from .choice import tune
-from .decay import batch_norms, decay_groups, decay_toward_one, scales_and_shifts
-from .exposure import is_batch_norm
 from .functional import Blocks
 from .grouping import described_blocks, described_groups, layers_by_groups
+from .paper import CITATION
 from .plots import curve_table, draw_curves
 from .surgery import convert_batch_norm, converted_layers
 from .tuning import ALPHAS, Metric, Point, evaluating, sweep
 
-ParamGroups = list[dict[str, Any]]
-
 
 class _Summers(Plugin):
-    """What the four share: the paper, and how they convert a model."""
+    """What the three share: the paper, and how they convert a model."""
 
-    citation: ClassVar[str] = """\
-@inproceedings{summers2020four,
-  title={Four Things Everyone Should Know to Improve Batch Normalization},
-  author={Summers, Cecilia and Dinneen, Michael J.},
-  booktitle={International Conference on Learning Representations},
-  year={2020}
-}"""
+    citation: ClassVar[str] = CITATION
 
     def _convert(self, model: nn.Module, run: Run, **fields: Any) -> None:
         if run.recipe.train.sync_batchnorm:
@@ -73,7 +63,7 @@ def _micro_batch(run: Run) -> int:
 
 
 class GhostBatchNorm(_Summers):
-    """Normalise small blocks of each batch by themselves: ghost batch norm.
+    """Normalize small blocks of each batch by themselves: ghost batch norm.
 
     In training each block of `size` examples has its own mean and variance, which regularises;
     running statistics, and so evaluation, are those of whole batches. A block lies within one
@@ -169,9 +159,8 @@ class ExampleWeighing(_Summers):
     """
 
     neutral: ClassVar[dict[str, Any]] = {"alpha": 0.0}
-    before: ClassVar[tuple[str, ...]] = (
-        "ema",
-    )  # which takes the weights that were validated out of the model
+    # Ema takes the weights that were validated out of the model.
+    before: ClassVar[tuple[str, ...]] = ("ema",)
 
     alpha: Annotated[float, Field(ge=0, le=1)] | Literal["tune"] = Field(
         "tune",
@@ -259,11 +248,8 @@ class ExampleWeighing(_Summers):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put them back."""
-        self._chosen, self._best, self._weights = (
-            state["chosen"],
-            state["best"],
-            dict(state["weights"]),
-        )
+        self._chosen, self._best = state["chosen"], state["best"]
+        self._weights = dict(state["weights"])
 
     def explain(self, run: Run) -> list[str]:
         """Say what alpha is, or how it will be found."""
@@ -272,10 +258,10 @@ class ExampleWeighing(_Summers):
             f"0 until training is over, then that of {tried} best in {self.metric}, if not by "
             "chance"
         )
-        alpha, layers = (
-            tuned if self.alpha == "tune" else f"{self.alpha:g}",
-            converted_layers(run.model),
-        )
+        layers = converted_layers(run.model)
+        alpha = tuned
+        if self.alpha != "tune":
+            alpha = f"{self.alpha:g}"
         return [f"alpha of {len(layers)} batch norms in evaluation: {alpha}"]
 
     def report(self, history: History) -> list[Section]:
@@ -287,102 +273,11 @@ class ExampleWeighing(_Summers):
         if not rows:
             return []
         chosen, *columns = rows[-1]
-        curve, (drawn, axes) = (
-            [Point(*v) for v in zip(*columns, strict=True)],
-            figure(1, 3, height=2.9),
-        )
+        curve = [Point(*values) for values in zip(*columns, strict=True)]
+        drawn, axes = figure(1, 3, height=2.9)
         draw_curves(axes, chosen, {"validation": curve})
         text = (
             "The best weights, validated with each alpha. What the choice is worth on other data is"
             " in the notes."
         )
         return [Section("Alpha at inference", text, [drawn], curve_table(curve, chosen))]
-
-
-class NormDecay(_Summers):
-    """Decay the scale and shift of batch norms, each with its own strength, the scale toward one or
-    zero.
-
-    Only where no later norm undoes it, unless told otherwise. The optimizer decays them by its own
-    rule, as it decays weights: in the gradient with SGD (the authors' penalty), decoupled with
-    AdamW and its kind. Toward one it is shown scale - 1 during its step. Core gives norms no weight
-    decay, so nothing decays twice.
-    """
-
-    neutral: ClassVar[dict[str, Any]] = {"where": "none"}
-
-    scale: float = Field(
-        1e-4, ge=0, allow_inf_nan=False, description="weight decay of the scales (gamma)"
-    )
-    shift: float = Field(
-        1e-4,
-        ge=0,
-        allow_inf_nan=False,
-        description="weight decay of the shifts (beta), toward zero",
-    )
-    toward: Literal["one", "zero"] = Field("one", description="where the scales decay to")
-    where: Literal["exposed", "all", "none"] = Field(
-        "exposed",
-        description=(
-            "which batch norms: with a path to the output that passes no further norm, all, none"
-        ),
-    )
-
-    _norms: dict[str, nn.Module] = PrivateAttr(default_factory=dict)
-
-    @hookimpl(wrapper=True)
-    def build_param_groups(
-        self, model: nn.Module, run: Run
-    ) -> Generator[None, ParamGroups, ParamGroups]:
-        """Give scales and shifts groups of their own."""
-        groups = yield
-        if self.where == "none":
-            return groups
-        try:
-            self._norms = batch_norms(model, None if self.where == "all" else run.data.input_size)
-        except ValueError as error:
-            self.refuse(run, "", str(error))
-        scale = self.scale, f"{self.where} batch norms, toward {self.toward}"
-        shift = self.shift, f"{self.where} batch norms, toward zero"
-        return decay_groups(
-            groups, *scales_and_shifts(self._norms.values()), scale=scale, shift=shift
-        )
-
-    @hookimpl(wrapper=True)
-    def build_optimizer(self, run: Run) -> Generator[None, Optimizer, Optimizer]:
-        """Let the decay of the scales pull toward one."""
-        optimizer = yield
-        scales, _ = scales_and_shifts(self._norms.values())
-        if self.toward == "one" and self.scale > 0 and scales:
-            try:
-                decay_toward_one(optimizer, scales)
-            except ValueError as error:
-                self.refuse(run, "", f"{error}; set toward to zero, or choose another optimizer")
-        return optimizer
-
-    def explain(self, run: Run) -> list[str]:
-        """Say which norms decay, why these, and by which rule."""
-        norms, total = len(self._norms), sum(map(is_batch_norm, run.model.modules()))
-        if not norms:
-            return ["no batch norm decays"]
-        why = (
-            "a path to the output passes no further norm"
-            if self.where == "exposed"
-            else "where: all"
-        )
-        rule = (
-            f"{type(run.optimizer).__name__}'s own weight decay, as optimizer.weight_decay is for "
-            "other weights"
-        )
-        return [
-            f"{norms} of {total} batch norms decay ({why}): {', '.join(self._norms)}",
-            *(
-                [f"the other {total - norms} do not: a later norm undoes what it would do"]
-                if norms < total
-                else []
-            ),
-            (
-                f"scale by {self.scale:g} toward {self.toward}, shift by {self.shift:g} toward "
-                f"zero: {rule}"
-            ),
-        ]

@@ -22,7 +22,7 @@ def pooled_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> int:
     together.
 
     mean = E[x] and var = E[x^2] - E[x]^2 over all examples and places of all batches, pooled by
-    their counts, while the layers before normalise each batch by its own statistics, as in
+    their counts, while the layers before normalize each batch by its own statistics, as in
     training. (An average of the batches' variances, which torch.optim.swa_utils.update_bn gives,
     leaves out how much their means differ.) Only batch norm is in training mode: dropout and
     stochastic depth are off, nothing draws random numbers.

@@ -1,4 +1,4 @@
-"""Turn the BatchNorm layers of any model into generalised ones and back, in place."""
+"""Turn the BatchNorm layers of any model into generalized ones and back, in place."""
 
 from collections.abc import Callable, Collection
 from difflib import get_close_matches
@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from .functional import Blocks
-from .layer import GeneralisedBatchNorm, generalised
+from .layer import GeneralizedBatchNorm, generalized
 
 Only = Collection[str] | Callable[[str, nn.Module], bool]
 
@@ -40,7 +40,7 @@ def convert_batch_norm(
         channels_per_group: the same by the size of a group; not both.
         example_weight: alpha in [0, 1], an example's weight in its own inference statistics.
         blocks: ``"any"`` (the default of a new layer), ``"strided"`` or ``"consecutive"``; see
-            :func:`normalise_blocks`.
+            :func:`normalize_blocks`.
         only: names of the layers to touch, or a predicate on (name, module); ``None`` takes all.
 
     Returns:
@@ -100,19 +100,19 @@ def revert_batch_norm(model: nn.Module) -> list[str]:
 
 def is_converted(module: nn.Module) -> bool:
     """Return whether ``module`` is a layer made by :func:`convert_batch_norm`."""
-    return isinstance(module, GeneralisedBatchNorm)
+    return isinstance(module, GeneralizedBatchNorm)
 
 
-def converted_layers(model: nn.Module) -> dict[str, GeneralisedBatchNorm]:
+def converted_layers(model: nn.Module) -> dict[str, GeneralizedBatchNorm]:
     """Return the converted layers of ``model`` by name, in its order."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, GeneralisedBatchNorm)}
+    return {name: m for name, m in model.named_modules() if isinstance(m, GeneralizedBatchNorm)}
 
 
-def _convert(layer: _BatchNorm) -> GeneralisedBatchNorm:
-    if isinstance(layer, GeneralisedBatchNorm):
+def _convert(layer: _BatchNorm) -> GeneralizedBatchNorm:
+    if isinstance(layer, GeneralizedBatchNorm):
         return layer
-    layer.__class__ = generalised(type(layer))
-    converted = cast(GeneralisedBatchNorm, layer)
+    layer.__class__ = generalized(type(layer))
+    converted = cast(GeneralizedBatchNorm, layer)
     converted.ghost_size = converted.channel_groups = None
     converted.example_weight, converted.blocks = 0.0, "any"
     return converted
@@ -175,15 +175,15 @@ def _other_norms(model: nn.Module) -> str:
         {type(m).__name__ for m in model.modules() if "norm" in type(m).__name__.lower()}
     )
     return (
-        f"it normalises with {', '.join(kinds)}"
+        f"it normalizes with {', '.join(kinds)}"
         if kinds
-        else "it has no normalisation layer at all"
+        else "it has no normalization layer at all"
     )
 
 
 def _against(name: str, layer: _BatchNorm) -> str | None:
     where = f"{name or 'the model'} is a {type(layer).__module__}.{type(layer).__qualname__}"
-    if isinstance(layer, GeneralisedBatchNorm):
+    if isinstance(layer, GeneralizedBatchNorm):
         return None
     if isinstance(layer, SyncBatchNorm):
         return (

@@ -1,4 +1,4 @@
-"""Which batch norms have a way to the output on which nothing normalises again.
+"""Which batch norms have a way to the output on which nothing normalizes again.
 
 Decaying a norm's scale and shift changes what a network computes only where no later norm undoes it
 (Summers and Dinneen, arXiv 1906.03548, on weight decay of scale and shift). Where that is so
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ..common.preserve import kept_modes
+from ...common.preserve import kept_modes
 
 Predicate = Callable[[nn.Module], bool]
 _NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -30,7 +30,7 @@ def is_batch_norm(module: nn.Module) -> bool:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Return whether `module` normalises what it is given: one of torch's norms, or of timm's,
+    """Return whether `module` normalizes what it is given: one of torch's norms, or of timm's,
     which derive from them.
 
     Norms that derive from none of torch's (timm's EvoNorm and FilterResponseNorm, say) need a
