@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from trainkit.config import bundled as shelf
+from trainkit.config import bundled
 from trainkit.config.locations import dump, read_yaml
 from trainkit.errors import UserError
 
@@ -121,7 +121,7 @@ def base_of(name: str) -> dict[str, Any]:
 @cache
 def whole_recipes() -> dict[str, dict[str, Any]]:
     """Return the bundled recipes and the small ones by name."""
-    found = {name: read_yaml(shelf.folder() / f"{name}.yaml")[0] for name in shelf.names()}
+    found = {name: read_yaml(bundled.folder() / f"{name}.yaml")[0] for name in bundled.names()}
     return found | {name: read(text) for name, text in BASES.items()}
 
 

@@ -16,7 +16,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from trainkit.commands.app import app
-from trainkit.config import bundled as shelf
+from trainkit.config import bundled
 
 SMALL = """model: {name: test_resnet, in_chans: 1}
 data: {name: digits, image_size: 32, batch_size: 64}
@@ -244,7 +244,9 @@ def test_six_mistakes_get_six_messages_in_order(tmp_path):
 def test_a_bundled_recipe_goes_by_its_name_and_can_be_copied(tmp_path):
     assert "digits" in trainkit("recipes").output
     assert trainkit("recipes", "copy", "digits", "--to", tmp_path).exit_code == 0
-    assert (tmp_path / "digits.yaml").read_bytes() == (shelf.folder() / "digits.yaml").read_bytes()
+    assert (tmp_path / "digits.yaml").read_bytes() == (
+        bundled.folder() / "digits.yaml"
+    ).read_bytes()
     assert trainkit("recipes", "copy", "digits", "--to", tmp_path).exit_code == 2
 
 

@@ -92,13 +92,13 @@ def train(
 @_command
 def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show what a recipe will do, before anything trains."""
-    from trainkit.config import bundled as shelf
+    from trainkit.config import bundled
 
     with err.waiting("loading torch"):
         from trainkit.commands.plan import make_plan
         from trainkit.commands.plan_page import show
 
-    made = make_plan(shelf.find(recipe), overrides or [])
+    made = make_plan(bundled.find(recipe), overrides or [])
     if as_json:
         print(to_json(made, indent=2))  # noqa: T201 - rich would wrap it
     else:
@@ -197,10 +197,10 @@ def report(
 def cite(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Print the BibTeX of the papers behind a recipe."""
     from trainkit.commands.cite import citations
-    from trainkit.config import bundled as shelf
+    from trainkit.config import bundled
     from trainkit.hooks.entries import read_entries
 
-    entries = read_entries(shelf.find(recipe), overrides or [])
+    entries = read_entries(bundled.find(recipe), overrides or [])
     print(citations(entries))  # noqa: T201 - BibTeX, as it is
 
 
@@ -214,12 +214,12 @@ def verify_resume(
     ] = None,
 ) -> None:
     """Prove that a recipe resumes exactly: train with and without a stop, and compare every bit."""
-    from trainkit.config import bundled as shelf
+    from trainkit.config import bundled
 
     with err.waiting("loading torch"):
         from trainkit.commands.verify import verify_resume as verify
 
-    verdict = verify(shelf.find(recipe), overrides or [], at, steps)
+    verdict = verify(bundled.find(recipe), overrides or [], at, steps)
     if verdict.difference is not None:
         raise TrainingError(
             f"resumed after step {verdict.at}, step {verdict.steps} differs: {verdict.difference}"

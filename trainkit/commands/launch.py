@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from trainkit.commands.train import begin, go_on
-from trainkit.config import bundled as shelf
+from trainkit.config import bundled
 from trainkit.errors import UserError
 
 
@@ -37,7 +37,7 @@ def launch(
     if resume is not None and recipe is not None and "=" in str(recipe):
         recipe, overrides = None, [str(recipe), *overrides]  # no recipe, but a first override
     if recipe is not None and resume is None:
-        result = begin(shelf.find(recipe), overrides, folder, [], out)
+        result = begin(bundled.find(recipe), overrides, folder, [], out)
     elif recipe is None and resume is not None and folder is None:
         result = go_on(resume, overrides, [], out)
     else:

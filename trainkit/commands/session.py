@@ -13,7 +13,7 @@ from typing import Any
 
 from trainkit.commands.longer import check_longer, check_plugins, recipe_before
 from trainkit.commands.result import Result
-from trainkit.config import bundled as shelf
+from trainkit.config import bundled
 from trainkit.config.raw import Given, run_name
 from trainkit.errors import Interrupted, PluginError, TrainingError, UserError, WriteError, suggest
 from trainkit.hooks.run import Run
@@ -149,12 +149,12 @@ def open_run(
 def _compose(source: str, folder: Path | None, overrides: Sequence[str]) -> Setup:
     from timm import is_model, list_models
 
-    path = folder / "recipe.yaml" if folder is not None else shelf.find(Path(source))
+    path = folder / "recipe.yaml" if folder is not None else bundled.find(Path(source))
     if is_file(path):
         return compose(path, overrides)
     if is_model(source.partition(".")[0]):
         return compose(None, [f"model.name={source}", *overrides])
-    near = suggest(source, [*shelf.names(), *list_models()])
+    near = suggest(source, [*bundled.names(), *list_models()])
     raise UserError(f"{source}: is no run folder, no recipe and no model of timm{near}")
 
 

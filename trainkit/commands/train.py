@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from trainkit.config import bundled as shelf
+from trainkit.config import bundled
 from trainkit.config.raw import Given, read_raw, run_name
 from trainkit.system.run_folder import begun, check_is_run, held, writes
 from trainkit.system.terminal import Terminal
@@ -129,7 +129,7 @@ def go_on(
 def _given(recipe: AnyRecipe) -> Given:
     if isinstance(recipe, Mapping):
         return recipe
-    return shelf.find(Path(recipe))
+    return bundled.find(Path(recipe))
 
 
 def _console(progress: bool) -> Console | None:
