@@ -129,7 +129,9 @@ class Watch:
             return self._said
         if self._steps and self._steps[-1].sizes is None:
             self._measure(self._steps[-1])
-        losses = {step.step: float(step.loss) for step in self._steps}
+        losses = {}
+        for step in self._steps:
+            losses[step.step] = float(step.loss)
         if fault := self._first(self._steps, losses):
             return fault[1]
         said = self._tensors.first_fault(self._tensors.of_model())

@@ -61,7 +61,9 @@ def verify_resume(recipe: Path, overrides: Sequence[str], at: int, steps: int | 
         first = read_state(whole / "checkpoints" / "last.pt")
         second = read_state(stopped / "checkpoints" / "last.pt")
         difference = next(differences(first, second), None)
-        logs = [(f / "metrics.jsonl").read_text().splitlines() for f in (whole, stopped)]
+        logs = []
+        for f in (whole, stopped):
+            logs.append((f / "metrics.jsonl").read_text().splitlines())
         if difference is None and logs[0] != logs[1]:
             line = next(i for i, pair in enumerate(zip(*logs, strict=False)) if pair[0] != pair[1])
             difference = f"metrics.jsonl line {line + 1}: {logs[0][line]} against {logs[1][line]}"

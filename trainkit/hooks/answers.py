@@ -22,7 +22,10 @@ def _with(what: str, *names: str) -> Callable[[Any], str]:
     """Return a check for something that has these attributes."""
 
     def check(answer: Any) -> str:
-        missing = [name for name in names if not hasattr(answer, name)]
+        missing = []
+        for name in names:
+            if not hasattr(answer, name):
+                missing.append(name)
         if missing:
             return f"{_kind(answer)}; it must be {what} (it has no {', '.join(missing)})"
         return ""

@@ -268,7 +268,10 @@ def _is_value(value: Any) -> bool:
 
 def _from_json(value: Any) -> Value:
     if isinstance(value, list):
-        return [math.nan if v is None else float(v) for v in value]
+        found = []
+        for v in value:
+            found.append(math.nan if v is None else float(v))
+        return found
     if value is None:
         return math.nan
     return float(value)

@@ -26,7 +26,9 @@ def summary_table(summary: Mapping[str, Any], folder: Path | None = None) -> Ren
     facts = []
     if "status" in summary:
         facts = [str(summary["status"])]
-    facts += [f"{number(summary[key])} {key}" for key in ("steps", "epochs") if key in summary]
+    for key in ("steps", "epochs"):
+        if key in summary:
+            facts.append(f"{number(summary[key])} {key}")
     if "seconds" in summary:
         facts.append(duration(float(summary["seconds"])))
     if facts:

@@ -58,7 +58,9 @@ def to_svg(drawn: Figure, prefix: str) -> str:
 
 
 def _follow_page(svg: str) -> str:
-    variables = {light: name for name, (light, _) in PALETTE.items()}
+    variables = {}
+    for name, (light, _) in PALETTE.items():
+        variables[light] = name
     variables |= {"#000000": "plot-ink", "#ffffff": "plot-paper"}
     return re.sub(
         r"((?:fill|stroke|stop-color): )(#[0-9a-f]{6})\b",

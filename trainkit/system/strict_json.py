@@ -24,7 +24,10 @@ def _strict(value: Any) -> Any:
             return value
         return None
     if isinstance(value, Mapping):
-        return {key: _strict(inner) for key, inner in value.items()}
+        found = {}
+        for key, inner in value.items():
+            found[key] = _strict(inner)
+        return found
     if isinstance(value, list | tuple):
         return list(map(_strict, value))
     return value

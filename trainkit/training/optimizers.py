@@ -114,7 +114,10 @@ def _problems(recipe: Recipe) -> list[Problem]:
                 "leave it out"
             )
         elif name not in known:
-            offered = [n for n in known if n not in ("params", *_ELSEWHERE)]
+            offered = []
+            for n in known:
+                if n not in ("params", *_ELSEWHERE):
+                    offered.append(n)
             near = suggest(name, offered) or f"; it takes: {', '.join(offered)}"
             key, wrong = "optimizer", f"{spec.name} does not take these arguments: {name!r}{near}"
         else:
