@@ -59,10 +59,11 @@ def scale_steps(
             stay as they are.
     """
     gamma = multipliers(latent)
-    return {
-        name: step * gamma[groups[name]].to(step.dtype) if name in groups else step
-        for name, step in step_sizes.items()
-    }
+    changed = dict(step_sizes)
+    for name, step in step_sizes.items():
+        if name in groups:
+            changed[name] = step * gamma[groups[name]].to(step.dtype)
+    return changed
 
 
 def modulate(
@@ -87,13 +88,15 @@ def modulate(
     names = (*scaled, *shifted)
     sizes = [len(params[name]) for name in names]
     parts = dict(zip(names, torch.split(scale * latent, sizes), strict=True))
-
-    def changed(name: str) -> Tensor:
+    changed = dict(params)
+    for name in names:
         value = params[name]
         z = parts[name].to(value.dtype).view(-1, *[1] * (value.ndim - 1))
-        return value + z if name in shifted else value * (1 + z)
-
-    return {name: changed(name) if name in parts else value for name, value in params.items()}
+        if name in shifted:
+            changed[name] = value + z
+        else:
+            changed[name] = value * (1 + z)
+    return changed
 
 
 def balance(

@@ -97,8 +97,10 @@ class InferenceNetwork(nn.Module):
                 v = self.dense3(F.relu(self.dense2(s)))
                 pooled = _statistics(v.mean(0), v.var(0, correction=0), cardinality.mean())
                 v = F.relu(self.interact2(pooled)).flatten()
-                gamma = None if self.gamma is None else self.gamma(v)
-                z = None if self.z is None else self.z(v)
+                if self.gamma is not None:
+                    gamma = self.gamma(v)
+                if self.z is not None:
+                    z = self.z(v)
             return Posterior(omega, gamma, z)
 
     def _examples(self, x: Tensor) -> Tensor:

@@ -69,7 +69,9 @@ def _is_site(module: nn.Module, norms: bool) -> bool:
     # A transposed convolution has its output channels in the second dimension, a grouped one in the
     # first as usual.
     layer = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    return not layer and "Norm" in type(module).__name__ if norms else layer
+    if norms:
+        return not layer and "Norm" in type(module).__name__
+    return layer
 
 
 def _label(names: list[str]) -> str:
@@ -86,5 +88,7 @@ def _label(names: list[str]) -> str:
 def _distinct(labels: Iterable[str]) -> tuple[str, ...]:
     found: list[str] = []
     for label in labels:
-        found.append(label if label not in found else f"{label} ({len(found)})")
+        if label in found:
+            label = f"{label} ({len(found)})"
+        found.append(label)
     return tuple(found)

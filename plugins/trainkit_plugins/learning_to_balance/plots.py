@@ -84,7 +84,9 @@ def weight_table(mean: Sequence[float], inverse: Sequence[float]) -> list[list[s
     spread.
     """
     at = [i for i, value in enumerate(mean) if math.isfinite(value)]
-    chosen = at if len(at) <= 12 else [at[round(i * (len(at) - 1) / 11)] for i in range(12)]
+    chosen = at
+    if len(at) > 12:
+        chosen = [at[round(i * (len(at) - 1) / 11)] for i in range(12)]
     rows = [
         [str(i + 1), f"{mean[i]:.3f}", f"{inverse[i]:.3f}", f"{(i + 1) * mean[i]:.3f}"]
         for i in chosen

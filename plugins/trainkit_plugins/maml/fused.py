@@ -144,8 +144,10 @@ class _NormReluPoolBackward(torch.autograd.Function):
         """Return the second derivative above, for cotangents h of du and e of db."""
         g, u, q, y, place, mean, r, b, s1, s2 = ctx.saved_tensors
         if h is None:
-            dg = None if e is None else _images(_aten.threshold_backward(e.expand_as(y), y, 0), g)
-            return dg, *(None for _ in range(6))
+            dg = None
+            if e is not None:
+                dg = _images(_aten.threshold_backward(e.expand_as(y), y, 0), g)
+            return dg, None, None, None, None, None, None
         h = h.contiguous(memory_format=torch.channels_last)
         rows, cotangent = rows_of(u), rows_of(h)
         n = len(rows)
@@ -155,7 +157,9 @@ class _NormReluPoolBackward(torch.autograd.Function):
         at = cotangent.view(-1).index_select(0, place).view_as(q)
         t = (at * q).sum(0) - (s1 * h1 + s2 * h2) / n
         level = r * (b * h2 - h1) / n
-        dg = at.mul_(r).add_(level if e is None else level + e).addcmul_(y, r * h2 / -n)
+        if e is not None:
+            level = level + e
+        dg = at.mul_(r).add_(level).addcmul_(y, r * h2 / -n)
         scale = r.square() / n
         slope = r * scale * (2 * h2 * s2 / n - t)
         du = torch.addcmul(scale * (h2 * s1 + s2 * h1) / n - slope * mean, rows, slope)
@@ -164,5 +168,9 @@ class _NormReluPoolBackward(torch.autograd.Function):
         return (
             _images(_aten.threshold_backward(dg, y, 0), g),
             _images(du, u),
-            *(None for _ in range(5)),
+            None,
+            None,
+            None,
+            None,
+            None,
         )

@@ -157,7 +157,9 @@ def at_step(mappings: Sequence[Mapping[str, Tensor]], k: int) -> Mapping[str, Te
     """Return the mapping of step k: the last one where there are fewer, an empty one where there
     are none.
     """
-    return mappings[min(k, len(mappings) - 1)] if mappings else {}
+    if not mappings:
+        return {}
+    return mappings[min(k, len(mappings) - 1)]
 
 
 def own_copy(model: nn.Module, loop: InnerLoop) -> nn.Module:
@@ -186,7 +188,9 @@ def step(
     params, scales = dict(params), at_step(plan.step_scales, k)
     with torch.set_grad_enabled(differentiable):
         for name, p, g in zip(plan.adapt, moved, gradients, strict=True):
-            size = plan.step_sizes[name] * scales[name] if name in scales else plan.step_sizes[name]
+            size = plan.step_sizes[name]
+            if name in scales:
+                size = size * scales[name]
             params[name] = p - size * g
             if not differentiable:
                 params[name].requires_grad_()
@@ -211,19 +215,24 @@ def _gradients(
         for _ in range(plan.inner_samples):
             with loop.autocast():
                 value = loss(model, params, plan, support)
+            if loop.scale != 1:
+                value = value * loop.scale
             found = torch.autograd.grad(
-                value * loop.scale if loop.scale != 1 else value,
+                value,
                 moved,
                 create_graph=create_graph,
                 allow_unused=True,
                 materialize_grads=True,
             )
-            total = (
-                list(found) if total is None else [a + b for a, b in zip(total, found, strict=True)]
-            )
+            if total is None:
+                total = list(found)
+            else:
+                total = [a + b for a, b in zip(total, found, strict=True)]
     assert total is not None  # there is at least one draw
     divisor = plan.inner_samples * loop.scale
-    return total if divisor == 1 else [g / divisor for g in total]
+    if divisor != 1:
+        total = [g / divisor for g in total]
+    return total
 
 
 def clip(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:

@@ -70,7 +70,9 @@ def refresh(twin: nn.Module, model: nn.Module) -> None:
     """Give a copy fresh clones of the model's buffers, whatever tasks before wrote into its own."""
     for own, source in zip(twin.modules(), model.modules(), strict=True):
         for name, buffer in source._buffers.items():
-            own._buffers[name] = None if buffer is None else buffer.detach().clone()
+            if buffer is not None:
+                buffer = buffer.detach().clone()
+            own._buffers[name] = buffer
 
 
 _places: WeakKeyDictionary[nn.Module, dict[str, list[tuple[dict[str, Any], str]]]] = (
@@ -136,7 +138,7 @@ def norm_names(model: nn.Module) -> frozenset[str]:
         named = "Norm" in type(module).__name__ or type(module).__name__ == "Affine"
         weights = isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
         if isinstance(module, torchs) or (named and not weights):
-            found |= {f"{prefix}.{name}" if prefix else name for name in module._parameters}
+            found |= {f"{prefix}.{name}".lstrip(".") for name in module._parameters}
     return frozenset(found) & {name for name, _ in model.named_parameters()}
 
 

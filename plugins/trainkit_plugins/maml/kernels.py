@@ -101,9 +101,11 @@ def _convolve(x: Tensor, w: Tensor, b: Tensor | None, how: Any) -> Tensor:
     ):
         n, _, height, width = x.shape
         windows = F.pad(x[:, 0], (1, 1, 1, 1)).unfold(1, 3, 1).unfold(2, 3, 1).reshape(-1, 9)
-        rows = (
-            windows @ w.view(-1, 9).t() if b is None else torch.addmm(b, windows, w.view(-1, 9).t())
-        )
+        kernels = w.view(-1, 9).t()
+        if b is None:
+            rows = windows @ kernels
+        else:
+            rows = torch.addmm(b, windows, kernels)
         return rows.view(n, height, width, -1).permute(0, 3, 1, 2)
     result: Tensor = _aten.convolution(x, w, b, *how[:3], False, [0, 0], how[3])
     return result
@@ -119,7 +121,9 @@ def _conv_backward(dy: Tensor, x: Tensor, w: Tensor, how: Any, wanted: tuple[boo
     found = _aten.convolution_backward(
         dy, x, w, [w.shape[0]], *how[:3], False, [0, 0], how[3], mask
     )
-    return (*found[:2], rows_of(dy).sum(0)) if rows else found
+    if rows:
+        return (*found[:2], rows_of(dy).sum(0))
+    return found
 
 
 def conv2d(

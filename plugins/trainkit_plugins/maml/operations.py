@@ -117,8 +117,10 @@ class ReplayStatistics(TorchFunctionMode):
         mean, variance = next(self._next)
         shape = (1, -1, *(1 for _ in range(2, x.ndim)))
         y = (promoted(x) - mean.view(shape)) * (variance + eps).rsqrt().view(shape)
-        y = y if weight is None else y * weight.view(shape)
-        y = y if bias is None else y + bias.view(shape)
+        if weight is not None:
+            y = y * weight.view(shape)
+        if bias is not None:
+            y = y + bias.view(shape)
         return y.to(x.dtype)
 
 

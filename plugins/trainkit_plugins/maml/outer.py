@@ -62,10 +62,15 @@ def task_loss(
         with loop.autocast():
             logits = query_logits(model, params, support, query.inputs, loop)
             value = F.cross_entropy(logits, query.targets)
-        value = value if weight == 1 else weight * value
-        total = value if total is None else total + value
+        if weight != 1:
+            value = weight * value
+        if total is not None:
+            value = total + value
+        total = value
     assert total is not None  # the last parameters always have their loss
-    return TaskResult(total if plan.penalty is None else total + plan.penalty, logits)
+    if plan.penalty is not None:
+        total = total + plan.penalty
+    return TaskResult(total, logits)
 
 
 def query_logits(
@@ -114,7 +119,9 @@ def predict_task(
         if every_step or k == loop.steps:
             with torch.no_grad(), loop.autocast():
                 found.append(query_logits(model, params, support, inputs, loop))
-    return torch.stack(found) if every_step else found[0]
+    if every_step:
+        return torch.stack(found)
+    return found[0]
 
 
 def step_weights(steps: int, epoch: int, epochs: int) -> list[float]:

@@ -131,7 +131,9 @@ def meta_gradient(
         found: TaskResult = task_loss(
             model, plan, support, query, loop, loss, step_weights=step_weights
         )
-        value = found.loss * loop.scale if loop.scale != 1 else found.loss
+        value = found.loss
+        if loop.scale != 1:
+            value = value * loop.scale
         gradients = torch.autograd.grad(
             value, parameters, allow_unused=True, materialize_grads=True
         )

@@ -90,7 +90,9 @@ def _classifier(model: nn.Module) -> nn.Linear:
         layer = model.get_classifier()  # type: ignore[operator]
     if isinstance(layer, nn.Linear):
         return layer
-    what = type(layer).__name__ if layer is not None else "none that timm would name"
+    what = "none that timm would name"
+    if layer is not None:
+        what = type(layer).__name__
     raise ValueError(
         f"noise on the logits needs one linear classifier, and this model's is {what}; "
         "go without it (head_noise: false)"

@@ -84,9 +84,10 @@ class Gate(nn.Module):
         phi = self.phi[self.calls % len(self.phi)]
         self.calls += 1
         m = phi(_padded(args[0], u, phi))
-        return u * gate(m, self.switch.generator if self.switch.mode == "sample" else None).to(
-            u.dtype
-        )
+        generator = None
+        if self.switch.mode == "sample":
+            generator = self.switch.generator
+        return u * gate(m, generator).to(u.dtype)
 
 
 class LogitNoise(nn.Module):

@@ -98,9 +98,11 @@ class _Probe:
                 module.register_forward_hook(self._writer(name))
 
     def _reader(self, name: str, module: nn.Module):  # type: ignore[no-untyped-def]
-        kind: Reader = (
-            "norm" if is_norm(module) else "activation" if is_activation(module) else "other"
-        )
+        kind: Reader = "other"
+        if is_norm(module):
+            kind = "norm"
+        elif is_activation(module):
+            kind = "activation"
 
         def hook(_: nn.Module, args: tuple[object, ...]) -> None:
             if not args or not isinstance(args[0], Tensor):

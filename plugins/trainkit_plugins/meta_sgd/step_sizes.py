@@ -31,11 +31,16 @@ class StepSizes(nn.Module):
     ) -> None:
         super().__init__()
         self.steps = steps
-        self.groups = {name: name.rpartition(".")[0] if per == "layer" else name for name in params}
+        self.groups = {name: name for name in params}
+        if per == "layer":
+            self.groups = {name: name.rpartition(".")[0] for name in params}
         values: dict[str, nn.Parameter] = {}
         for name, p in params.items():
-            shape = p.shape if per == "element" else p.shape[:0]
-            shape = torch.Size((steps, *shape)) if steps else shape
+            shape = p.shape
+            if per != "element":
+                shape = p.shape[:0]
+            if steps:
+                shape = torch.Size((steps, *shape))
             group = self.groups[name]
             if group not in values:
                 values[group] = nn.Parameter(
@@ -47,4 +52,6 @@ class StepSizes(nn.Module):
     def at(self, step: int = 0) -> dict[str, Tensor]:
         """Return the step size of each parameter, which broadcasts to it, at an inner step."""
         found = {name: self.values[self._index[group]] for name, group in self.groups.items()}
-        return {name: alpha[step] for name, alpha in found.items()} if self.steps else found
+        if self.steps:
+            found = {name: alpha[step] for name, alpha in found.items()}
+        return found

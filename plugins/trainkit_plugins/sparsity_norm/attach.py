@@ -68,7 +68,9 @@ def widen(model: nn.Module, input_size: Sequence[int], by: int) -> None:
     """
     config = getattr(model, "pretrained_cfg", None) or {}
     names = config.get("first_conv") or ()
-    layers = [model.get_submodule(name) for name in ([names] if isinstance(names, str) else names)]
+    if isinstance(names, str):
+        names = [names]
+    layers = [model.get_submodule(name) for name in names]
     channels, entries = input_size[0], torch.Size(input_size).numel()
     convolutions = [
         m

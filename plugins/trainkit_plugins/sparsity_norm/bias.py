@@ -65,8 +65,10 @@ def pearson(x: Tensor, y: Tensor) -> Correlation:
     if n < 3 or size == 0:
         return Correlation(math.nan, math.nan, math.nan)
     r = max(-1.0, min(1.0, float(x @ y) / size))
-    if n == 3 or abs(r) == 1:
-        return Correlation(r, -1.0 if n == 3 else r, 1.0 if n == 3 else r)
+    if n == 3:
+        return Correlation(r, -1.0, 1.0)
+    if abs(r) == 1:
+        return Correlation(r, r, r)
     half = 1.959964 / math.sqrt(n - 3)
     return Correlation(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half))
 

@@ -129,7 +129,10 @@ class MissingInput(nn.Module):
 
 def _shown(value: Tensor) -> str:
     numbers = [f"{v:.6g}" for v in value.flatten()[:4].tolist()]
-    return ", ".join(numbers) + (f" … ({value.numel()} numbers)" if value.numel() > 4 else "")
+    shown = ", ".join(numbers)
+    if value.numel() > 4:
+        shown += f" … ({value.numel()} numbers)"
+    return shown
 
 
 class SparsityNorm(MissingInput):

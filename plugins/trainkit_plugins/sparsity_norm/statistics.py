@@ -99,9 +99,11 @@ def statistics_of(
         total = torch.where(m, x, 0).sum(rest, dtype=torch.float64).cpu()
         one = Statistics(len(x), tuple(x.shape[2:]), m.sum(rest, dtype=torch.float64).cpu(), total)
         if len(x):
-            found = one if found is None else found + one
-    if found is None or not found.count.any():
-        raise ValueError(
-            "nothing is observed in the training rows" if found else "there are no training rows"
-        )
+            if found is not None:
+                one = found + one
+            found = one
+    if found is None:
+        raise ValueError("there are no training rows")
+    if not found.count.any():
+        raise ValueError("nothing is observed in the training rows")
     return found
