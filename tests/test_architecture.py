@@ -5,6 +5,8 @@ be there.
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -75,8 +77,33 @@ def test_rooms_do_not_import_one_another(room):
     for path in room.rglob("*.py"):
         for module, _ in imports(path):
             parts = module.split(".")
-            if parts[0] == "trainkit_plugins":
+            if parts[0] == "trainkit_plugins" and (path.name, module) not in required(room):
                 assert parts[1:2] in ([], [room.name], ["common"]), f"{path.name} imports {module}"
+
+
+def required(room: Path) -> set[tuple[str, str]]:
+    """Return what a room imports of the plugins that its own names in `requires`, for
+    `run.plugin(Maml)`: the class, in plugin.py alone.
+    """
+    module = importlib.import_module(f"trainkit_plugins.{room.name}.plugin")
+    found = set()
+    for value in vars(module).values():
+        for name in getattr(value, "requires", ()):
+            found.add(("plugin.py", f"trainkit_plugins.{name}.plugin"))
+    return found
+
+
+@pytest.mark.parametrize(
+    "door",
+    [
+        r"run\.log\s*=[^=]|,\s*run\.log\s*=[^=]",  # instead of run.untouched()
+        r"def (isolated_streams|apart)\b",  # instead of on_evaluate_start and on_test_start
+        r"run\.plugins\[",  # instead of run.plugin(Maml)
+    ],
+)
+def test_no_room_takes_a_back_door(door):
+    for path in PLUGINS.rglob("*.py"):
+        assert not re.search(door, path.read_text()), path.relative_to(ROOT)
 
 
 def test_what_rooms_share_is_small_needs_torch_alone_and_knows_no_room():

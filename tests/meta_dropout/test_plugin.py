@@ -212,7 +212,7 @@ def test_the_inner_loss_is_noisy_and_the_support_set_alone_sees_it(recipe):
     episode = next(iter(run.data.val))[0]
     params = {name: run.model.get_parameter(name) for name in backbone_names(run.model)}
     common: dict[str, Any] = {"params": params, "support": episode.support, "run": run}
-    plan = run.hook.plan_task(query_size=6, phase="train", draw=0, **common)
+    plan = run.hook.plan_task(query_size=6, ways=3, phase="train", draw=0, **common)
     losses = [run.hook.inner_loss(model=run.model, plan=plan, **common).detach() for _ in range(2)]
     plain = F.cross_entropy(run.model(episode.support.inputs), episode.support.targets).detach()
     assert len({float(loss) for loss in (*losses, plain)}) == 3

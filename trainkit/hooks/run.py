@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from trainkit.hooks.untouched import untouched
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from trainkit.hooks.specs import Hooks
     from trainkit.log.records import Log
     from trainkit.training.device import Device
+
+P = TypeVar("P", bound="Plugin")
 
 ParamGroups = list[dict[str, Any]]
 """Optimizer groups as torch takes them. Core adds `name` (the group's label) and `rule` (why it
@@ -110,6 +112,17 @@ class Run:
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.recipe.train.epochs * self.data.train.steps_per_epoch
+
+    def plugin(self, kind: type[P]) -> P:
+        """Return the plugin of this class that is on: one that yours names in `requires`.
+
+        Raises:
+            LookupError: no plugin of this class is on.
+        """
+        for plugin in self.plugins.values():
+            if isinstance(plugin, kind):
+                return plugin
+        raise LookupError(f"no plugin of class {kind.__name__} is on; name it in `requires`")
 
     def past_end(self, step: int) -> str:
         """Return why the step of this number, from 1, never comes, for `Plugin.idle`; nothing

@@ -212,6 +212,15 @@ class Hooks:
         raise NotImplementedError
 
     @moment
+    def on_best(self, model: nn.Module, metrics: Mapping[str, float], run: Run) -> None:
+        """Moment: the validation just made is the best so far; its weights are kept as such.
+
+        Args:
+            model: with the weights that were measured and kept, still in evaluation mode.
+            metrics: by name, over all ranks.
+        """
+
+    @moment
     def on_evaluate_end(self, model: nn.Module, metrics: Mapping[str, float], run: Run) -> None:
         """Moment: validation is over and its metrics are known.
 

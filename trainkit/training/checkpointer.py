@@ -117,8 +117,9 @@ class Checkpointer:
         if self.folder is not None:
             self.watch.last_good = f"{self.folder / 'checkpoints' / 'last.pt'} (step {run.step})"
 
-    def save_if_best(self, run: Run, metrics: Mapping[str, float]) -> None:
-        """Keep the weights as they are being validated if their metric is among the best.
+    def save_if_best(self, run: Run, metrics: Mapping[str, float]) -> bool:
+        """Keep the weights as they are being validated if their metric is among the best; return
+        whether it is the best of all, on every rank.
 
         Raises:
             TrainingError: they are not finite.
@@ -126,7 +127,7 @@ class Checkpointer:
         self.watch.admit_weights()
         rank = self.outcome.add(run.epoch, metrics)
         if rank is None or self.folder is None:
-            return
+            return rank == 0
         entry = self.outcome.best[rank]
         metadata = {
             "model": run.recipe.model.name,
@@ -136,3 +137,4 @@ class Checkpointer:
         save_weights(run.model, self.folder / "checkpoints" / entry["file"], metadata)
         if rank == 0:
             save_weights(run.model, self.folder / "weights.safetensors", metadata)
+        return rank == 0

@@ -20,6 +20,7 @@
         on_evaluate_start
         for batch in validation:
             evaluate_batch
+        on_best                              only if it is the best so far
         on_evaluate_end
         scheduler.step                       told the metric of the validation
         on_epoch_end                         then the checkpoint
@@ -268,8 +269,8 @@ def evaluate(
             if number < asks and run.device.any(interrupted()):
                 raise Interrupted(run.folder)
     metrics = {name: float(value) for name, value in run.metrics.compute().items()}
-    if checkpointer is not None:
-        checkpointer.save_if_best(run, metrics)
+    if checkpointer is not None and checkpointer.save_if_best(run, metrics):
+        run.hook.on_best(model=run.model, metrics=metrics, run=run)
     for module, training in modes:
         module.training = training
     run.hook.on_evaluate_end(model=run.model, metrics=metrics, run=run)

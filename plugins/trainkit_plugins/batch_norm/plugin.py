@@ -4,8 +4,7 @@ layers, so any of them go together.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import nullcontext
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,7 +13,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from trainkit import History, Plugin, Run, Section, figure, goodness, hookimpl, to_json, write_text
+from trainkit import History, Plugin, Run, Section, figure, hookimpl, to_json, write_text
 
 from .choice import tune
 from .functional import Blocks
@@ -169,7 +168,6 @@ class ExampleWeighing(_Summers):
     metric: Metric = Field("nll", description="tune: what the best alpha is best in")
 
     _chosen: float | None = PrivateAttr(default=None)
-    _best: float = PrivateAttr(default=-math.inf)
     _weights: dict[str, Tensor] = PrivateAttr(default_factory=dict)
 
     @hookimpl(wrapper=True)
@@ -190,12 +188,9 @@ class ExampleWeighing(_Summers):
         return model
 
     @hookimpl
-    def on_evaluate_end(self, model: nn.Module, metrics: Mapping[str, float], run: Run) -> None:
-        """Remember the weights just validated if they are the best so far, which a run keeps."""
-        spec = run.recipe.checkpoint
-        value = goodness(metrics[spec.metric], spec.mode)
-        if self.alpha == "tune" and (not self._weights or value > self._best):
-            self._best = value
+    def on_best(self, model: nn.Module) -> None:
+        """Remember the weights that the run keeps as its best."""
+        if self.alpha == "tune":
             self._weights = {
                 name: tensor.detach().to("cpu", copy=True)
                 for name, tensor in model.state_dict().items()
@@ -244,12 +239,11 @@ class ExampleWeighing(_Summers):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the chosen alpha, or until there is one the best weights so far."""
-        return {"chosen": self._chosen, "best": self._best, "weights": dict(self._weights)}
+        return {"chosen": self._chosen, "weights": dict(self._weights)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put them back."""
-        self._chosen, self._best = state["chosen"], state["best"]
-        self._weights = dict(state["weights"])
+        self._chosen, self._weights = state["chosen"], dict(state["weights"])
 
     def explain(self, run: Run) -> list[str]:
         """Say what alpha is, or how it will be found."""

@@ -5,9 +5,8 @@ inferred for each task.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
-from hashlib import blake2b
+from collections.abc import Generator
+from contextlib import nullcontext
 from typing import Any, ClassVar, cast
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from trainkit import Batch, History, Run, Section, UserError, hookimpl
 
+from ..maml.plugin import Maml
 from .balance import balance, class_weights, inverse_frequency, multipliers, shots_of
 from .encoder import InferenceNetwork
 from .layout import Layout, lay_out
@@ -93,7 +93,7 @@ class LearningToBalance(BalanceOptions):
         return model
 
     def _most(self, run: Run) -> int:
-        maml = cast(Any, run.plugins["maml"])
+        maml = run.plugin(Maml)
         return self.max_shot or maml.max_shot or max(2, maml.shots)
 
     def _lay_out(self, model: nn.Module, run: Run) -> Layout:
@@ -142,13 +142,12 @@ class LearningToBalance(BalanceOptions):
 
     @hookimpl(wrapper=True)
     def plan_task(
-        self, support: Batch, query_size: int, phase: str, draw: int, run: Run
+        self, support: Batch, query_size: int, ways: int, phase: str, draw: int, run: Run
     ) -> Generator[None, Any, Any]:
         """Replace what the latents change in the plan, and add their divergence to the task's
         loss.
         """
         plan = yield
-        ways: int = cast(Any, run.plugins["maml"]).ways_of(phase)
         if self.omega == "inverse":
             plan = dataclasses.replace(plan, class_weights=inverse_frequency(support.targets, ways))
         if not self._infers:
@@ -174,12 +173,7 @@ class LearningToBalance(BalanceOptions):
     ) -> Latents:
         if phase == "validate" or (phase == "test" and not self.draws):
             return posterior.mean()
-        # A function of the task, and in training of the step: the same on whichever rank or
-        # micro-batch it falls.
-        step = run.step if phase == "train" else 0
-        moment = repr((phase, draw, step, self.generator().initial_seed())).encode()
-        content = support.inputs.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        seed = int.from_bytes(blake2b(moment + content, digest_size=8).digest(), "big") >> 1
+        seed = run.plugin(Maml).task_seed(self, support, phase, draw, run)
         return posterior.sample(torch.Generator().manual_seed(seed))
 
     def _divergence(self, posterior: Posterior) -> Tensor:
@@ -204,12 +198,15 @@ class LearningToBalance(BalanceOptions):
             run.log.record(f"{self.name}/kl_{name}", torch.stack(values).mean())
         self._divergences = {}
 
-    @contextmanager
-    def isolated_streams(self, *purpose: int | str) -> Iterator[None]:
-        """Keep the tasks of each validation and each test apart, as their random streams are."""
-        self._seen[str(purpose[0])] = self._now = {}
-        with super().isolated_streams(*purpose):
-            yield
+    @hookimpl
+    def on_evaluate_start(self) -> None:
+        """Begin to collect what is inferred from the tasks of a validation."""
+        self._seen["validation"] = self._now = {}
+
+    @hookimpl
+    def on_test_start(self, name: str) -> None:
+        """Begin to collect what is inferred from the tasks of a test."""
+        self._seen[name] = self._now = {}
 
     @hookimpl
     def on_evaluate_end(self, run: Run) -> None:
@@ -224,7 +221,7 @@ class LearningToBalance(BalanceOptions):
     def _tell(self, run: Run) -> None:
         for purpose, lists in self._seen.items():
             seen = {name: torch.stack(values) for name, values in lists.items()}
-            where = f"{self.name}/{'validation' if purpose == 'evaluate' else purpose}"
+            where = f"{self.name}/{purpose}"
             if "omega" in seen:
                 found = weights_by_shots(seen["shots"], seen["omega"], self._most(run))
                 for name, value in found._asdict().items():

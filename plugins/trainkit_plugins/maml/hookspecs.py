@@ -1,7 +1,7 @@
 """The hooks that `maml` publishes: methods of its family wrap them instead of writing an inner loop
 of their own.
 
-`maml` answers both. A plugin that wraps them declares `requires = ("maml",)` and `after =
+`maml` answers the values. A plugin that wraps them declares `requires = ("maml",)` and `after =
 ("maml",)`.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from trainkit import value
+from trainkit import moment, value
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 class MamlHooks:
-    """What happens to one task, and where a method may have its say."""
+    """What happens to one task, and where a method may have its say. Core makes no test, so the
+    moment at which one begins is published here.
+    """
 
     @value
     def plan_task(
@@ -29,6 +31,7 @@ class MamlHooks:
         params: Mapping[str, Tensor],
         support: Batch,
         query_size: int,
+        ways: int,
         phase: Phase,
         draw: int,
         run: Run,
@@ -40,9 +43,17 @@ class MamlHooks:
         `self.generator()` here. A wrapper that needs noise later puts a `torch.Generator` of the
         task's own into `plan.extras`.
 
-        `draw` counts 0 … predictive_draws - 1; `phase` is train, validate or test.
+        `ways` is the number of the task's classes, `draw` counts 0 … predictive_draws - 1; `phase`
+        is train, validate or test.
         """
         raise NotImplementedError
+
+    @moment
+    def on_test_start(self, name: str, run: Run) -> None:
+        """Moment: training is over and a test begins, with random streams of its own.
+
+        `name` is test, or test_NAME of a further data set.
+        """
 
     @value
     def inner_loss(

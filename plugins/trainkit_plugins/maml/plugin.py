@@ -15,7 +15,7 @@ import torch
 from pydantic import PrivateAttr
 from torch import Tensor, nn
 
-from trainkit import Batch, Run, UserError, hookimpl
+from trainkit import Batch, Plugin, Run, UserError, hookimpl
 
 from .accuracy import episode_accuracies
 from .conv4 import conv4
@@ -35,6 +35,7 @@ from .operations import explained
 from .options import MamlOptions
 from .outer import predict_task, step_weights
 from .plan import Phase, TaskPlan
+from .seeds import seed_of
 from .tasks import MetaGradient, Task, Workers, average, deliver, meta_gradient
 
 if not timm.is_model("conv4"):
@@ -64,6 +65,20 @@ class Maml(MamlOptions):
 
     _workers: Workers | None = PrivateAttr(default=None)
     _plan: TaskPlan | None = PrivateAttr(default=None)
+
+    def task_seed(self, plugin: Plugin, support: Batch, phase: str, draw: int, run: Run) -> int:
+        """Return the seed of what `plugin` draws for a task.
+
+        It is a function of the recipe's seed, the plugin's name, the support set and, in training,
+        the step: the same on whichever rank or micro-batch the task falls, and each time that it is
+        validated.
+        """
+        step = run.step if phase == "train" else 0
+        return seed_of((phase, draw, step, plugin.generator().initial_seed()), support.inputs)
+
+    def begin_test(self, name: str, run: Run) -> None:
+        """Tell the plugins that a test begins."""
+        cast(MamlHooks, run.hook).on_test_start(name=name, run=run)
 
     def adapted(self, model: nn.Module) -> tuple[str, ...]:
         """Return the names of the parameters that the inner loop moves."""
@@ -222,6 +237,7 @@ class Maml(MamlOptions):
             params={name: named[name] for name in names},
             support=episode.support,
             query_size=len(episode.query.targets),
+            ways=self.ways_of(phase),
             phase=phase,
             draw=draw,
             run=run,

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import replace
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from trainkit import Plugin, Run, UserError, hookimpl
+from trainkit import Plugin, Run, hookimpl
 
+from ..maml.plugin import Maml
 from .attach import NAME, attach
 from .noise import MetaDropout as Noise
 
@@ -81,13 +81,12 @@ class MetaDropout(Plugin):
         if self.mode == "off":
             return model
         recipe = run.recipe
-        where = recipe.raw.nearest("plugins", self.name)
         if recipe.train.grad_checkpointing:
-            raise UserError(
-                f"{recipe.raw.nearest('train', 'grad_checkpointing')}: train.grad_checkpointing:"
-                f" {self.name} would draw other noise when a block is computed a second time; set "
+            why = (
+                f"{self.name} would draw other noise when a block is computed a second time; set "
                 "it to false, and checkpoint_steps of maml"
             )
+            self.refuse(run, "grad_checkpointing", why, section="train")
         trained = recipe.model.pretrained or recipe.model.checkpoint is not None
         try:
             attach(
@@ -99,7 +98,7 @@ class MetaDropout(Plugin):
                 generator=self.generator(),
             )
         except ValueError as error:
-            raise UserError(f"{where}: plugins.{self.name}: {error}") from None
+            self.refuse(run, "", str(error))
         return model
 
     @hookimpl(wrapper=True)
@@ -115,20 +114,11 @@ class MetaDropout(Plugin):
         return replace(plan, extras=extras, inner_samples=samples)
 
     def _stream(self, support: Batch, phase: str, draw: int, run: Run) -> torch.Generator:
-        """Return a generator that is a function of the recipe's seed, the support set and, in
-        training, the step.
-
-        So a task meets the same noise whichever rank or micro-batch it falls into, and each time it
-        is validated.
-        """
+        """Return the task's own generator, on the device of its images."""
         import torch
 
-        moment = (phase, draw, run.step if phase == "train" else 0, self.generator().initial_seed())
-        content = support.inputs.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        digest = blake2b(repr(moment).encode() + content, digest_size=8).digest()
-        return torch.Generator(support.inputs.device).manual_seed(
-            int.from_bytes(digest, "big") >> 1
-        )
+        seed = run.plugin(Maml).task_seed(self, support, phase, draw, run)
+        return torch.Generator(support.inputs.device).manual_seed(seed)
 
     @hookimpl(wrapper=True)
     def inner_loss(self, model: nn.Module, plan: Any) -> Generator[None, Tensor, Tensor]:

@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from trainkit import History, Plugin, Run, Section, UserError, figure, hookimpl
+from trainkit import History, Plugin, Run, Section, figure, hookimpl
 
+from ..maml.plugin import Maml
 from .step_sizes import Per, StepSizes
 
 
@@ -53,14 +54,14 @@ class MetaSgd(Plugin):
         it.
         """
         model = yield
-        maml = cast(Any, run.plugins["maml"])
+        maml = run.plugin(Maml)
         if self.per == "element" and maml.ways_of("train") != maml.ways and maml.adapt != "body":
-            mark = run.recipe.raw.nearest("plugins", self.name, "per")
-            raise UserError(
-                f"{mark}: plugins.{self.name}.per: the classifier of a training task has "
-                f"{maml.train_ways} classes and that of a test task {maml.ways}, so its elements "
-                "cannot have step sizes; set per to tensor or layer, or drop train_ways of maml"
+            why = (
+                f"the classifier of a training task has {maml.train_ways} classes and that of a "
+                f"test task {maml.ways}, so its elements cannot have step sizes; set per to tensor "
+                "or layer, or drop train_ways of maml"
             )
+            self.refuse(run, "per", why)
         params = {name: model.get_parameter(name) for name in maml.adapted(model)}
         steps = maml.steps if self.each_step else 0
         meta = getattr(model, "meta", None) or nn.ModuleDict()

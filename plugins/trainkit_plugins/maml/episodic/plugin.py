@@ -100,6 +100,10 @@ class Episodic(Plugin):
         … K steps.
         """
 
+    @abstractmethod
+    def begin_test(self, name: str, run: Run) -> None:
+        """Tell the plugins that the test of this name begins."""
+
     @hookimpl
     def build_data(self, run: Run) -> Data:
         """Tasks of the training classes, and fixed tasks of the validation and test classes."""
@@ -169,6 +173,7 @@ class Episodic(Plugin):
     def test(self, run: Run) -> None:
         """Test the model on the test tasks, and log what was found."""
         for name, stream in self._tests.items():
+            self.begin_test(name, run)
             own: list[list[float]] = []
             with ExitStack() as streams:
                 for plugin in run.plugins.values():
