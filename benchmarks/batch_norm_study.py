@@ -22,8 +22,8 @@ from typing import Any
 
 from scipy.stats import t as student
 from trainkit_plugins.batch_norm import convert_batch_norm
-from trainkit_plugins.batch_norm.choice import tune
-from trainkit_plugins.batch_norm.tuning import ALPHAS, evaluating, sweep
+from trainkit_plugins.batch_norm.alphas import ALPHAS, evaluating, sweep
+from trainkit_plugins.batch_norm.worth import tune
 
 from trainkit.training.build import Setup, build, compose
 from trainkit.training.checkpointer import Checkpointer

@@ -13,18 +13,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import classification
 from trainkit_plugins.batch_norm import convert_batch_norm, converted_layers
-from trainkit_plugins.batch_norm.choice import choose_on_half, tune
-from trainkit_plugins.batch_norm.tuning import (
-    Point,
-    calibration_error,
-    choose,
-    choose_alpha,
-    gain,
-    halves,
-    points,
-    score,
-    sweep,
-)
+from trainkit_plugins.batch_norm.alphas import Point, calibration_error, points, score, sweep
+from trainkit_plugins.batch_norm.choice import choose, choose_alpha, gain, halves
+from trainkit_plugins.batch_norm.worth import choose_on_half, tune
 
 ALPHAS = (0.0, 0.1, 1.0)
 

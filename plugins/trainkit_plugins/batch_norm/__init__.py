@@ -6,7 +6,9 @@ its weights, `revert_batch_norm(model)`, which undoes it, and `normalize_blocks`
 a layer calls in training.
 """
 
+from .alphas import points, score, sweep
 from .blocks import block_sizes
+from .choice import choose
 from .functional import (
     Blocks,
     Normalized,
@@ -26,7 +28,6 @@ from .norm_decay import (
 )
 from .statistics import pooled_statistics
 from .surgery import convert_batch_norm, converted_layers, is_converted, revert_batch_norm
-from .tuning import choose, points, score, sweep
 
 __all__ = [
     "Blocks",

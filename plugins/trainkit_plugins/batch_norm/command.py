@@ -29,11 +29,11 @@ from trainkit import (
     write_text,
 )
 
-from .choice import Choice, choose_on_half
+from .alphas import ALPHAS, evaluating, sweep
 from .plots import curve_table, draw_curves
 from .statistics import pooled_statistics
 from .surgery import convert_batch_norm
-from .tuning import ALPHAS, evaluating, sweep
+from .worth import Choice, choose_on_half
 
 Target = Annotated[
     str,

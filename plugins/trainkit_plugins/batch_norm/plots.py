@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .tuning import Point
+from .alphas import Point
 
 MEASURES = {
     "nll": "negative log likelihood",

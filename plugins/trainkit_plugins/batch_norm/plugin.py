@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from trainkit import History, Plugin, Run, Section, figure, hookimpl, to_json, write_text
 
-from .choice import tune
+from .alphas import ALPHAS, Point, evaluating, sweep
+from .choice import Metric
 from .functional import Blocks
 from .grouping import described_blocks, described_groups, layers_by_groups
 from .paper import CITATION
 from .plots import curve_table, draw_curves
 from .surgery import convert_batch_norm, converted_layers
-from .tuning import ALPHAS, Metric, Point, evaluating, sweep
+from .worth import tune
 
 
 class _Summers(Plugin):
