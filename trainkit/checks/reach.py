@@ -31,7 +31,8 @@ def unreached(loss: Tensor, model: nn.Module) -> list[str]:
             return []  # nobody can tell
         if hasattr(node, "variable"):
             found.add(id(node.variable))
-        waiting += [following for following, _ in node.next_functions]
+        for following, _ in node.next_functions:
+            waiting.append(following)
     return [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in found]
 
 
@@ -49,7 +50,10 @@ def look(run: Run, loss: Tensor) -> None:
     if run.device.world == 1:
         run.log.note(f"{what}; they have no gradient and stay as they are")
         return
-    ranks = [str(rank) for rank, found in enumerate(names) if found]
+    ranks = []
+    for rank, found in enumerate(names):
+        if found:
+            ranks.append(str(rank))
     if len(ranks) < run.device.world:
         what = f"{what}, on rank {some(ranks)} of {run.device.world}"
     raise TrainingError(

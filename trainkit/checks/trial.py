@@ -81,7 +81,9 @@ def _forward(run: Run, size: int) -> tuple[Any, Exception | None]:
     if not _is_cheap(run, shape):
         inputs = torch.empty(shape, device="meta")
         with run.untouched(), torch.no_grad(), suppress(Exception):
-            tensors = {name: t.to("meta") for name, t in _tensors(run.model)}
+            tensors = {}
+            for name, t in _tensors(run.model):
+                tensors[name] = t.to("meta")
             return functional_call(run.model, tensors, (inputs,), tie_weights=False), None
     shape = (min(size, _MOST), *run.data.input_size)
     with run.untouched(), torch.no_grad(), run.device.autocast():

@@ -144,7 +144,9 @@ def plugins(
     from trainkit.hooks.discovery import describe, installed, load_class
 
     if name is None:
-        listings = [describe(point) for point in installed().values()]
+        listings = []
+        for point in installed().values():
+            listings.append(describe(point))
         if as_json:
             rows = [vars(listing) for listing in listings]
             print(to_json(rows, indent=2))  # noqa: T201 - rich would wrap it
@@ -189,7 +191,9 @@ def report(
 
     check_is_run(run_dir)
     with held(run_dir):
-        plugins = [entry.plugin for entry in read_entries(run_dir / "recipe.yaml")]
+        plugins = []
+        for entry in read_entries(run_dir / "recipe.yaml"):
+            plugins.append(entry.plugin)
         out.print(str(write_report(run_dir, plugins)))
 
 

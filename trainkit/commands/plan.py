@@ -37,7 +37,9 @@ def make_plan(given: Given, overrides: Sequence[str]) -> dict[str, Any]:
     run = build(setup, registered=registered)
     recipe, epochs = run.recipe, run.recipe.train.epochs
     where = recipe.raw.nearest
-    locations = {entry.name: entry.location for entry in setup.entries}
+    locations = {}
+    for entry in setup.entries:
+        locations[entry.name] = entry.location
     steps = run.data.train.steps_per_epoch
     return {
         "recipe": recipe.raw.file,

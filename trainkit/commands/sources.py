@@ -23,12 +23,15 @@ def data(
         from trainkit.hooks.discovery import describe
         from trainkit.system.discovery import DATA, installed_in
 
-        listings = [describe(point) for point in installed_in(DATA, "sources of data").values()]
+        listings = []
+        for point in installed_in(DATA, "sources of data").values():
+            listings.append(describe(point))
         if as_json:
-            facts = [
-                {"name": one.name, "summary": one.summary, "distribution": one.distribution}
-                for one in listings
-            ]
+            facts = []
+            for one in listings:
+                facts.append(
+                    {"name": one.name, "summary": one.summary, "distribution": one.distribution}
+                )
             print(to_json(facts, indent=2))  # noqa: T201 - rich would wrap it
         else:
             show_all(listings, out, command="data")

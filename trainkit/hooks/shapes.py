@@ -128,4 +128,8 @@ def check_providers(entries: Sequence[Entry], manager: pluggy.PluginManager) -> 
 def _provided(entry: Entry) -> set[str]:
     """Return the hooks that a plugin answers or hears, without wrapping them."""
     marked = implementations(entry.plugin)
-    return {name for name, (_, options) in marked.items() if not options["wrapper"]}
+    found: set[str] = set()
+    for name, (_, options) in marked.items():
+        if not options["wrapper"]:
+            found.add(name)
+    return found

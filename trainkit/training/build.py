@@ -91,7 +91,9 @@ def build(
         registered(manager)
     writes = folder is not None and device.is_main
     log = Log(folder / "metrics.jsonl" if writes and folder is not None else None, device.average)
-    plugins = {entry.name: entry.plugin for entry in setup.entries}
+    plugins = {}
+    for entry in setup.entries:
+        plugins[entry.name] = entry.plugin
     run = Run(recipe, cast(Hooks, manager.hook), plugins, device, log, folder if writes else None)
     seed_everything(derive_seed(recipe.seed, "model"))
     with _placed(recipe, "data"):

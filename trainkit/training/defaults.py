@@ -38,7 +38,7 @@ def check_names(raw: RawRecipe) -> list[Problem]:
     """
     problems = []
 
-    model, optimizer = (_name(raw.data.get(section)) for section in ("model", "optimizer"))
+    model, optimizer = _name(raw.data.get("model")), _name(raw.data.get("optimizer"))
     if model:
         register(model)
     if model and ":" not in model and not timm.is_model(model.split(".")[0]):

@@ -17,7 +17,11 @@ def trained(model: nn.Module) -> frozenset[str]:
 def optimized(run: Run) -> list[str]:
     """Return the names of the parameters that the optimizer holds, in the model's order."""
     held = set(map(id, owned_by(run.optimizer)))
-    return [name for name, p in run.model.named_parameters() if id(p) in held]
+    found: list[str] = []
+    for name, p in run.model.named_parameters():
+        if id(p) in held:
+            found.append(name)
+    return found
 
 
 def select(run: Run, before: frozenset[str]) -> frozenset[str]:
