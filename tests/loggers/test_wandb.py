@@ -1,5 +1,6 @@
 """The `wandb` plugin against a stand-in for the package that notes every call."""
 
+import errno
 import math
 import random
 import sys
@@ -12,6 +13,7 @@ from trainkit_plugins.loggers.plugin import Wandb
 
 from trainkit import Hooks, Record, Run
 from trainkit.config.recipe import Recipe
+from trainkit.errors import TrainingError, WriteError
 from trainkit.log.records import Log
 from trainkit.training.device import Device
 
@@ -20,6 +22,9 @@ from trainkit.training.device import Device
 STAND_IN = """
 import random
 calls = []
+
+class Error(Exception):
+    pass
 
 class Settings:
     def __init__(self, console):
@@ -164,3 +169,35 @@ def test_plan_says_where_the_numbers_go(
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(options))):
         Wandb(**{"mode": "disabled"} | options)
+
+
+def test_what_cannot_be_written_is_one_line(calls: list[Any], tmp_path: Path) -> None:
+    plugin, run = Wandb(), make_run(tmp_path)
+    (tmp_path / "wandb").write_text("in its way")
+    with pytest.raises(WriteError, match=r"/wandb: cannot be written: File exists"):
+        plugin.on_fit_start(run)
+    (tmp_path / "wandb").unlink()
+    plugin.on_fit_start(run)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    failing(plugin, full)
+    with pytest.raises(WriteError, match=r"/wandb: cannot be written: No space .* make room"):
+        plugin.on_log(Record(1, 0, {"loss": 0.5}))
+    with pytest.raises(WriteError, match=r"/wandb: cannot be written: No space"):
+        plugin.on_fit_end(run)
+
+
+def test_what_the_package_refuses_is_one_line(calls: list[Any], tmp_path: Path) -> None:
+    plugin, run = Wandb(), make_run(tmp_path)
+    plugin.on_fit_start(run)
+    failing(plugin, sys.modules["wandb"].Error("the service has ended"))
+    with pytest.raises(TrainingError, match=r"^wandb: the service has ended$"):
+        plugin.on_log(Record(1, 0, {"loss": 0.5}))
+
+
+def failing(plugin: Wandb, error: Exception) -> None:
+    """Let everything that the plugin's run does fail."""
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    plugin._run.log = plugin._run.finish = fail

@@ -14,7 +14,17 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from trainkit import FolderName, Plugin, Record, Run, hookimpl, own_folder, write_text, writing
+from trainkit import (
+    FolderName,
+    Plugin,
+    Record,
+    Run,
+    TrainingError,
+    hookimpl,
+    own_folder,
+    write_text,
+    writing,
+)
 
 
 def _require(package: str) -> None:
@@ -57,6 +67,16 @@ def _keep_writers_quiet() -> None:
             before(args)
 
     threading.excepthook = unless_writer
+
+
+@contextmanager
+def _sending(package: Any, folder: Path) -> Iterator[None]:
+    """Run a block in which W&B writes into `folder`; what it cannot do ends the run in one line."""
+    try:
+        with writing(folder):
+            yield
+    except package.Error as error:
+        raise TrainingError(f"wandb: {str(error) or type(error).__name__}") from error
 
 
 def _wait_for_a_later_name(folder: Path) -> None:
@@ -172,6 +192,7 @@ class Wandb(Plugin):
 
     _run: Any = PrivateAttr(default=None)
     _module: Any = PrivateAttr(default=None)
+    _where: Path = PrivateAttr(default=Path())
 
     @model_validator(mode="after")
     def _check(self) -> Wandb:
@@ -191,7 +212,10 @@ class Wandb(Plugin):
         with _python_stream_kept():
             import wandb
 
-            self._module = wandb
+        self._module, self._where = wandb, run.folder / "wandb"
+        with _python_stream_kept(), _sending(wandb, self._where):
+            # Where it cannot write there it would write into a folder for temporary files.
+            self._where.mkdir(exist_ok=True)
             self._run = wandb.init(
                 project=self.project,
                 entity=self.entity,
@@ -219,14 +243,16 @@ class Wandb(Plugin):
                 row[name] = value
             elif finite := _finite(value):
                 row[name] = self._module.Histogram(finite)
-        self._run.log(row, step=record.step)
+        with _sending(self._module, self._where):
+            self._run.log(row, step=record.step)
 
     @hookimpl
     def on_fit_end(self, run: Run) -> None:
         """Finish the W&B run."""
         if self._run is not None:
-            self._run.summary["stop_reason"] = run.stop_reason
-            self._run.finish()
+            with _sending(self._module, self._where):
+                self._run.summary["stop_reason"] = run.stop_reason
+                self._run.finish()
             self._run = None
 
     def explain(self, run: Run) -> list[str]:
