@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from tests.reference.tiny import train, with_plugins
 from trainkit import Batch, Plugin, Run, hookimpl
 from trainkit.commands.verify import differences
+from trainkit.errors import RecipeError
 from trainkit.training.checkpoint import run_state
 from trainkit.training.window import Window
 
@@ -188,3 +190,43 @@ def test_batches_are_kept_only_where_somebody_asks_for_the_window(tiny: Path, as
     further = [Asks()] if asks else []
     train(with_plugins(tiny, [*SHORT, "train.accumulate=3"], Counts(), *further))
     assert counts == ([3, 3] if asks else [1, 1])  # and those of the step before are gone
+
+
+MAML = """\
+model: {name: conv4, in_chans: 1, args: {channels: 3}}
+data: {name: digits, image_size: 16}
+train: {epochs: 1, device: cpu}
+plugins:
+  maml: {ways: 3, max_shot: 3, queries: 2, tasks: 2, steps: 2, workers: 1, steps_per_epoch: 2,
+    val_episodes: 2}
+"""
+
+
+@pytest.mark.parametrize("further", [[], ["plugins.maml.norm_statistics=per_step"]])
+def test_of_a_window_of_tasks_it_is_the_same(
+    write: Callable[..., Path], further: list[str]
+) -> None:
+    run, _ = train(with_plugins(write(MAML), further, Again()), until=2)
+    assert run.step == 2
+
+
+SAM = f"{Path(__file__).parents[1] / 'docs' / 'cookbook' / 'sam.py'}:SAM"
+PULL = "  norm_bias: {with_weight_decay: true}\n"
+
+
+def test_a_change_of_the_gradient_that_would_be_lost_is_refused(tiny: Path) -> None:
+    tiny.write_text(f"{tiny.read_text()}{PULL}  {SAM}: {{}}\n")
+    said = r"tiny\.yaml:\d+: plugins\.SAM: replaces the gradient by that at other parameters"
+    with pytest.raises(RecipeError, match=said):
+        train(with_plugins(tiny, SHORT), until=1)
+
+
+def test_a_change_that_comes_later_is_kept(tiny: Path) -> None:
+    tiny.write_text(f"{tiny.read_text()}  {SAM}: {{}}\n{PULL}")
+    pulled, _ = train(with_plugins(tiny, SHORT), until=1)
+    free, _ = train(with_plugins(tiny, [*SHORT, "plugins.norm_bias.coefficient=0"]), until=1)
+    found = [
+        (a.grad, b.grad)
+        for a, b in zip(pulled.model.parameters(), free.model.parameters(), strict=True)
+    ]
+    assert any(a is not None and b is not None and not torch.equal(a, b) for a, b in found)

@@ -74,7 +74,7 @@ class Arrivals:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._before = [(name, p, _mark(p)) for name, p in module.named_parameters()]
+        self._before = [(name, p, mark(p)) for name, p in module.named_parameters()]
 
     def check(self, run: Run) -> None:
         """Look at the gradients after the backward pass.
@@ -82,7 +82,7 @@ class Arrivals:
         Raises:
             TrainingError: some did not come on this rank.
         """
-        late = [name for name, p, mark in self._before if p.requires_grad and _mark(p) == mark]
+        late = [name for name, p, before in self._before if p.requires_grad and mark(p) == before]
         if not late:
             return
         names = [name.removeprefix("module.model.") for name in late]
@@ -93,7 +93,7 @@ class Arrivals:
         )
 
 
-def _mark(parameter: Tensor) -> tuple[int, int] | None:
+def mark(parameter: Tensor) -> tuple[int, int] | None:
     """Return what changes whenever something is added to a parameter's gradient."""
     gradient = parameter.grad
     return None if gradient is None else (id(gradient), gradient._version)

@@ -214,7 +214,6 @@ def train_step(
     scaler, optimizer = run.device.scaler, run.optimizer
     window = Window(run, step_loss, weights, keeps=_asks(run, "window"))
     total, batch = window.train(batches)
-    scaler.unscale_(optimizer)
     watch.note_loss(total)
     run.hook.before_optimizer_step(model=run.model, optimizer=optimizer, window=window, run=run)
     run.log.record("loss", total)

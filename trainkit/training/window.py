@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from trainkit.checks.reach import Arrivals, look
+from trainkit.checks.reach import Arrivals, look, mark
 from trainkit.hooks.run import Run
 from trainkit.seeds import rng_state, set_rng_state
 from trainkit.training.trainable import trained
@@ -91,10 +91,11 @@ class Window:
         self.weights = weights
         self._run, self._step_loss, self._keeps = run, step_loss, keeps
         self._parts: list[_Part] = []
+        self._final: list[tuple[int, int] | None] = []
 
     def train(self, batches: Iterator[Any]) -> tuple[Tensor, Any]:
         """Take the window's micro-batches; return their mean loss, detached, and the last.
-        Gradients stay scaled.
+        Gradients are unscaled then.
         """
         run, total = self._run, None
         run.optimizer.zero_grad(set_to_none=True)
@@ -108,6 +109,9 @@ class Window:
             share = self._backward(batch, i)
             total = share if total is None else total + share
         assert total is not None  # a window has at least one micro-batch
+        run.device.scaler.unscale_(run.optimizer)
+        if self._keeps:
+            self._final = [mark(p) for p in run.model.parameters()]
         return total, batch
 
     def differentiate(self) -> Tensor:
@@ -122,8 +126,13 @@ class Window:
 
         Returns:
             The mean loss there on this rank, a detached scalar.
+
+        Raises:
+            RecipeError: the gradient has been changed since the step's own pass, by a plugin that
+                came first; the change would be lost.
         """
         run, total = self._run, None
+        self._refuse_to_lose()
         with run.untouched():
             for i, part in enumerate(self._parts):
                 set_rng_state(part.streams, run.device.torch)
@@ -135,10 +144,27 @@ class Window:
         for parameter, gradient in found:
             parameter.grad = gradient
         run.device.scaler.unscale_again(run.optimizer)
+        self._final = [mark(p) for p in run.model.parameters()]
         assert (
             total is not None
         )  # whoever can call this has asked for it, and so the micro-batches were kept
         return total
+
+    def _refuse_to_lose(self) -> None:
+        run = self._run
+        for p, final in zip(run.model.parameters(), self._final, strict=True):
+            if p.grad is not None and mark(p) != final:
+                break
+        else:
+            return
+        implementations = cast(Any, run.hook.before_optimizer_step).get_hookimpls()
+        asking = next(i.plugin_name for i in implementations if "window" in i.argnames)
+        run.plugins[asking].refuse(
+            run,
+            "",
+            "replaces the gradient by that at other parameters, and it has been changed before, "
+            "which would be lost; list this plugin before the one that changes it",
+        )
 
     def _backward(self, batch: Any, i: int) -> Tensor:
         """Add the gradient of micro-batch `i`, scaled; return its share of the loss, detached."""
