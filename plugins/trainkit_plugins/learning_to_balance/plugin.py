@@ -14,7 +14,7 @@ from pydantic import PrivateAttr
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from trainkit import Batch, History, Run, Section, UserError, hookimpl
+from trainkit import Batch, History, Run, Section, hookimpl
 
 from ..maml.plugin import Maml
 from .balance import balance, class_weights, inverse_frequency, multipliers, shots_of
@@ -86,7 +86,7 @@ class LearningToBalance(BalanceOptions):
                     omega=self.omega == "learned",
                 )
             except ValueError as error:
-                raise self._refusal(run, str(error)) from None
+                self.refuse(run, "", str(error))
         if not hasattr(model, "meta"):
             model.meta = nn.ModuleDict()
         cast(nn.ModuleDict, model.meta)[self.name] = encoder
@@ -103,8 +103,10 @@ class LearningToBalance(BalanceOptions):
         )
         if matcher is None or classifier is None:
             name = type(model).__name__
-            raise self._refusal(
-                run, f"{name} does not say which parameters belong together (timm's group_matcher)"
+            self.refuse(
+                run,
+                "",
+                f"{name} does not say which parameters belong together (timm's group_matcher)",
             )
         backbone = {name for name, _ in model.named_parameters() if not name.startswith("meta.")}
         fine, coarse = (
@@ -131,14 +133,10 @@ class LearningToBalance(BalanceOptions):
                 model, grouping, [name for name in body if coarse[name] == last], norms=norms
             )
         if self.z and not layout.channels:
-            raise self._refusal(
-                run, f"{run.recipe.model.name} has nothing that z_layers: {self.z_layers} names"
+            self.refuse(
+                run, "", f"{run.recipe.model.name} has nothing that z_layers: {self.z_layers} names"
             )
         return layout
-
-    def _refusal(self, run: Run, why: str) -> UserError:
-        mark = run.recipe.raw.nearest("plugins", self.name)
-        return UserError(f"{mark}: plugins.{self.name}: {why}")
 
     @hookimpl(wrapper=True)
     def plan_task(

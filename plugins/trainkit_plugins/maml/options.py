@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import timm
 from pydantic import Field, model_validator
 
+from .conv4 import conv4
 from .episodic.plugin import Episodic
 from .head import Head
 from .isolation import Adapt, NormStatistics
@@ -88,6 +90,17 @@ class MamlOptions(Episodic):
         le=1024,
         description="tasks computed at once; null: on a CPU one per thread that torch may use",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _offer_conv4(cls, options: Any) -> Any:
+        """Give the recipes that turn maml on, and no others, the papers' network by its name.
+
+        This comes before the options are checked: a mistake in them hides no model.
+        """
+        if not timm.is_model("conv4"):
+            timm.models.register_model(conv4)
+        return options
 
     @model_validator(mode="after")
     def _check(self) -> MamlOptions:

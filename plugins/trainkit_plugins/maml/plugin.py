@@ -10,26 +10,18 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, cast
 
-import timm
 import torch
 from pydantic import PrivateAttr
 from torch import Tensor, nn
 
-from trainkit import Batch, Plugin, Run, UserError, hookimpl
+from trainkit import Batch, Plugin, Run, hookimpl
 
 from .accuracy import episode_accuracies
-from .conv4 import conv4
 from .episodic.plugin import Episodes
 from .head import linear_head
 from .hookspecs import MamlHooks
 from .inner import InnerLoop, support_loss
-from .isolation import (
-    META,
-    REFUSED,
-    adapted_names,
-    backbone_names,
-    head_names,
-)
+from .isolation import META, REFUSED, adapted_names, backbone_names, head_names
 from .norms import PerStepNorms, what_forbids
 from .operations import explained
 from .options import MamlOptions
@@ -37,9 +29,6 @@ from .outer import predict_task, step_weights
 from .plan import Phase, TaskPlan
 from .seeds import seed_of
 from .tasks import MetaGradient, Task, Workers, average, deliver, meta_gradient
-
-if not timm.is_model("conv4"):
-    timm.models.register_model(conv4)
 
 
 class Maml(MamlOptions):
@@ -90,9 +79,7 @@ class Maml(MamlOptions):
         model = yield
         for option, lack in REFUSED.items():
             if getattr(run.recipe.train, option):
-                raise UserError(
-                    f"{run.recipe.raw.nearest('train', option)}: train.{option}: {self.name} {lack}"
-                )
+                self.refuse(run, option, f"{self.name} {lack}", section="train")
         batch_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if self.norm_eps is not None:
             for norm in batch_norms:
@@ -191,7 +178,8 @@ class Maml(MamlOptions):
                     self._workers_of(run), tasks, parameters, loop, loss, step_weights=weights
                 )
         except (RuntimeError, ValueError) as error:
-            raise self._explained(error, run) from error
+            self._explain(error, run)
+            raise
 
     def predict_tasks(
         self,
@@ -225,7 +213,8 @@ class Maml(MamlOptions):
         try:
             logits = iter(list(self._workers_of(run).map(work, len(jobs))))
         except (RuntimeError, ValueError) as error:
-            raise self._explained(error, run) from error
+            self._explain(error, run)
+            raise
         return [average([next(logits) for _ in own]).float() for own in plans]
 
     def _plan_of(
@@ -263,11 +252,9 @@ class Maml(MamlOptions):
             self._workers = Workers(run.model, self.norm_statistics, count)
         return self._workers
 
-    def _explained(self, error: Exception, run: Run) -> Exception:
+    def _explain(self, error: Exception, run: Run) -> None:
         for option, why in explained(error, run.recipe.model.name):
-            mark = run.recipe.raw.nearest("plugins", self.name, option)
-            return UserError(f"{mark}: plugins.{self.name}.{option}: {why}")
-        return error
+            self.refuse(run, option, why)
 
     @hookimpl
     def before_optimizer_step(self, model: nn.Module, run: Run) -> None:
@@ -285,11 +272,10 @@ class Maml(MamlOptions):
 
     def explain(self, run: Run) -> list[str]:
         """Say what adapts, how, and how tasks share the cores."""
-        plan = self.plan_task(
-            {n: run.model.get_parameter(n) for n in backbone_names(run.model)}, run
-        )
-        moved = sum(run.model.get_parameter(name).numel() for name in plan.adapt)
-        total = sum(run.model.get_parameter(name).numel() for name in backbone_names(run.model))
+        params = {name: run.model.get_parameter(name) for name in backbone_names(run.model)}
+        plan = self.plan_task(params, run)
+        moved = sum(params[name].numel() for name in plan.adapt)
+        total = sum(p.numel() for p in params.values())
         test_steps = self.steps if self.test_steps is None else self.test_steps
         workers = self._workers_of(run)
         return [
