@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,15 +48,13 @@ def by_class(
     index = {"train": 0, "validation": 1, "test": 2, "target": 2}[where]
     if spec.split == "alphabets":
         chosen = (background[:_ALPHABETS], background[_ALPHABETS:], evaluation)[index]
-        classes = [character for alphabet in chosen for character in alphabet.items()]
+        classes = _together(chosen)
     else:
-        every = [
-            character for alphabet in [*background, *evaluation] for character in alphabet.items()
-        ]
+        every = _together([*background, *evaluation])
         random.Random(0).shuffle(every)
-        first, second = (
-            sum(_CHARACTERS[: i + 1]) * len(every) // sum(_CHARACTERS) for i in range(2)
-        )
+        train, val, test = _CHARACTERS
+        first = train * len(every) // (train + val + test)
+        second = (train + val) * len(every) // (train + val + test)
         classes = (every[:first], every[first:second], every[second:])[index]
     if not classes:
         raise UserError(
@@ -65,6 +65,11 @@ def by_class(
     return ImagesByClass(
         lambda numbers: 255 - found.read(numbers), found.members, found.names, found.notes
     )
+
+
+def _together(alphabets: Sequence[dict[str, Path]]) -> list[tuple[str, Path]]:
+    """Return the characters of some alphabets, in order."""
+    return list(chain.from_iterable(alphabet.items() for alphabet in alphabets))
 
 
 def _characters(alphabet: Path) -> dict[str, Path]:

@@ -81,13 +81,9 @@ class ClassPool:
         pixels = self._images.read(rows)
         counts = [len(numbers) for numbers in images]
         if self._turns > 1:
-            parts = torch.split(pixels, counts)
-            pixels = torch.cat(
-                [
-                    torch.rot90(part, cls % 4, (2, 3))
-                    for cls, part in zip(classes, parts, strict=True)
-                ]
-            )
+            parts = zip(classes, torch.split(pixels, counts), strict=True)
+            turned = [torch.rot90(part, cls % 4, (2, 3)) for cls, part in parts]
+            pixels = torch.cat(turned)
         inputs = (pixels.float() - self._mean) / self._std
         targets = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
         return Batch(inputs.expand(-1, *self.shape).contiguous(), targets)
