@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from tests.reference.tiny import train, with_plugins
+from tests.test_sources import make_folder
 from trainkit.commands.verify import differences
 from trainkit.training.checkpoint import read_state
 
@@ -234,3 +235,19 @@ def test_a_command_on_two_ranks_leaves_the_folder_it_stands_in_alone(tmp_path: P
         read_state(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == steps[-1] == len(steps)
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "r.yaml", "run", "runs"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_an_image_that_one_rank_cannot_read_ends_all(tmp_path: Path, split: str) -> None:
+    root = make_folder(tmp_path / "images")
+    damaged = root / split / "blue" / "1.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    (tmp_path / "r.yaml").write_text(
+        f"model: {{name: test_resnet}}\ntrain: {{epochs: 2, device: cpu}}\n"
+        f"data: {{name: folder, root: {root}, image_size: 16, batch_size: 2, workers: 0}}\n"
+    )
+    ended = command_line(tmp_path, "train", "r.yaml", "--run-dir", "run")
+    said, _ = ended.communicate(timeout=120)
+    assert ended.returncode != 0
+    assert said.count(f"error: {damaged}: is no image that can be read") == 1
