@@ -28,7 +28,15 @@ CODE = sorted(
         *(ROOT / "tests").rglob("*.py"),
     ]
 )
-ADAPTERS = ("plugin.py", "hookspecs.py", "command.py", "options.py", "sections.py", "monitor.py")
+ADAPTERS = (
+    "plugin.py",
+    "episodic.py",
+    "hookspecs.py",
+    "command.py",
+    "options.py",
+    "sections.py",
+    "monitor.py",
+)
 CARD = (
     "What it does",
     "When it helps",

@@ -8,7 +8,7 @@ import timm
 from pydantic import Field, model_validator
 
 from .conv4 import conv4
-from .episodic.plugin import Episodic
+from .episodic import Episodic
 from .head import Head
 from .isolation import Adapt, NormStatistics
 

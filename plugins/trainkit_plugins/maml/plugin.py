@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from trainkit import Batch, Plugin, Run, hookimpl
 
 from .accuracy import episode_accuracies
-from .episodic.plugin import Episodes
+from .episodic import Episodes
 from .head import linear_head
 from .hookspecs import MamlHooks
 from .inner import InnerLoop, support_loss

@@ -34,10 +34,10 @@ from trainkit import (
     hookimpl,
 )
 
-from ..accuracy import EpisodeMetrics, by_step, in_order, mean_and_interval
-from ..episodes import Episode, EpisodeSampler
-from ..plan import Phase
-from ..plots import draw_steps
+from .accuracy import EpisodeMetrics, by_step, in_order, mean_and_interval
+from .episodes import Episode, EpisodeSampler
+from .plan import Phase
+from .plots import draw_steps
 
 Episodes = Sequence[Episode[Batch]]
 

@@ -1,1 +1,0 @@
-"""Training and testing on few-shot tasks, whatever learns from them."""
