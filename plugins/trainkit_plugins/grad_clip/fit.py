@@ -204,14 +204,14 @@ def _line(g: Tensor, log_s: Tensor) -> tuple[Tensor, Tensor]:
         e = residuals(rho)
         return (e - e.median(dim=1, keepdim=True).values).abs().mean(1)
 
-    rho = _minimise(loss, len(g))
+    rho = _minimize(loss, len(g))
     e = residuals(rho).sort(dim=1).values
     n = e.shape[1]
     scale = ((e[:, (n - 1) // 2] + e[:, n // 2]) / 2).exp()
     return scale * (1 - rho), scale * rho / centre[:, 0]
 
 
-def _minimise(loss: Callable[[Tensor], Tensor], rows: int) -> Tensor:
+def _minimize(loss: Callable[[Tensor], Tensor], rows: int) -> Tensor:
     """Return rho [rows] in [0, 1] with the least loss: a grid, then golden sections around its
     best place.
     """

@@ -28,14 +28,14 @@ def draw_norms(
     """
     parts = _parts(len(steps), _PLACES)
     at = [median(steps[p]) for p in parts]
-    for values, colour, label in (
+    for values, color, label in (
         (before, "C0", "before clipping"),
         (after, "C1", "after clipping"),
     ):
         if len(parts) < len(steps):
             low, high = [min(values[p]) for p in parts], [max(values[p]) for p in parts]
-            axes.fill_between(at, low, high, color=colour, alpha=0.25, linewidth=0)
-        axes.plot(at, [median(values[p]) for p in parts], color=colour, linewidth=1.1, label=label)
+            axes.fill_between(at, low, high, color=color, alpha=0.25, linewidth=0)
+        axes.plot(at, [median(values[p]) for p in parts], color=color, linewidth=1.1, label=label)
     if limit < float("inf"):
         axes.axhline(
             limit, color="C2", linestyle=(0, (4, 3)), linewidth=1, label=f"threshold {limit:g}"
@@ -59,8 +59,9 @@ def draw_share(axes: Any, steps: Sequence[int], clipped: Sequence[float]) -> Non
     """
     parts = _parts(len(steps), max(1, min(60, len(steps) // 10)))
     edges = [steps[p.start] for p in parts] + [steps[-1] + 1]
-    axes.stairs([fmean(clipped[p]) for p in parts], edges, color="C1", fill=True, alpha=0.35)
-    axes.stairs([fmean(clipped[p]) for p in parts], edges, color="C1", baseline=None, linewidth=1.1)
+    shares = [fmean(clipped[p]) for p in parts]
+    axes.stairs(shares, edges, color="C1", fill=True, alpha=0.35)
+    axes.stairs(shares, edges, color="C1", baseline=None, linewidth=1.1)
     axes.set_ylim(0, 1.03)
     axes.set_yticks([0, 0.5, 1], ["0", "50%", "100%"])
     axes.set_ylabel("steps clipped")

@@ -119,14 +119,14 @@ class NormBias(Plugin):
                 "norm to pull",
             )
         mine = {id(p) for p in pushed}
-        decays = {
-            g.get("weight_decay", 0.0)
-            for g in optimizer.param_groups
-            if mine & {id(p) for p in g["params"]}
-        }
-        if self.coefficient > 0 and not self.with_weight_decay and max(decays) > 0:
-            said = "weight_decay" in run.recipe.raw.data.get("optimizer", {})
-            value = f"{max(decays):g}" if said else f"{max(decays):g} by default"
+        decay = 0.0
+        for group in optimizer.param_groups:
+            if any(id(p) in mine for p in group["params"]):
+                decay = max(decay, group.get("weight_decay", 0.0))
+        if self.coefficient > 0 and not self.with_weight_decay and decay > 0:
+            value = f"{decay:g}"
+            if "weight_decay" not in run.recipe.raw.data.get("optimizer", {}):
+                value += " by default"
             self.refuse(
                 run,
                 "weight_decay",
@@ -184,11 +184,9 @@ class NormBias(Plugin):
         counted, pushed = self._parameters(run.model, run.optimizer)
         now = squared_norm(counted).item()
         goal = self._settle(counted) if self._goal is None else self._goal
-        meaning = (
-            f" ({self.auto_multiple:g} times that at the start)"
-            if self.mu_squared == "auto"
-            else ""
-        )
+        meaning = ""
+        if self.mu_squared == "auto":
+            meaning = f" ({self.auto_multiple:g} times that at the start)"
         lines = [
             (
                 f"sum of squares of {_count(counted)} parameters: {now:.6g} now, pulled to "

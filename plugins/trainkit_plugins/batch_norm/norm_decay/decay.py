@@ -95,18 +95,20 @@ def decay_groups(
         "norm_shift": (set(map(id, shifts)), *shift),
     }
     moved = set().union(*(members for members, _, _ in kinds.values()))
-    kept = [
-        {**group, "params": [p for p in group["params"] if id(p) not in moved]} for group in groups
-    ]
+    kept: Groups = []
+    for group in groups:
+        kept.append({**group, "params": [p for p in group["params"] if id(p) not in moved]})
     new: Groups = []
     for kind, (members, decay, rule) in kinds.items():
-        own = [
-            {**group, "params": [p for p in group["params"] if id(p) in members]}
-            for group in groups
-        ]
-        own = [group for group in own if group["params"]]
+        own: Groups = []
+        for group in groups:
+            params = [p for p in group["params"] if id(p) in members]
+            if params:
+                own.append({**group, "params": params})
         for group in own:
-            name = f"{kind}_{group['name']}" if len(own) > 1 and "name" in group else kind
+            name = kind
+            if len(own) > 1 and "name" in group:
+                name = f"{kind}_{group['name']}"
             group |= {"name": name, "weight_decay": decay, "rule": rule}
         new += own
     return [group for group in kept if group["params"]] + new

@@ -21,10 +21,10 @@ def draw_layers(axes: Any, ranks: Mapping[str, Series]) -> None:
         share = i / max(1, len(ranks) - 1)
         # The legend of many layers names the two ends of the scale.
         named = few or share in (0, 1)
-        colour = f"C{i}" if few else _between(share)
+        color = f"C{i}" if few else _between(share)
         marker = "o" if len(steps) < 30 else None
         axes.plot(
-            steps, values, color=colour, marker=marker, linewidth=1.1, label=name if named else None
+            steps, values, color=color, marker=marker, linewidth=1.1, label=name if named else None
         )
     axes.set_ylim(0, 1.03)
     axes.set_xlabel("step")

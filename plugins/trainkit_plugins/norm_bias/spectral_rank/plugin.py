@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
@@ -165,25 +164,22 @@ class SpectralRank(Plugin):
     def explain(self, run: Run) -> list[str]:
         """Say for every layer as what it is projected, or why not."""
         layers, refused = self._find(run)
-        what = (
-            "caps singular values at"
-            if self.mode == "maximize"
-            else "sets to zero singular values below"
-        )
+        what = "sets to zero singular values below"
+        if self.mode == "maximize":
+            what = "caps singular values at"
         lines = [f"every {self.every} steps: {what} {self._bound:g}, in {len(layers)} layers"]
         if self._bound == (math.inf if self.mode == "maximize" else 0):
             lines = [
                 f"every {self.every} steps: measures the effective rank of {len(layers)} layers, "
                 "changes nothing"
             ]
-        lines += [
-            f"{names}: {kind}"
-            for kind, names in _grouped((layer.kind, layer.name) for layer in layers)
-        ]
-        return lines + [
-            f"{names}: left alone, {why}"
-            for why, names in _grouped((w, n) for n, w in refused.items())
-        ]
+        kinds = [(layer.kind, layer.name) for layer in layers]
+        for kind, names in _grouped(kinds):
+            lines.append(f"{names}: {kind}")
+        reasons = [(why, name) for name, why in refused.items()]
+        for why, names in _grouped(reasons):
+            lines.append(f"{names}: left alone, {why}")
+        return lines
 
     def report(self, history: History) -> list[Section]:
         """Plot the effective rank of every layer, and tabulate where it began and ended."""
@@ -220,7 +216,7 @@ def _kind(module: nn.Module, acts: Geometry) -> str:
     return text + ("" if acts.grid == (1, 1) else f", on {acts.grid[0]} x {acts.grid[1]}")
 
 
-def _grouped(pairs: Iterator[tuple[str, str]]) -> list[tuple[str, str]]:
+def _grouped(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return what is common, and the names that have it in common."""
     found: dict[str, list[str]] = {}
     for common, name in pairs:
