@@ -99,6 +99,15 @@ def test_running_statistics_need_a_model_that_keeps_them(recipe: Callable[..., P
         build(compose(recipe("norm_statistics: running", "conv4")))
 
 
+def test_a_norm_with_one_value_per_channel_in_a_task_is_refused_before_training(
+    recipe: Callable[..., Path],
+):
+    path = recipe(more="  ghost_batch_norm: {size: 1}\n")
+    setup = compose(path, ["data.image_size=16"])
+    with pytest.raises(UserError, match=r":\d+: plugins.maml.norm_statistics: .* single value"):
+        build(setup)
+
+
 def test_a_model_that_cannot_be_differentiated_twice_is_refused_with_the_way_out(
     recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

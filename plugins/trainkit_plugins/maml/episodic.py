@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import Field, PrivateAttr
@@ -36,6 +36,7 @@ from trainkit import (
 
 from .accuracy import EpisodeMetrics, by_step, in_order, mean_and_interval
 from .episodes import Episode, EpisodeSampler
+from .hookspecs import MamlHooks
 from .plan import Phase
 from .plots import draw_steps
 
@@ -99,10 +100,6 @@ class Episodic(Plugin):
         """Return each task's query logits [M, ways] after adapting, or [K + 1, M, ways] after 0
         … K steps.
         """
-
-    @abstractmethod
-    def begin_test(self, name: str, run: Run) -> None:
-        """Tell the plugins that the test of this name begins."""
 
     @hookimpl
     def build_data(self, run: Run) -> Data:
@@ -173,7 +170,7 @@ class Episodic(Plugin):
     def test(self, run: Run) -> None:
         """Test the model on the test tasks, and log what was found."""
         for name, stream in self._tests.items():
-            self.begin_test(name, run)
+            cast(MamlHooks, run.hook).on_test_start(name=name, run=run)
             own: list[list[float]] = []
             with ExitStack() as streams:
                 for plugin in run.plugins.values():

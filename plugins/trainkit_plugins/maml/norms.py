@@ -7,7 +7,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from .isolation import norm_names
+from .forward import predict
+from .isolation import NormStatistics, isolate, norm_names
 
 
 class PerStepNorms(nn.Module):
@@ -37,6 +38,21 @@ class PerStepNorms(nn.Module):
             {name: value[k] for name, value in zip(self.names, self.values, strict=True)}
             for k in range(steps)
         ]
+
+
+def error_of_a_pass(
+    model: nn.Module, norm_statistics: NormStatistics, inputs: Tensor
+) -> Exception | None:
+    """Return what a task's copy of a model raises for `inputs` [N, …]; None: nothing.
+
+    The model and torch's random numbers are left as they are: nothing in a copy draws.
+    """
+    try:
+        with torch.no_grad():
+            predict(isolate(model, norm_statistics), {}, inputs)
+    except Exception as error:  # whatever a model raises
+        return error
+    return None
 
 
 def what_forbids(norm_statistics: str, plugins: Collection[str]) -> str | None:

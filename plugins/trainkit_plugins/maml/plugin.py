@@ -1,6 +1,4 @@
-"""`maml`: meta-learned initial parameters as a plugin, and the few-shot papers' network under
-timm's names.
-"""
+"""`maml`: meta-learned initial parameters as a plugin."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from .head import linear_head
 from .hookspecs import MamlHooks
 from .inner import InnerLoop, support_loss
 from .isolation import META, REFUSED, adapted_names, backbone_names, head_names
-from .norms import PerStepNorms, what_forbids
+from .norms import PerStepNorms, error_of_a_pass, what_forbids
 from .operations import explained
 from .options import MamlOptions
 from .outer import predict_task, step_weights
@@ -65,10 +63,6 @@ class Maml(MamlOptions):
         step = run.step if phase == "train" else 0
         return seed_of((phase, draw, step, plugin.generator().initial_seed()), support.inputs)
 
-    def begin_test(self, name: str, run: Run) -> None:
-        """Tell the plugins that a test begins."""
-        cast(MamlHooks, run.hook).on_test_start(name=name, run=run)
-
     def adapted(self, model: nn.Module) -> tuple[str, ...]:
         """Return the names of the parameters that the inner loop moves."""
         return adapted_names(model, self.adapt)
@@ -89,11 +83,8 @@ class Maml(MamlOptions):
         if self.norm_statistics == "running" and any(
             norm.running_mean is None for norm in batch_norms
         ):
-            self.refuse(
-                run,
-                "norm_statistics",
-                f"{run.recipe.model.name} keeps no running averages; choose another",
-            )
+            why = f"{run.recipe.model.name} keeps no running averages; choose another"
+            self.refuse(run, "norm_statistics", why)
         try:
             if not adapted_names(model, self.adapt):
                 self.refuse(run, "adapt", "the model has no such parameters")
@@ -108,7 +99,16 @@ class Maml(MamlOptions):
                 model.meta = meta
         except ValueError as error:
             self.refuse(run, "head" if "classif" in str(error) else "norm_statistics", str(error))
+        self._try_norms(model, run)
         return model
+
+    def _try_norms(self, model: nn.Module, run: Run) -> None:
+        """Refuse norms that would have one value per channel in a task's smallest set."""
+        shots = 1 if self.max_shot else self.shots
+        size = min(self.ways, self.ways_of("train")) * shots
+        inputs = torch.zeros(size, *run.data.input_size, device=run.device.torch)
+        if error := error_of_a_pass(model, self.norm_statistics, inputs):
+            self._explain(error, run)
 
     @hookimpl(wrapper=True)
     def build_param_groups(self, model: nn.Module, run: Run) -> Generator[None, Any, Any]:
@@ -169,9 +169,8 @@ class Maml(MamlOptions):
         parameters = [p for p in model.parameters() if p.requires_grad]
         weights = step_weights(self.steps, run.epoch, self.multi_step_epochs)
         try:
-            with run.device.autocast(
-                enabled=False
-            ):  # gradients are taken in here; forward passes switch it on
+            # Gradients are taken in here; forward passes switch autocast on.
+            with run.device.autocast(enabled=False):
                 tasks = [Task(self._plan_of(model, task, "train", 0, run), *task) for task in batch]
                 loss = partial(_inner_loss, run)
                 return meta_gradient(
