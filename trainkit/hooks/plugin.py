@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -89,19 +89,19 @@ class Plugin(BaseModel):
         Raises:
             RecipeError: always: `file:line: plugins.NAME.option: why`.
         """
+        raw = run.recipe.raw
+        label = section or f"plugins.{self.name}"
         if section:
             place = tuple(section.split("."))
         else:
-            place = ("plugins", self.name)
+            place = ("plugins", _as_written(self.name, raw.locations))
         if isinstance(option, str):
             options = [option]
         else:
             options = list(option)
         keys = [(*place, name) for name in options if name] or [place]
-        raw = run.recipe.raw
         # Of several options the line is that of the first one written in the recipe.
         written = next((key for key in keys if key in raw.locations), keys[0])
-        label = ".".join(place)
         if any(options):
             label += "." + ", ".join(options)
         raise RecipeError([Problem(raw.nearest(*written), label, why)]) from None
@@ -187,3 +187,11 @@ class Plugin(BaseModel):
     def report(self, history: History) -> list[Section]:
         """Return sections for `report.html`, made from what the run logged. Default: none."""
         return []
+
+
+def _as_written(name: str, keys: Iterable[tuple[str | int, ...]]) -> str:
+    """Return a plugin's key in the recipe: its name, or `FILE.py:NAME`."""
+    for key in keys:
+        if len(key) == 2 and key[0] == "plugins" and str(key[1]).endswith(f":{name}"):
+            return str(key[1])
+    return name
