@@ -301,3 +301,17 @@ def test_ctrl_c_saves_and_the_run_goes_on(recipe, tmp_path):
     result = trainkit("train", "--resume", tmp_path / "run")
     assert result.exit_code == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 69
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_under_the_standard_output_is_one_line():
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "trainkit", "schema"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == "error: the standard output cannot be written: make room on its disk\n"

@@ -4,6 +4,7 @@ traceback.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -34,6 +35,8 @@ def ending_well(function: F) -> F:
         try:
             with ending_at_once():
                 function(*args, **kwargs)
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except RecipeError as error:
             end(str(error), BAD_INPUT)  # a line for each mistake
         except UserError as error:
@@ -47,8 +50,14 @@ def ending_well(function: F) -> F:
         except KeyboardInterrupt:
             end("interrupted at once; what the last checkpoint holds is safe", INTERRUPTED)
         except BrokenPipeError:
-            # The reader (`head`, say) has gone; give Python nothing to complain about at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # The reader (`head`, say) has gone.
+            _say_no_more()
+        except OSError as error:
+            # What is written elsewhere ends as a WriteError.
+            if error.errno != errno.ENOSPC:
+                raise
+            _say_no_more()
+            end("the standard output cannot be written: make room on its disk", FAILED)
         except RuntimeError as error:
             if "deterministic" not in str(error):
                 raise
@@ -56,6 +65,11 @@ def ending_well(function: F) -> F:
             end(f"{first} (set train.deterministic=false to allow it)", FAILED)
 
     return guarded  # type: ignore[return-value]
+
+
+def _say_no_more() -> None:
+    """Give Python nothing to complain about when it closes the standard output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def end(message: str, code: int) -> NoReturn:

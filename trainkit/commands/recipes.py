@@ -16,6 +16,7 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
+@ending_well
 def recipes(context: typer.Context) -> None:
     """List the recipes that come with trainkit, or copy one."""
     if context.invoked_subcommand is None:
