@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
@@ -10,6 +11,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+
+# Side by side each worker has one core; torch is told, and what a test starts is told too.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 # The same examples every time, and no deadline: a shared machine may be slow for a moment.
 hypothesis.settings.register_profile("exact", derandomize=True, deadline=None)

@@ -93,6 +93,7 @@ def test_the_whole_transcript_of_two_steps(tiny: Path) -> None:
         *step,
         "on_evaluate_start",
         *["evaluate_batch"] * 2,
+        "on_best",
         "on_evaluate_end",
         "on_log",
         "on_epoch_end",
