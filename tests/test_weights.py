@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import trainkit_data.tabular.models  # noqa: F401 - registers mlp
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -102,6 +103,16 @@ def test_weights_of_an_older_torch_are_read(tmp_path: Path) -> None:
 
 
 # What is refused.
+
+
+def test_a_file_may_be_cut_off_within_any_name(tmp_path: Path) -> None:
+    file = tmp_path / "x.pth"
+    torch.save(model().state_dict(), file, _use_new_zipfile_serialization=False)
+    content = file.read_bytes()
+    start = content.index(b"ctorch._utils\n_rebuild_tensor_v2\n")
+    for size in range(start, start + 36):
+        file.write_bytes(content[:size])
+        assert refusal(file).startswith("cannot be read as weights: it is cut off"), size
 
 
 @pytest.mark.parametrize("share", [0.95, 0.5, 0.1, 0.01])

@@ -85,3 +85,14 @@ def no_file(path: Path) -> str | None:
     if stat.S_ISDIR(mode):
         return "is a folder"
     return "is no file but a device, a pipe or a socket"
+
+
+def ends_in_name(name: str, file: Path) -> bool:
+    """Return whether a file ends within the name of a class or function, `module.name`."""
+    module, _, own = name.rpartition(".")
+    with file.open("rb") as opened:
+        opened.seek(-min(file.stat().st_size, 500), os.SEEK_END)
+        end = opened.read()
+    # torch takes the last character for the end of a line, and drops it.
+    read = (f"{module}\n{own}",) if own else (module, f"{module}\n")
+    return end[:-1].endswith(tuple(text.encode() for text in read))

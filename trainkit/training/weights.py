@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trainkit.errors import UserError, one_line
-from trainkit.system.foreign import foreign, no_file
+from trainkit.system.foreign import ends_in_name, foreign, no_file
 
 State = dict[str, Tensor]
 
@@ -84,20 +84,15 @@ def _read(file: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]), file.open("rb") as opened:
             return torch.load(opened, map_location="cpu", weights_only=True)
     except Exception as error:  # spoiled bytes may raise anything
-        raise _Unreadable(_why(error)) from None
+        raise _Unreadable(_why(error, file)) from None
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, file: Path) -> str:
     text = str(error)
     if "TorchScript" in text:
         return "it is a TorchScript program, not weights; save model.state_dict() alone"
     found = _GLOBAL.search(text)
-    # A name of torch's own that it does not know is one that was cut off.
-    if (
-        isinstance(error, pickle.UnpicklingError)
-        and found
-        and not found[1].startswith("torch._utils")
-    ):
+    if isinstance(error, pickle.UnpicklingError) and found and not ends_in_name(found[1], file):
         fix = "where it was written, save model.state_dict() alone"
         return f"beside tensors it holds {found[1]}, and reading that could run code; {fix}"
     reason = one_line(text, 160) or type(error).__name__
