@@ -9,20 +9,15 @@ from typing import Any
 import pytest
 import torch
 from pydantic import Field, PrivateAttr
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.reference.spoilt import INF, NAN, OFTEN, SGD, failed, saved
 from tests.reference.tiny import train, with_plugins
 from trainkit import Batch, Plugin, Run, hookimpl
-from trainkit.checks.states import not_a_number
-from trainkit.errors import PluginError, TrainingError
+from trainkit.errors import PluginError
 from trainkit.training.build import build
 from trainkit.training.checkpoint import read_state
 from trainkit.training.checkpointer import Checkpointer
-
-SGD = ["optimizer={name: sgd, lr: 0.05}", "scheduler.name=constant", "scheduler.warmup_epochs=0"]
-OFTEN = ["checkpoint.every_steps=1", "train.log_every=100"]
-NAN, INF = float("nan"), float("inf")
 
 
 class SpoilGradient(Plugin):
@@ -35,27 +30,6 @@ class SpoilGradient(Plugin):
     def before_optimizer_step(self, model: nn.Module, run: Run) -> None:
         if run.step + 1 == self.at:
             model.get_parameter("blocks.1.attn.proj.weight").grad.view(-1)[3] = self.value  # type: ignore[union-attr]
-
-
-def failed(recipe: Path, folder: Path, overrides: list[str], *plugins: Plugin) -> str:
-    """Train until it fails; return what was said."""
-    folder.mkdir(exist_ok=True)
-    with pytest.raises(TrainingError) as caught:
-        train(with_plugins(recipe, [*SGD, *overrides], *plugins), folder)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def saved(folder: Path) -> dict[str, Any]:
-    """Return the last checkpoint, in which every number is one."""
-    state = read_state(folder / "checkpoints" / "last.pt")
-    assert (
-        not_a_number({part: state[part] for part in ("model", "optimizer", "scheduler", "plugins")})
-        is None
-    )
-    for file in folder.rglob("*.safetensors"):
-        assert not_a_number(load_file(file)) is None
-    return state
 
 
 # Gradients.
