@@ -5,6 +5,7 @@ windows and workers.
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ def numbers(count: int) -> Images:
 
 
 def stream(count: int, **options: int) -> ShuffledStream:
-    return ShuffledStream(numbers(count), **{"seed": 0, "batch_size": 4, **options})  # type: ignore[arg-type]
+    given: dict[str, Any] = {"seed": 0, "batch_size": 4, **options}
+    return ShuffledStream(numbers(count), **given)
 
 
 def epoch_of(data: ShuffledStream, epoch: int, position: int = 0) -> list[list[int]]:

@@ -299,7 +299,8 @@ def test_a_local_plugin_is_found_from_the_recipes_folder(
     assert (name, cls.__name__, cls.model_fields["volume"].default) == ("Shout", "Shout", 1)
     assert load_class(f"{path}:Shout", Path("/"))[1] is cls
     setup = compose(write(f"{RECIPE}  ./tricks/my_trick.py:Shout: {{volume: 2}}\n"))
-    assert [(entry.name, entry.plugin.volume) for entry in setup.entries] == [("Shout", 2)]  # type: ignore[attr-defined]
+    (entry,) = setup.entries
+    assert (entry.name, entry.plugin.volume) == ("Shout", 2)  # type: ignore[attr-defined]
 
 
 def test_two_files_of_one_name_are_two_modules(write: Write) -> None:

@@ -156,8 +156,9 @@ def test_the_first_of_several_frames_counts(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
     for ending in ("gif", "tiff", "webp", "png"):
         kind = {"lossless": True} if ending == "webp" else {}
-        frames[0].save(tmp_path / f"x.{ending}", save_all=True, append_images=frames[1:], **kind)  # type: ignore[arg-type]
-        assert pixels(tmp_path / f"x.{ending}").tolist() == [[[255, 0, 0]] * 2] * 2
+        file, more = tmp_path / f"x.{ending}", frames[1:]
+        frames[0].save(file, save_all=True, append_images=more, **kind)  # type: ignore[arg-type]
+        assert pixels(file).tolist() == [[[255, 0, 0]] * 2] * 2
 
 
 def test_the_content_says_what_a_file_is(tmp_path: Path) -> None:

@@ -257,7 +257,8 @@ def test_what_is_missing_anyway_stays_so(write: Write) -> None:
         "on: x}}"
     )
     hidden, plain = load(write, text), load(write, text, "~data.missing")
-    one, two = (data.train._loader.dataset.examples.inputs for data in (hidden, plain))  # type: ignore[attr-defined]
+    sets: list[Any] = [data.train for data in (hidden, plain)]
+    one, two = (train._loader.dataset.examples.inputs for train in sets)
     assert one[two.isnan()].isnan().all()
     assert torch.equal(one[:, 0], two[:, 0])
     assert one.isnan().sum() > two.isnan().sum()

@@ -58,7 +58,8 @@ class Collector(Plugin):
             next(self._average.parameters()).mul_(2)
         self._dice.random(), self._draws.random()
         self._count += 1
-        model.get_submodule("bn1").seen = self._count  # type: ignore[assignment]  # a module takes any attribute
+        # A module takes any attribute.
+        model.get_submodule("bn1").seen = self._count  # type: ignore[assignment]
         run.log.record("collector/loss", loss)
         run.log.note("a loss was computed")
         run.stop("enough")

@@ -29,7 +29,9 @@ class SpoilGradient(Plugin):
     @hookimpl
     def before_optimizer_step(self, model: nn.Module, run: Run) -> None:
         if run.step + 1 == self.at:
-            model.get_parameter("blocks.1.attn.proj.weight").grad.view(-1)[3] = self.value  # type: ignore[union-attr]
+            gradient = model.get_parameter("blocks.1.attn.proj.weight").grad
+            assert gradient is not None
+            gradient.view(-1)[3] = self.value
 
 
 # Gradients.

@@ -38,7 +38,10 @@ class Doubles(Plugin):
         return loss * self.factor
 
 
-class KnownToForget(load_class(f"{HERE / 'zoo_kept.py'}:ForgetsState", HERE)[1]):  # type: ignore[misc]
+_Forgets: Any = load_class(f"{HERE / 'zoo_kept.py'}:ForgetsState", HERE)[1]
+
+
+class KnownToForget(_Forgets):  # type: ignore[misc]
     """Averages gradients in memory only, and says so."""
 
     known_failures: ClassVar[dict[str, str]] = {"check_resume": "the average is not saved yet"}
