@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +25,8 @@ from trainkit.system.run_folder import begun, held
 folder, fork = Path(sys.argv[1]), sys.argv[2] == "fork"
 try:
     with begun(folder, "x") if sys.argv[2] == "begin" else held(folder):
-        if fork and os.fork() == 0:
-            time.sleep(60)
-            os._exit(0)
+        if fork and os.fork() != 0:
+            time.sleep(60)  # its fork speaks: by then it has let go
         print("held", flush=True)
         time.sleep(1 if sys.argv[2] == "begin" else 60)
 except UserError as error:
@@ -36,7 +36,10 @@ except UserError as error:
 
 def holder(folder: Path, how: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", HOLDS, str(folder), how], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDS, str(folder), how],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -80,13 +83,16 @@ def test_a_folder_in_use_is_refused_until_its_process_is_killed(tmp_path: Path) 
 
 def test_a_data_worker_left_behind_does_not_hold_the_folder(tmp_path: Path) -> None:
     process = holder(tmp_path, "fork")
-    assert said(process) == "held"
-    process.kill()  # its fork lives on
-    process.wait()
-    with held(tmp_path):
-        pass
-    assert process.stdout is not None
-    process.stdout.close()
+    try:
+        assert said(process) == "held"
+        process.kill()
+        process.wait()
+        os.killpg(process.pid, 0)  # its fork lives on
+        with held(tmp_path):
+            pass
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        killed(process)
 
 
 def test_of_many_that_begin_at_once_one_does(tmp_path: Path) -> None:
