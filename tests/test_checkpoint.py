@@ -23,12 +23,12 @@ from tests.reference.tiny import train, with_plugins
 from trainkit import Batch, Plugin, Predictions, Run, hookimpl
 from trainkit.commands.verify import differences
 from trainkit.errors import Interrupted, UserError, WriteError
+from trainkit.models.weights_file import save_weights
 from trainkit.system.writes import atomically
 from trainkit.training.build import Setup, build, compose
 from trainkit.training.checkpoint import FORMAT, read_state, restore_run, run_state
 from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.loop import fit
-from trainkit.training.weights_file import save_weights
 
 CONSTANT = ["scheduler.name=constant", "scheduler.warmup_epochs=0"]
 

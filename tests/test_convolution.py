@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainkit.models.convolution import SoundConvolutions, live_taps
 from trainkit.testing import Case
-from trainkit.training.convolution import SoundConvolutions, live_taps
 
 
 def spoil_memory(numbers: int) -> None:

@@ -14,8 +14,8 @@ from trainkit_data.tabular.models import Mlp
 
 from tests.reference.tiny import train
 from trainkit.errors import UserError
+from trainkit.models.row_models import row_models
 from trainkit.training.build import build, compose
-from trainkit.training.row_models import row_models
 
 Write = Callable[..., Path]
 

@@ -13,9 +13,9 @@ import timm.optim
 import torch
 
 from trainkit.errors import UserError
-from trainkit.training.anatomy import exempt_names
+from trainkit.models.anatomy import exempt_names
+from trainkit.optim.param_groups import decay_groups, layer_groups
 from trainkit.training.build import build, compose
-from trainkit.training.param_groups import decay_groups, layer_groups
 
 
 def refusal(tiny: Path, *overrides: str) -> str:

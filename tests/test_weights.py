@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trainkit import UserError, open_run
+from trainkit.models.weights import load_weights, read_weights, start_from
 from trainkit.training.build import build, compose
-from trainkit.training.weights import load_weights, read_weights, start_from
 
 Write = Callable[..., Path]
 State = dict[str, Tensor]

@@ -21,9 +21,9 @@ from trainkit.commands import session
 from trainkit.commands.app import app
 from trainkit.commands.verify import differences
 from trainkit.errors import UserError, WriteError
+from trainkit.models.weights_file import save_weights
 from trainkit.system.writes import append, atomically, write_text
 from trainkit.training.checkpoint import read_state
-from trainkit.training.weights_file import save_weights
 
 SHORT = ("train.epochs=1", "scheduler.warmup_epochs=0")
 

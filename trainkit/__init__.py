@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from trainkit.hooks.specs import Hooks, hookimpl, moment, value
     from trainkit.log.history import History
     from trainkit.log.records import Record
-    from trainkit.report.figures import figure, style
-    from trainkit.system.strict_json import to_json
-    from trainkit.system.terminal import Terminal
-    from trainkit.system.writes import atomically, write_text, writing
-    from trainkit.training.anatomy import (
+    from trainkit.models.anatomy import (
         classifiers,
         decaying_parameters,
         exempt_names,
         first_layers,
     )
+    from trainkit.report.figures import figure, style
+    from trainkit.system.strict_json import to_json
+    from trainkit.system.terminal import Terminal
+    from trainkit.system.writes import atomically, write_text, writing
     from trainkit.training.device import Device
     from trainkit.training.window import Window
 
@@ -105,7 +105,7 @@ _HOMES = {
     "errors": ("Interrupted", "PluginError", "RecipeError", "TrainingError", "UserError"),
     "report.figures": ("figure", "style"),
     "hooks.folders": ("FolderName", "own_folder"),
-    "training.anatomy": ("classifiers", "decaying_parameters", "exempt_names", "first_layers"),
+    "models.anatomy": ("classifiers", "decaying_parameters", "exempt_names", "first_layers"),
     "training.device": ("Device",),
     "hooks.specs": ("Hooks", "hookimpl", "moment", "value"),
     "log.history": ("History",),

@@ -19,6 +19,7 @@ from trainkit.errors import Interrupted, PluginError, TrainingError, UserError, 
 from trainkit.hooks.run import Run
 from trainkit.log.history import History
 from trainkit.log.status import Ending, Status
+from trainkit.models.weights import fit_weights, load_weights
 from trainkit.report.page import summary_text, write_report
 from trainkit.system.paths import is_file, is_folder
 from trainkit.system.run_folder import begun, check_is_run, held, writes
@@ -30,7 +31,6 @@ from trainkit.training.checkpoint import read_state
 from trainkit.training.checkpointer import Checkpointer
 from trainkit.training.environment import facts
 from trainkit.training.loop import fit
-from trainkit.training.weights import fit_weights, load_weights
 
 
 def start(
@@ -120,7 +120,7 @@ def open_run(
             name of a timm model, and then the overrides say the rest, the data at least.
         overrides: `key=value` or `~key`, as on the command line.
         weights: `best` or `last` of a run folder, or a file of weights (see
-            `trainkit.training.weights`). Default: the best of a run folder; for anything else what
+            `trainkit.models.weights`). Default: the best of a run folder; for anything else what
             `model.pretrained` and `model.checkpoint` of the recipe say.
 
     Raises:

@@ -16,9 +16,9 @@ from trainkit.errors import PluginError, UserError
 from trainkit.hooks.guard import ask
 from trainkit.hooks.plugin import Plugin
 from trainkit.hooks.run import Run
+from trainkit.models.weights import misfit
 from trainkit.seeds import rng_state, set_rng_state
 from trainkit.system.paths import is_file
-from trainkit.training.weights import misfit
 
 FORMAT = 2
 

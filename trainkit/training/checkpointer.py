@@ -11,10 +11,10 @@ import torch
 
 from trainkit.checks.watch import Watch
 from trainkit.hooks.run import Run
+from trainkit.models.weights_file import save_weights
 from trainkit.system.writes import atomically, writing
 from trainkit.training.checkpoint import restore_run, run_state
 from trainkit.training.outcome import Outcome
-from trainkit.training.weights_file import save_weights
 
 
 def _copied(value: Any) -> Any:

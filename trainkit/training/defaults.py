@@ -19,14 +19,14 @@ from trainkit.data.types import Data
 from trainkit.errors import Problem, RecipeError, UserError, first_line, suggest
 from trainkit.hooks.run import Batch, Metrics, ParamGroups, Predictions, Run, Scheduler
 from trainkit.hooks.specs import hookimpl
+from trainkit.models.arguments import model_problems
+from trainkit.models.row_models import register, row_models
+from trainkit.models.weights import note_new_classifier, start_from
+from trainkit.optim.optimizers import build_optimizer
+from trainkit.optim.param_groups import decay_groups, layer_groups
+from trainkit.optim.schedules import build_scheduler
 from trainkit.training.metrics import classification_metrics, criterion, regression_metrics
-from trainkit.training.model_args import model_problems
-from trainkit.training.optimizers import build_optimizer
-from trainkit.training.param_groups import decay_groups, layer_groups
-from trainkit.training.row_models import register, row_models
-from trainkit.training.schedules import build_scheduler
 from trainkit.training.trainable import optimized
-from trainkit.training.weights import note_new_classifier, start_from
 
 
 def check_names(raw: RawRecipe) -> list[Problem]:

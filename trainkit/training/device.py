@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from trainkit.config.recipe import Recipe
 from trainkit.errors import Problem, RecipeError
-from trainkit.training.convolution import SoundConvolutions
+from trainkit.models.convolution import SoundConvolutions
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -8,7 +8,7 @@ import timm.optim
 from torch import nn
 
 from trainkit.hooks.run import ParamGroups
-from trainkit.training.anatomy import decaying_parameters, exempt_names
+from trainkit.models.anatomy import decaying_parameters, exempt_names
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> ParamGroups:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from trainkit.config.recipe import Recipe, SchedulerSpec
 from trainkit.errors import Problem, RecipeError, first_line
 from trainkit.hooks.run import Scheduler
-from trainkit.training.schedule_args import (
+from trainkit.optim.schedule_args import (
     Args,
     Cycles,
     Ending,

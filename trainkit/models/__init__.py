@@ -1,0 +1,1 @@
+"""What a run needs of models: their arguments, their anatomy, their weights in files."""

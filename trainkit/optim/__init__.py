@@ -1,0 +1,1 @@
+"""Parameter groups, the optimizer and the learning-rate schedule, by timm's factories."""
