@@ -26,6 +26,9 @@ TO_BE_LONGER = {
     "warm-up": ["scheduler={name: constant, warmup_epochs: 1}"],
     "milestones": ["scheduler={name: multistep, args: {decay_milestones: [1, 3]}}"],
     "decay": ["scheduler={name: step, args: {decay_epochs: 1, decay_rate: 0.5}}"],
+    "between epochs": [
+        "scheduler={name: step, interval: epoch, args: {decay_epochs: 1, decay_rate: 0.5}}"
+    ],
     "plugins": [
         *CONSTANT,
         "plugins.ema={decay: 0.9}",

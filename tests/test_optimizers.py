@@ -5,17 +5,20 @@ where it is written.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import timm
 import timm.optim
 import torch
 
+from trainkit.commands.plan import make_plan
+from trainkit.config.optimizer import OptimizerSpec
 from trainkit.errors import UserError
 from trainkit.models.anatomy import exempt_names
 from trainkit.optim.param_groups import decay_groups, layer_groups
 from trainkit.training.build import build, compose
+from trainkit.training.trainable import trained
 
 
 def refusal(tiny: Path, *overrides: str) -> str:
@@ -77,7 +80,7 @@ def test_every_argument_that_is_taken_reaches_the_groups(
         ),
         (
             ["optimizer.args.layer_decay_min_scale=0.1"],
-            "args.layer_decay_min_scale: the parameter groups are made",
+            "args.layer_decay_min_scale: say it as optimizer.layer_decay_min_scale",
         ),
         (["optimizer.args.layer_decay=0.7"], "args.layer_decay: say it as optimizer.layer_decay"),
         (["optimizer.args.lr=1"], "args.lr: say it as optimizer.lr"),
@@ -159,7 +162,7 @@ def test_the_same_parameters_decay_as_in_timms_own_groups(name: str, layers: boo
         expected = timm.optim.param_groups_layer_decay(
             model, 0.1, no_weight_decay_list=free, layer_decay=0.5
         )
-        found = layer_groups(model, 0.1, 0.5)
+        found = layer_groups(model, OptimizerSpec(weight_decay=0.1, layer_decay=0.5))
     else:
         expected = timm.optim.param_groups_weight_decay(model, 0.1, no_weight_decay_list=free)
         found = decay_groups(model, 0.1)
@@ -168,6 +171,66 @@ def test_the_same_parameters_decay_as_in_timms_own_groups(name: str, layers: boo
         return {id(p): group["weight_decay"] for group in groups for p in group["params"]}
 
     assert decays(found) == decays(expected)
+
+
+@pytest.mark.parametrize(("floor", "stop"), [(0.0, None), (0.4, None), (0.0, 0.6), (0.3, 0.3)])
+def test_layers_are_scaled_and_left_out_as_in_timms_own_groups(
+    floor: float, stop: float | None
+) -> None:
+    def model_of() -> torch.nn.Module:
+        with torch.device("meta"):
+            return cast(torch.nn.Module, timm.create_model("test_vit", num_classes=4))
+
+    ours, theirs = model_of(), model_of()
+    spec = OptimizerSpec(
+        weight_decay=0.1,
+        layer_decay=0.7,
+        layer_decay_min_scale=floor,
+        layer_decay_no_opt_scale=stop,
+    )
+    made = timm.optim.create_optimizer_v2(
+        theirs,
+        "sgd",
+        lr=1.0,
+        weight_decay=0.1,
+        layer_decay=0.7,
+        layer_decay_min_scale=floor,
+        layer_decay_no_opt_scale=stop,
+    )
+
+    def settings(model: torch.nn.Module, groups: Any) -> dict[str, tuple[float, float]]:
+        names = {id(p): name for name, p in model.named_parameters()}
+        found = {}
+        for group in groups:
+            for p in group["params"]:
+                found[names[id(p)]] = (group["lr_scale"], group["weight_decay"])
+        return found
+
+    assert settings(ours, layer_groups(ours, spec)) == settings(theirs, made.param_groups)
+    assert trained(ours) == trained(theirs)
+    assert (len(trained(ours)) < len(list(ours.parameters()))) == (stop == 0.6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "note"),
+    [
+        ("min_scale", 0.01, ["layer_decay_min_scale: does nothing, because the least factor is 0"]),
+        ("no_opt_scale", 0.01, ["layer_decay_no_opt_scale: does nothing, because the least"]),
+        ("min_scale", 0.5, []),
+        ("no_opt_scale", 0.5, []),
+    ],
+)
+def test_bounds_of_layer_decay_that_no_layer_meets_are_noted(
+    tiny: Path, name: str, value: float, note: list[str]
+) -> None:
+    said = ["optimizer.layer_decay=0.7", f"optimizer.layer_decay_{name}={value}"]
+    run = build(compose(tiny, said))
+    assert len(run.log.notes) == len(note)
+    assert all(part in run.log.notes[0] for part in note)
+    plan = make_plan(tiny, said)
+    assert (plan["model"]["trainable"] < plan["model"]["parameters"]) == (
+        name == "no_opt_scale" and not note
+    )
 
 
 def test_a_models_exemptions_are_read_as_patterns() -> None:

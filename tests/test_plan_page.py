@@ -17,7 +17,8 @@ from trainkit.commands.plan import make_plan
 from trainkit.commands.plan_data import augmentation_words, loss_words, schedule_words
 from trainkit.commands.plan_page import lines, show
 from trainkit.config import bundled
-from trainkit.config.recipe import LossSpec, SchedulerSpec
+from trainkit.config.optimizer import SchedulerSpec
+from trainkit.config.recipe import LossSpec
 from trainkit.data.images import AugmentSpec
 
 Write = Callable[..., Path]

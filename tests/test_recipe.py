@@ -110,10 +110,10 @@ def test_six_different_mistakes_get_six_lines_in_one_go(write: Write) -> None:
         ),
         ("checkpoint: {mode: most}", "checkpoint.mode: should be 'max' or 'min'; got \"most\""),
         (
-            "scheduler: {name: plateau}",
+            "scheduler: {name: exponential}",
             (
                 "scheduler.name: should be 'cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', "
-                "'rsqrt' or 'constant'; got \"plateau\""
+                "'rsqrt' or 'constant'; got \"exponential\""
             ),
         ),
         ("plugins: [ema]", 'plugins: should be a mapping; got ["ema"]; write `plugins: {ema: {}}`'),

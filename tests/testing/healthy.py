@@ -140,7 +140,7 @@ class Momentum(Plugin):
     def build_optimizer(self, param_groups: list[dict[str, Any]], run: Run) -> Optimizer:
         for group, beta in zip(param_groups, self.betas, strict=False):
             group["momentum"] = beta
-        return torch.optim.SGD(param_groups, lr=self.lr or run.recipe.optimizer.lr)
+        return torch.optim.SGD(param_groups, lr=self.lr or run.peak_lr)
 
 
 class TinyNet(Plugin):

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from trainkit.config.recipe import OptimizerSpec, SchedulerSpec
+from trainkit.config.optimizer import OptimizerSpec, SchedulerSpec
 from trainkit.data.loader import ShuffledStream
 from trainkit.errors import PluginError
 from trainkit.hooks.guard import ask

@@ -8,7 +8,13 @@ from typing import Any, cast
 import pluggy
 from torch import nn
 
-from trainkit.commands.plan_data import augmentation_words, data_facts, loss_words, schedule_words
+from trainkit.commands.plan_data import (
+    augmentation_words,
+    data_facts,
+    loss_words,
+    lr_words,
+    schedule_words,
+)
 from trainkit.config.raw import Given
 from trainkit.errors import Location, PluginError
 from trainkit.hooks.guard import ask
@@ -78,7 +84,7 @@ def make_plan(given: Given, overrides: Sequence[str]) -> dict[str, Any]:
         },
         "groups": _groups(run, managers[0], locations),
         "optimizer": {
-            "is": type(run.optimizer).__name__,
+            "is": "; ".join(filter(None, [type(run.optimizer).__name__, _rate(run)])),
             "from": _provider(managers[0], "build_optimizer", recipe.where("optimizer"), locations),
         },
         "scheduler": {
@@ -195,6 +201,13 @@ def _groups(
             }
         )
     return rows
+
+
+def _rate(run: Run) -> str:
+    rates = [group.get("initial_lr") for group in run.optimizer.param_groups]
+    if run.peak_lr not in rates:  # a plugin's optimizer has a rate of its own
+        return ""
+    return lr_words(run.recipe.optimizer, run.data.train.examples_per_step)
 
 
 def _provider(

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainkit.config.recipe import LossSpec, SchedulerSpec
+from trainkit.config.optimizer import OptimizerSpec, SchedulerSpec
+from trainkit.config.recipe import LossSpec
 from trainkit.data.images import AugmentSpec
 from trainkit.data.types import Data
 
@@ -108,4 +109,18 @@ def schedule_words(spec: SchedulerSpec) -> str:
         parts.append(f"{spec.warmup_epochs:g} epochs of warm-up from {spec.warmup_lr:g}")
     if spec.name != "constant":
         parts.append(f"down to {spec.min_lr:g}")
+    if spec.interval == "epoch":
+        parts.append("changed between epochs only")
     return ", ".join([*parts, *(f"{name} {value}" for name, value in spec.args.items())])
+
+
+def lr_words(spec: OptimizerSpec, examples: int) -> str:
+    """Say how the peak learning rate of steps on so many examples comes about; nothing where it is
+    written.
+    """
+    if spec.lr_base is None:
+        return ""
+    factor = f"{examples:,} / {spec.lr_base_size:,} examples a step"
+    if spec.lr_rule == "sqrt":
+        factor = f"the square root of {factor}"
+    return f"peak lr {spec.peak_lr(examples):g} = lr_base {spec.lr_base:g} times {factor}"

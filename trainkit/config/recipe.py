@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, SerializeAs
 from trainkit.config.data_source import STRICT, DataSource
 from trainkit.config.find_source import read_with_source, source_class
 from trainkit.config.locations import dump
+from trainkit.config.optimizer import OptimizerSpec, SchedulerSpec
 from trainkit.config.raw import Given, RawRecipe, read_raw
 from trainkit.errors import Location, Problem
 from trainkit.system.discovery import is_local
@@ -93,41 +94,6 @@ class TrainSpec(BaseModel):
     )
     log_every: int = Field(
         20, ge=1, description="steps between transfers of logged values from the device"
-    )
-
-
-class OptimizerSpec(BaseModel):
-    """The `optimizer:` section: an optimizer of timm's factory (unless a plugin provides one)."""
-
-    model_config = STRICT
-    name: str = Field("adamw", min_length=1, description="timm's name of the optimizer")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(
-        0.05, ge=0, description="for weight matrices and kernels; biases and norms have none"
-    )
-    momentum: float = Field(0.9, ge=0, lt=1, description="for optimizers that have it")
-    layer_decay: float | None = Field(
-        None, gt=0, le=1, description="lr factor from each layer to the one below"
-    )
-    args: dict[str, Any] = Field(
-        {}, description="further arguments of the optimizer, such as betas"
-    )
-
-
-class SchedulerSpec(BaseModel):
-    """The `scheduler:` section: one of timm's schedules, updated every step."""
-
-    model_config = STRICT
-    name: Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant"] = (
-        Field("cosine", description="timm's name of the schedule")
-    )
-    warmup_epochs: float = Field(0, ge=0, description="epochs of linear warm-up")
-    warmup_lr: float = Field(
-        1e-6, ge=0, description="learning rate at the first step of the warm-up"
-    )
-    min_lr: float = Field(0.0, ge=0, description="lowest learning rate")
-    args: dict[str, Any] = Field(
-        {}, description="further arguments of timm's create_scheduler_v2, such as decay_rate"
     )
 
 

@@ -113,6 +113,12 @@ class Run:
         """Optimizer steps of the whole run."""
         return self.recipe.train.epochs * self.data.train.steps_per_epoch
 
+    @property
+    def peak_lr(self) -> float:
+        """The recipe's peak learning rate: `optimizer.lr`, or what `optimizer.lr_base` comes to."""
+        spec = self.recipe.optimizer
+        return spec.lr or spec.peak_lr(self.data.train.examples_per_step)
+
     def plugin(self, kind: type[P]) -> P:
         """Return the plugin of this class that is on: one that yours names in `requires`.
 

@@ -17,13 +17,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from trainkit.config.recipe import OptimizerSpec, Recipe
+from trainkit.config.optimizer import OptimizerSpec
+from trainkit.config.recipe import Recipe
 from trainkit.errors import Problem, RecipeError, first_line, suggest
 from trainkit.hooks.run import ParamGroups
 from trainkit.seeds import isolated
 
 _ELSEWHERE = {"opt": "name", "lr": "lr", "weight_decay": "weight_decay", "momentum": "momentum"}
 _ELSEWHERE |= {"layer_decay": "layer_decay"}
+_ELSEWHERE |= {"layer_decay_min_scale": "layer_decay_min_scale"}
+_ELSEWHERE |= {"layer_decay_no_opt_scale": "layer_decay_no_opt_scale"}
 _OF_GROUPS = (
     "params",
     "model_or_params",
@@ -32,16 +35,16 @@ _OF_GROUPS = (
     "weight_decay_exclude_1d",
     "fallback_list",
     "fallback_no_weight_decay",
-    "layer_decay_min_scale",
-    "layer_decay_no_opt_scale",
 )
 _SHARES = ("betas", "betas_1d")  # each of them is the share of an average that a step keeps
 _SWITCHES = ("foreach", "fused")  # None leaves the choice to torch
 _MOST_ROUNDS = 100  # of an inner iteration; muon takes 5
 
 
-def build_optimizer(groups: ParamGroups, recipe: Recipe, device: torch.device) -> Optimizer:
-    """Return timm's optimizer of the recipe over `groups`.
+def build_optimizer(
+    groups: ParamGroups, recipe: Recipe, lr: float, device: torch.device
+) -> Optimizer:
+    """Return timm's optimizer of the recipe over `groups`, with the peak learning rate `lr`.
 
     Raises:
         RecipeError: a setting would do nothing, or cannot be used.
@@ -62,21 +65,21 @@ def build_optimizer(groups: ParamGroups, recipe: Recipe, device: torch.device) -
     try:
         wrong = ""
         if spec.args:
-            wrong = _trial(spec, device)
+            wrong = _trial(spec, lr, device)
         if not wrong:
-            return _create(groups, spec, spec.weight_decay)
+            return _create(groups, spec, lr)
     except Exception as error:  # an argument of the wrong kind may raise anything
         wrong = first_line(error)
     message = f"{spec.name} does not take these arguments: {wrong}"
     raise RecipeError([Problem(where("optimizer", "args"), "optimizer", message)])
 
 
-def _create(groups: Any, spec: OptimizerSpec, weight_decay: float) -> Optimizer:
+def _create(groups: Any, spec: OptimizerSpec, lr: float) -> Optimizer:
     arguments: dict[str, Any] = dict(spec.args)
     if timm.optim.get_optimizer_info(spec.name).has_momentum:
         arguments["momentum"] = spec.momentum
     made = timm.optim.create_optimizer_v2(
-        groups, opt=spec.name, lr=spec.lr, weight_decay=weight_decay, **arguments
+        groups, opt=spec.name, lr=lr, weight_decay=spec.weight_decay, **arguments
     )
     return cast(Optimizer, made)
 
@@ -167,7 +170,7 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def _trial(spec: OptimizerSpec, device: torch.device) -> str:
+def _trial(spec: OptimizerSpec, lr: float, device: torch.device) -> str:
     """Take three steps along a constant gradient; return what is wrong with where they lead, if
     anything.
     """
@@ -181,7 +184,7 @@ def _trial(spec: OptimizerSpec, device: torch.device) -> str:
         params.append(nn.Parameter(torch.linspace(0.5, 1.0, math.prod(s), device=device).view(s)))
     before = sum(float(p.detach().sum()) for p in params)
     with isolated(0, device), torch.compiler.set_stance("force_eager"):
-        optimizer = _create([{"params": params}], spec, spec.weight_decay)
+        optimizer = _create([{"params": params}], spec, lr)
         for _ in range(3):
             for p in params:
                 p.grad = torch.full_like(p, 0.1)

@@ -4,9 +4,12 @@ groups.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import timm.optim
 from torch import nn
 
+from trainkit.config.optimizer import OptimizerSpec
 from trainkit.hooks.run import ParamGroups
 from trainkit.models.anatomy import decaying_parameters, exempt_names
 
@@ -39,16 +42,21 @@ def decay_groups(model: nn.Module, weight_decay: float) -> ParamGroups:
     return [group for group in groups if group["params"]]
 
 
-def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> ParamGroups:
+def layer_groups(model: nn.Module, spec: OptimizerSpec) -> ParamGroups:
     """Split trainable parameters by layer too: timm's groups, each with an `lr_scale` for the
     schedule to multiply.
+
+    Parameters of layers whose scale is below `spec.layer_decay_no_opt_scale` no longer require a
+    gradient, as in timm.
     """
     groups: ParamGroups = []
     for group in timm.optim.param_groups_layer_decay(
         model,
-        weight_decay=weight_decay,
+        weight_decay=spec.weight_decay,
         no_weight_decay_list=exempt_names(model),
-        layer_decay=layer_decay,
+        layer_decay=spec.layer_decay,
+        min_scale=spec.layer_decay_min_scale,
+        no_opt_scale=spec.layer_decay_no_opt_scale,
     ):
         kind = "no_decay"
         if group["weight_decay"]:
@@ -62,3 +70,25 @@ def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> P
         }
         groups.append(keep | {"name": f"{kind}_{len(groups)}", "rule": rule})
     return groups
+
+
+def idle_layer_decay(
+    spec: OptimizerSpec, groups: ParamGroups, before: int, after: int
+) -> Iterator[str]:
+    """Yield a note for each setting of layer decay that does nothing to this model.
+
+    Args:
+        spec: the `optimizer:` section.
+        groups: what `layer_groups` made.
+        before: how many parameters were trained before it, and `after` how many are.
+    """
+    least = min(group["lr_scale"] for group in groups)
+    alike = before == after and len({group["lr_scale"] for group in groups}) == 1
+    if alike and spec.layer_decay != 1:
+        yield "optimizer.layer_decay: does nothing, because timm sees one layer in this model"
+    floor, stop = spec.layer_decay_min_scale, spec.layer_decay_no_opt_scale
+    why = f"does nothing, because the least factor is {least:.4g}"
+    if floor and floor < least:
+        yield f"optimizer.layer_decay_min_scale: {why}"
+    if stop is not None and before == after:
+        yield f"optimizer.layer_decay_no_opt_scale: {why}"

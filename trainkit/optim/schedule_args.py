@@ -30,10 +30,17 @@ class Args(BaseModel):
 
     @field_validator("noise", mode="before")
     @classmethod
-    def _as_list(cls, value: Any) -> Any:
+    def _as_tuple(cls, value: Any) -> Any:
         if isinstance(value, int | float):
             return (value,)
-        return value
+        if not isinstance(value, list):
+            return value
+        if len(value) not in (1, 2):
+            raise ValueError(
+                "should be the share of the run at which noise begins, or two: where it begins and "
+                "ends"
+            )
+        return tuple(value)
 
     @model_validator(mode="after")
     def _check_noise(self) -> Args:
@@ -43,10 +50,6 @@ class Args(BaseModel):
                 alone.append(name)
         if self.noise is None and alone:
             raise ValueError(f"{' and '.join(alone)} do nothing without noise")
-        if self.noise is not None and len(self.noise) not in (1, 2):
-            raise ValueError(
-                "noise is the share of the run at which it begins, or two: where it begins and ends"
-            )
         if self.noise_std > 100 * self.noise_pct:
             raise ValueError(
                 "timm draws until the noise is within noise_pct; set noise_std to 100 times that at"
@@ -148,10 +151,10 @@ _ELSEWHERE = {
     "warmup_epochs": "scheduler.warmup_epochs",
     "warmup_lr": "scheduler.warmup_lr",
     "min_lr": "scheduler.min_lr",
+    "step_on_epochs": "scheduler.interval",
 }
 _FIXED = {
     "optimizer": "the run has one",
-    "step_on_epochs": "schedules move at every step",
     "updates_per_epoch": "the data say how many there are",
     "patience_epochs": "it is of plateau, which is not offered here",
     "plateau_mode": "it is of plateau, which is not offered here",

@@ -16,7 +16,8 @@ import timm.scheduler
 import torch
 from torch.optim import Optimizer
 
-from trainkit.config.recipe import Recipe, SchedulerSpec
+from trainkit.config.optimizer import SchedulerSpec
+from trainkit.config.recipe import Recipe
 from trainkit.errors import Problem, RecipeError, first_line
 from trainkit.hooks.run import Scheduler
 from trainkit.optim.schedule_args import (
@@ -33,7 +34,9 @@ from trainkit.optim.schedule_args import (
 
 @dataclass(frozen=True)
 class _Length:
-    """How long a run is, and what of it the warm-up takes, in epochs and in steps."""
+    """How long a run is, and what of it the warm-up takes, in epochs and in the steps of its
+    schedule, which are as long as an epoch where the rate changes between epochs only.
+    """
 
     epochs: int
     steps_per_epoch: int
@@ -50,16 +53,52 @@ class _Length:
         return epoch * self.steps_per_epoch > self.steps - 1
 
 
+class BetweenEpochs:
+    """A schedule that counts epochs, for a loop that tells of every step: validations, and whether
+    there are any, do not matter to it.
+
+    Args:
+        schedule: timm's, made with `step_on_epochs`.
+        steps_per_epoch: of the run.
+    """
+
+    def __init__(self, schedule: Scheduler, steps_per_epoch: int) -> None:
+        self._schedule, self._steps_per_epoch = schedule, steps_per_epoch
+
+    def step_update(self, num_updates: int, metric: float | None = None) -> None:
+        """Set the learning rate of the next epoch after the last step of one."""
+        epochs, within = divmod(num_updates, self._steps_per_epoch)
+        if not within:
+            self._schedule.step(epochs, metric)
+
+    def step(self, epoch: int, metric: float | None = None) -> None:
+        """Do nothing: the rate of the next epoch is set already."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the schedule's own state."""
+        return self._schedule.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put it back."""
+        self._schedule.load_state_dict(state_dict)
+
+
 def build_scheduler(
     optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int
 ) -> tuple[Scheduler, list[str]]:
     """Return timm's schedule of the recipe over a run, and notes on settings that never act in it.
 
+    With `interval: epoch` it moves after the last step of an epoch, as in timm's script: the first
+    epoch has the rate with which a warm-up begins, and epoch e that of e whole epochs.
+
     Raises:
         RecipeError: a setting is unknown, of no use to this schedule, or against its sense.
     """
     spec = recipe.scheduler
-    length = _Length(recipe.train.epochs, steps_per_epoch, spec.warmup_epochs)
+    unit = steps_per_epoch
+    if spec.interval == "epoch":
+        unit = 1
+    length = _Length(recipe.train.epochs, unit, spec.warmup_epochs)
     args, problems = read_args(recipe)
     peak = max(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups)
     problems += _against(recipe, args, peak)
@@ -68,14 +107,16 @@ def build_scheduler(
     location = recipe.raw.nearest("scheduler", "args" if spec.args else "name")
     try:
         settings = _fitted(spec, args, length)
-        trial = _create(torch.optim.SGD([torch.zeros(1)], lr=peak), spec, settings, steps_per_epoch)
+        trial = _create(torch.optim.SGD([torch.zeros(1)], lr=peak), spec, settings, unit)
         for step in _steps_to_try(settings, length):
             _check_rate(trial, step)
-        scheduler = _create(optimizer, spec, settings, steps_per_epoch)
+        scheduler = _create(optimizer, spec, settings, unit)
     except (ValueError, TypeError, ArithmeticError, RuntimeError, AssertionError) as error:
         raise RecipeError(
             [Problem(location, "scheduler", f"timm cannot make {spec.name}: {first_line(error)}")]
         ) from None
+    if spec.interval == "epoch":
+        scheduler = BetweenEpochs(scheduler, steps_per_epoch)
     return scheduler, _notes(spec, args, length)
 
 
@@ -134,16 +175,18 @@ def _fitted(spec: SchedulerSpec, args: Args, length: _Length) -> dict[str, Any]:
         epochs /= count if mul == 1 else (mul**count - 1) / (mul - 1)
         if min(epochs, epochs * mul ** (count - 1)) * length.steps_per_epoch < 1:
             raise ValueError(
-                f"of {count} cycles in {length.steps} steps one is shorter than a step"
+                f"of {count} cycles in {length.steps} {spec.interval}s one is shorter than one "
+                f"{spec.interval}"
             )
     settings["num_epochs"] = epochs
-    if args.noise is not None:  # timm's shares are of the first cycle, here they are of the run
+    if args.noise is not None and epochs != length.epochs:
+        # timm's shares are of the first cycle, here they are of the run.
         settings["noise"] = [share * length.epochs / epochs for share in args.noise]
     return settings
 
 
 def _create(
-    optimizer: Optimizer, spec: SchedulerSpec, settings: dict[str, Any], steps_per_epoch: int
+    optimizer: Optimizer, spec: SchedulerSpec, settings: dict[str, Any], unit: int
 ) -> Scheduler:
     scheduler, _ = timm.scheduler.create_scheduler_v2(
         optimizer,
@@ -151,8 +194,8 @@ def _create(
         warmup_epochs=spec.warmup_epochs,
         warmup_lr=spec.warmup_lr,
         min_lr=spec.min_lr,
-        step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
+        step_on_epochs=spec.interval == "epoch",
+        updates_per_epoch=unit,
         **settings,
     )
     return cast(Scheduler, scheduler)
@@ -182,7 +225,9 @@ def _steps_to_try(settings: dict[str, Any], length: _Length) -> Iterator[int]:
 
 
 def _check_rate(scheduler: Any, step: int) -> None:
-    scheduler.step_update(step)
+    """Refuse a rate that no optimizer can take; `step` is one of the schedule's own."""
+    scheduler.step_update(step)  # a schedule listens to one of the two
+    scheduler.step(step)
     (group,) = scheduler.optimizer.param_groups
     rate = group["lr"]
     if isinstance(rate, complex) or not math.isfinite(rate) or rate < 0:
@@ -223,7 +268,8 @@ def _notes(spec: SchedulerSpec, args: Args, length: _Length) -> list[str]:
             notes.append(f"scheduler.args.decay_milestones: {said} after the end, {end}: {never}")
     if args.noise is not None and length.ends_before(args.noise[0] * length.epochs):
         notes.append(
-            f"scheduler.args.noise: begins at {args.noise[0]:g} of the run, where no step is left"
+            f"scheduler.args.noise: begins at {args.noise[0]:g} of the run, where no "
+            f"{spec.interval} is left"
         )
     if spec.name == "constant" and spec.warmup_epochs >= length.epochs:
         notes.append(

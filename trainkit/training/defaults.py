@@ -23,10 +23,10 @@ from trainkit.models.arguments import model_problems
 from trainkit.models.row_models import register, row_models
 from trainkit.models.weights import note_new_classifier, start_from
 from trainkit.optim.optimizers import build_optimizer
-from trainkit.optim.param_groups import decay_groups, layer_groups
+from trainkit.optim.param_groups import decay_groups, idle_layer_decay, layer_groups
 from trainkit.optim.schedules import build_scheduler
 from trainkit.training.metrics import classification_metrics, criterion, regression_metrics
-from trainkit.training.trainable import optimized
+from trainkit.training.trainable import optimized, trained
 
 
 def check_names(raw: RawRecipe) -> list[Problem]:
@@ -146,17 +146,16 @@ class Defaults:
         spec = run.recipe.optimizer
         if spec.layer_decay is None:
             return decay_groups(model, spec.weight_decay)
-        groups = layer_groups(model, spec.weight_decay, spec.layer_decay)
-        if spec.layer_decay < 1 and len({group["lr_scale"] for group in groups}) == 1:
-            run.log.note(
-                "optimizer.layer_decay: does nothing, because timm sees one layer in this model"
-            )
+        before = len(trained(model))
+        groups = layer_groups(model, spec)
+        for note in idle_layer_decay(spec, groups, before, len(trained(model))):
+            run.log.note(note)
         return groups
 
     @hookimpl(trylast=True)
     def build_optimizer(self, param_groups: ParamGroups, run: Run) -> Optimizer:
         """The optimizer of timm's factory."""
-        return build_optimizer(param_groups, run.recipe, run.device.torch)
+        return build_optimizer(param_groups, run.recipe, run.peak_lr, run.device.torch)
 
     @hookimpl(trylast=True)
     def build_scheduler(self, optimizer: Optimizer, run: Run) -> Scheduler:

@@ -200,7 +200,7 @@ class NormBias(Plugin):
             )
         elif self.form == "absolute" and self.coefficient > 0 and 0 < goal != now > 0:
             group = run.optimizer.param_groups[0]
-            lr = run.recipe.optimizer.lr
+            lr = run.peak_lr
             rate = 2 * lr * self.coefficient / (1 - group["momentum"])
             steps, all_steps = (
                 abs(math.log(goal / now)) / rate,

@@ -60,13 +60,17 @@ class _AdamLike(Plugin):
         spec = run.recipe.optimizer
         if spec.args:
             run.log.note(f"{self.name} takes the place of {spec.name}: optimizer.args are not used")
-        lr = spec.lr if self.lr is None else self.lr
+        if self.lr is not None and spec.lr_base is not None:
+            run.log.note(f"plugins.{self.name}.lr takes the place of optimizer.lr_base")
+        lr = run.peak_lr if self.lr is None else self.lr
         return {"lr": lr, "betas": self.betas, "eps": self.eps, "weight_decay": spec.weight_decay}
 
     def explain(self, run: Run) -> list[str]:
         """Say what takes the place of the recipe's optimizer, and warn of two warm-ups at once."""
         spec = run.recipe.optimizer
-        lr = f"{self.lr:g}" if self.lr is not None else f"{spec.lr:g} (optimizer.lr)"
+        lr = f"{run.peak_lr:g} (optimizer.lr)"
+        if self.lr is not None:
+            lr = f"{self.lr:g}"
         lines = [
             f"takes the place of {spec.name}; lr {lr}, weight decay as the parameter groups have it"
         ]

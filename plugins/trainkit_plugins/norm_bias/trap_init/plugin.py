@@ -140,7 +140,7 @@ class TrapInit(Plugin):
                 gradient_norm(loss, parameters),
                 largest_curvature(loss, parameters, iterations=30),
             )
-        lr, bound = run.recipe.optimizer.lr, 2 / curvature
+        lr, bound = run.peak_lr, 2 / curvature
         lines = [
             (
                 f"starts as the affine model of {len(examples.inputs):,} training examples: loss "
