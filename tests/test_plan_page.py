@@ -149,7 +149,21 @@ def test_words_for_augmentation_loss_and_schedule() -> None:
     assert "erasing of a rectangle with probability 0.25" in words
     assert "flip" not in words
     assert "jitter" not in words
-    assert "colour jitter of strength 0.4" in augmentation_words(AugmentSpec())
+    assert "colour jitter of strength 0.4;" in augmentation_words(AugmentSpec())
+    words = augmentation_words(
+        AugmentSpec(
+            crop_mode="rkrr",
+            re_prob=0.25,
+            re_mode="pixel",
+            re_count=3,
+            color_jitter_prob=0.8,
+            gaussian_blur_prob=0.1,
+            auto_augment="3a",
+        )
+    )
+    assert words.startswith("the whole resized as for 8% to 100% of its area")
+    assert "erasing of 1 to 3 rectangles with noise with probability 0.25; blur" in words
+    assert "policy 3a; colour jitter of strength 0.4 with probability 0.8" in words
     assert (
         loss_words(LossSpec(name="bce", smoothing=0.1, target_threshold=0.2))
         == "bce, label smoothing 0.1, targets above 0.2 count as 1"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -141,3 +142,15 @@ def test_a_plugins_stream_goes_on_after_a_resume() -> None:
     resumed.bind("one", 3)
     resumed.load_generator_states(states)
     assert torch.equal(torch.rand(5, generator=resumed.generator()), expected)
+
+
+def test_streams_of_the_cpu_leave_those_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch.manual_seed seeds every device; what is isolated here puts back the CPU's streams only.
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    with isolated(3, CPU):
+        found = draws()
+    assert not seeded
+    seed_everything(3)
+    assert seeded
+    assert found == draws()

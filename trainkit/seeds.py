@@ -27,12 +27,17 @@ def derive_seed(*parts: int | str) -> int:
 
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's global generators (torch's on every device)."""
-    import numpy as np
     import torch
+
+    _seed_host(seed)
+    torch.manual_seed(seed)
+
+
+def _seed_host(seed: int) -> None:
+    import numpy as np
 
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
@@ -79,9 +84,19 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def isolated(seed: int, device: torch.device) -> Iterator[None]:
-    """Run a block on streams seeded with `seed`; the streams outside go on as if it had not run."""
+    """Run a block on streams seeded with `seed`; the streams outside go on as if it had not run.
+
+    For the CPU only those of the CPU are seeded: an image that is augmented must not begin the
+    stream of dropout on the GPU anew.
+    """
+    import torch
+
     before = rng_state(device)
-    seed_everything(seed)
+    if device.type == "cpu":
+        _seed_host(seed)
+        torch.default_generator.manual_seed(seed)
+    else:
+        seed_everything(seed)
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from typing import Any
 from trainkit.config.optimizer import OptimizerSpec, SchedulerSpec
 from trainkit.config.recipe import LossSpec
 from trainkit.data.images import AugmentSpec
+from trainkit.data.policies import leaves_jitter_out
 from trainkit.data.types import Data
 
 _ALL = 10  # classes that are listed one by one; of more, the first and the last
@@ -73,23 +74,45 @@ def augmentation_words(spec: AugmentSpec | None) -> str:
     if spec is None:
         return "none: training images are prepared as those of validation"
     low, high = spec.scale
-    parts = [
-        f"crop of {low:.0%} to {high:.0%} of the area, sides {spec.ratio[0]:.3g} to "
-        f"{spec.ratio[1]:.3g}"
-    ]
+    what = _CROPS[spec.crop_mode].format(low, high, *spec.ratio)
     chances = {
         "left-right flip": spec.hflip,
         "up-down flip": spec.vflip,
-        "erasing of a rectangle": spec.re_prob,
+        _erasing(spec): spec.re_prob,
+        "greys": spec.grayscale_prob,
+        "blur": spec.gaussian_blur_prob,
     }
+    parts = [what]
     for what, chance in chances.items():
         if chance:
             parts.append(f"{what} with probability {chance:g}")
     if spec.auto_augment:
         parts.append(f"policy {spec.auto_augment}")
-    elif spec.color_jitter:
-        parts.append(f"colour jitter of strength {spec.color_jitter:g}")
+    if spec.color_jitter and not leaves_jitter_out(spec.auto_augment):
+        parts.append(f"colour jitter of strength {spec.color_jitter:g}{_at_times(spec)}")
     return f"{'; '.join(parts)}; {spec.interpolation} interpolation"
+
+
+_CROPS = {
+    "rrc": "crop of {:.0%} to {:.0%} of the area, sides {:.3g} to {:.3g}",
+    "rkrc": "the whole resized as for {:.0%} to {:.0%} of its area in half of the cases, sides "
+    "changed by {:.3g} to {:.3g} in half of them, and the middle cut out",
+    "rkrr": "the whole resized as for {:.0%} to {:.0%} of its area in half of the cases, sides "
+    "changed by {:.3g} to {:.3g} in half of them, and a random place cut out",
+}
+
+
+def _erasing(spec: AugmentSpec) -> str:
+    """Say what is erased, and what comes in its place."""
+    what = "a rectangle" if spec.re_count == 1 else f"1 to {spec.re_count} rectangles"
+    filled = {"const": "", "rand": " with one random colour", "pixel": " with noise"}
+    return f"erasing of {what}{filled[spec.re_mode]}"
+
+
+def _at_times(spec: AugmentSpec) -> str:
+    if spec.color_jitter_prob is None:
+        return ""
+    return f" with probability {spec.color_jitter_prob:g}"
 
 
 def loss_words(spec: LossSpec) -> str:

@@ -5,7 +5,7 @@ trusted.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import timm.data
@@ -13,12 +13,16 @@ import torch
 from PIL import Image
 
 from trainkit.config.recipe import Recipe
-from trainkit.data.policies import policy_notes
+from trainkit.data.policies import TIMMS_JITTER, leaves_jitter_out, policy_notes
 from trainkit.data.preparation import AsMode
 from trainkit.errors import UserError, first_line
 from trainkit.seeds import isolated
 
 _DRAWS = 20  # a policy picks other operations every time
+_CHANCES = ("color_jitter_prob", "grayscale_prob", "gaussian_blur_prob", "re_prob")
+"""Probabilities of what is tried every time, so that no run meets it first."""
+_BLUR_NEEDS = 12
+"""Pixels of a side that timm's blur can reflect 11 of at the border."""
 
 if TYPE_CHECKING:
     from trainkit.data.images import AugmentSpec
@@ -36,22 +40,55 @@ def random_transform(
     Raises:
         UserError: timm cannot make it, or not apply it.
     """
-    # color_jitter is a strength for timm, or None: it reads 0 as the default.
-    options: dict[str, Any] = spec.model_dump() | {"color_jitter": spec.color_jitter or None}
+    if spec.gaussian_blur_prob and min(shape[1:]) < _BLUR_NEEDS:
+        mark = recipe.raw.nearest("data", "augment", "gaussian_blur_prob")
+        wrong = f"the blur needs images of at least {_BLUR_NEEDS} pixels; leave it out"
+        raise UserError(f"{mark}: data.augment.gaussian_blur_prob: {wrong}")
+    options = timm_options(spec) | {"mean": mean, "std": std}
+    certain = {name: 1.0 for name in _CHANCES if options[name]}
     try:
-        made = timm.data.create_transform(shape, is_training=True, mean=mean, std=std, **options)
-        transform = AsMode(made, shape[0])
         with isolated(0, torch.device("cpu")):
             image = Image.frombytes("L", (32, 32), random.randbytes(32 * 32))
+            tried = AsMode(timm.data.create_transform(shape, **options | certain), shape[0])
             for _ in range(_DRAWS):
-                transform(image)
+                tried(image)
+        made = timm.data.create_transform(shape, **options)
     except Exception as error:  # what the policies of timm raise is of any kind
         keys = ("data", "augment", *(("auto_augment",) if spec.auto_augment else ()))
         wrong = f"timm cannot augment so: {first_line(error)}"
         raise UserError(f"{recipe.raw.nearest(*keys)}: {'.'.join(keys)}: {wrong}") from None
-    return transform
+    return AsMode(made, shape[0])
 
 
-def augment_notes(spec: AugmentSpec | None) -> tuple[str, ...]:
-    """Return what of the settings does nothing."""
-    return () if spec is None else tuple(policy_notes(spec.auto_augment, spec.color_jitter))
+def timm_options(spec: AugmentSpec) -> dict[str, Any]:
+    """Return the settings as timm's `create_transform` takes them."""
+    options = spec.model_dump()
+    options["train_crop_mode"] = options.pop("crop_mode")
+    options["color_jitter"] = spec.color_jitter or None  # timm reads 0 as its default
+    return options | {"is_training": True}
+
+
+def augment_notes(spec: AugmentSpec | None, channels: int) -> tuple[str, ...]:
+    """Return what of the settings does nothing, for images of so many channels."""
+    if spec is None:
+        return ()
+    notes = policy_notes(spec.auto_augment, spec.color_jitter)
+    for name, idle, why in _idle(spec, channels):
+        if idle:
+            notes.append(f"data.augment.{name}: does nothing, because {why}")
+    return tuple(notes)
+
+
+def _idle(spec: AugmentSpec, channels: int) -> Iterator[tuple[str, bool, str]]:
+    """Yield each setting that waits for another, whether it waits in vain, and for what."""
+    no_jitter = "color_jitter is 0"
+    if spec.color_jitter:
+        no_jitter = "timm leaves colour jitter out with auto_augment"
+    jitters = bool(spec.color_jitter) and not leaves_jitter_out(spec.auto_augment)
+    yield "color_jitter_prob", spec.color_jitter_prob is not None and not jitters, no_jitter
+    never = spec.color_jitter_prob == 0 and jitters and spec.color_jitter != TIMMS_JITTER
+    yield "color_jitter", never, "color_jitter_prob is 0"
+    yield "grayscale_prob", bool(spec.grayscale_prob) and channels == 1, "the images are grey"
+    for name, unset in (("re_mode", "const"), ("re_count", 1)):
+        waits = getattr(spec, name) != unset and not spec.re_prob
+        yield name, waits, "re_prob is 0: nothing is erased"

@@ -96,7 +96,7 @@ def image_data(splits: Splits, spec: ImageSource, recipe: Recipe, device: Device
         train_counts=splits.train_counts,
         val_counts=splits.val_counts,
         preparation=explain(measured, recipe),
-        notes=(*splits.notes, *augment_notes(spec.augment)),
+        notes=(*splits.notes, *augment_notes(spec.augment, channels)),
     )
 
 

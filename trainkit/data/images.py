@@ -36,10 +36,32 @@ class AugmentSpec(BaseModel):
     color_jitter: float = Field(
         0.4, ge=0, description="strength of colour jitter; 0 for none (grey images)"
     )
+    color_jitter_prob: float | None = Field(
+        None, ge=0, le=1, description="probability of colour jitter; null: always"
+    )
+    grayscale_prob: float | None = Field(
+        None, ge=0, le=1, description="probability that colours become greys; null: never"
+    )
+    gaussian_blur_prob: float | None = Field(
+        None, ge=0, le=1, description="probability of a blur by 23 x 23 pixels; null: never"
+    )
     auto_augment: str | None = Field(
         None, description="timm's policy string, such as rand-m9-mstd0.5"
     )
     re_prob: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
+    re_mode: Literal["const", "rand", "pixel"] = Field(
+        "const",
+        description="what is erased becomes the mean (const), one normally distributed colour "
+        "(rand), or such a colour in each pixel (pixel, the default of timm's training script)",
+    )
+    re_count: int = Field(
+        1, ge=1, le=100, description="most rectangles that are erased in one image"
+    )
+    crop_mode: Literal["rrc", "rkrc", "rkrr"] = Field(
+        "rrc",
+        description="rrc: a random part, resized; rkrc, rkrr: the whole image, resized by about "
+        "as much with its proportions kept, then its middle (rkrc) or a random place (rkrr)",
+    )
     interpolation: Literal[
         "random", "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"
     ] = Field("random", description="how the crop is resized; random: bilinear or bicubic")

@@ -19,6 +19,8 @@ _RAND = {
 _AUGMIX = {"m": _WHOLE, "w": r"[1-9]\d?", "d": r"[1-9]\d?", "a": _REAL, "b": "[01]", "mstd": _REAL}
 _POLICIES = ("original", "originalr", "v0", "v0r", "3a")
 _SETS = ("tweights", "t3a", "t3aw")
+TIMMS_JITTER = 0.4
+"""timm's default strength of colour jitter."""
 _UPPER = 10  # the largest magnitude of timm's, unless mmax says otherwise
 
 
@@ -46,12 +48,17 @@ def policy_problem(text: str) -> str:
     return ""
 
 
+def leaves_jitter_out(text: str | None) -> bool:
+    """Return whether timm makes no colour jitter beside a policy."""
+    return text is not None and "3a" not in text
+
+
 def policy_notes(text: str | None, color_jitter: float) -> list[str]:
     """Return what of a valid policy string, or of the colour jitter beside it, timm does not do."""
     if text is None:
         return []
     notes = []
-    if "3a" not in text and color_jitter not in (0, 0.4):  # none at all, or timm's default
+    if leaves_jitter_out(text) and color_jitter not in (0, TIMMS_JITTER):
         notes.append(
             "data.augment.color_jitter: does nothing, because timm leaves it out with auto_augment"
         )
