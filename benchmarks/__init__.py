@@ -1,0 +1,1 @@
+"""Timings and studies, one command each; `docs/numbers.md` has what they measured."""
