@@ -90,7 +90,13 @@ def augmentation_words(spec: AugmentSpec | None) -> str:
         parts.append(f"policy {spec.auto_augment}")
     if spec.color_jitter and not leaves_jitter_out(spec.auto_augment):
         parts.append(f"colour jitter of strength {spec.color_jitter:g}{_at_times(spec)}")
-    return f"{'; '.join(parts)}; {spec.interpolation} interpolation"
+    parts.append(f"{spec.interpolation} interpolation")
+    if spec.repeats > 1:
+        parts.append(
+            f"{spec.repeats:g} versions of an image, one after the other over the ranks; an epoch "
+            f"has {1 / spec.repeats:.0%} of the images"
+        )
+    return "; ".join(parts)
 
 
 _CROPS = {

@@ -62,7 +62,7 @@ def random_transform(
 
 def timm_options(spec: AugmentSpec) -> dict[str, Any]:
     """Return the settings as timm's `create_transform` takes them."""
-    options = spec.model_dump()
+    options = spec.model_dump(exclude={"repeats"})
     options["train_crop_mode"] = options.pop("crop_mode")
     options["color_jitter"] = spec.color_jitter or None  # timm reads 0 as its default
     return options | {"is_training": True}

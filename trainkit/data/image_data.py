@@ -81,6 +81,7 @@ def image_data(splits: Splits, spec: ImageSource, recipe: Recipe, device: Device
     count = (
         f"{len(train):,} training and {len(val):,} validation images, {splits.num_classes} classes"
     )
+    repeats = 1.0 if spec.augment is None else spec.augment.repeats
     data = make_streams(
         train,
         val,
@@ -89,6 +90,7 @@ def image_data(splits: Splits, spec: ImageSource, recipe: Recipe, device: Device
         outputs=splits.num_classes,
         input_size=shape,
         summary=f"{spec.name}: {count}",
+        repeats=repeats,
     )
     return replace(
         data,

@@ -65,6 +65,13 @@ class AugmentSpec(BaseModel):
     interpolation: Literal[
         "random", "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"
     ] = Field("random", description="how the crop is resized; random: bilinear or bicubic")
+    repeats: float = Field(
+        1.0,
+        ge=1,
+        le=100,
+        description="copies of an image, each augmented by itself, that follow one another over "
+        "the ranks (repeated augmentation); an epoch stays as long, and so has fewer images",
+    )
 
     @field_validator("scale", "ratio")
     @classmethod

@@ -1,8 +1,9 @@
 """Reading data in an order, and with augmentation, that are pure functions of the seed.
 
 The order of an epoch depends on (seed, epoch) alone, and an image's random transform on (seed,
-epoch, index): not on the number of worker processes, nor on where in the epoch a run was resumed,
-nor on what else draws random numbers.
+epoch, index), and where an epoch has several copies of it on which it is: not on the number of
+worker processes, nor on where in the epoch a run was resumed, nor on what else draws random
+numbers.
 """
 
 from __future__ import annotations
@@ -14,14 +15,12 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from trainkit.data.order import EpochOrder, Key
 from trainkit.data.types import Window
 from trainkit.data.workers import Carrier, end, handed_over, read
 from trainkit.hooks.run import Batch
 from trainkit.seeds import derive_seed, isolated
 from trainkit.system.signals import obey_parent_only
-
-Key = tuple[int, int]
-"""Epoch and index: what one example, augmented, is a function of."""
 
 
 class Examples(Protocol):
@@ -96,8 +95,8 @@ class Images(Dataset[Batch]):
 
     def _read(self, keys: Sequence[Key]) -> Batch:
         images, targets = [], []
-        for epoch, index in keys:
-            seed = None if self.seed is None else derive_seed(self.seed, epoch, index)
+        for version, index in keys:
+            seed = None if self.seed is None else derive_seed(self.seed, version, index)
             with nullcontext() if seed is None else isolated(seed, torch.device("cpu")):
                 image, target = self.examples[index]
                 images.append(self.transform(image))
@@ -141,9 +140,10 @@ class ShuffledStream:
     """Training data, shuffled anew each epoch and dealt to ranks and micro-batches.
 
     An epoch is cut into windows of `batch_size * accumulate * world` examples, a window into chunks
-    of `batch_size * world`, a chunk evenly among the ranks. The last chunk may be short. One too
-    short to give every rank two examples is left out (batch normalisation cannot train on one), as
-    is any short one with `drop_last`.
+    of `batch_size * world`, a chunk evenly among the ranks: a run of it for each, or with repeats
+    every so many-th example, so that copies are on different ranks. The last chunk may be short.
+    One too short to give every rank two examples is left out (batch normalisation cannot train on
+    one), as is any short one with `drop_last`.
 
     Args:
         images: the examples.
@@ -153,6 +153,7 @@ class ShuffledStream:
         rank: which share of each chunk is read here.
         world: how many shares there are.
         drop_last: leave out a short last chunk.
+        repeats: copies of each example, augmented differently, that follow one another.
         workers: processes that read.
         pin: put batches into pinned memory for a CUDA device.
 
@@ -170,14 +171,15 @@ class ShuffledStream:
         rank: int = 0,
         world: int = 1,
         drop_last: bool = False,
+        repeats: float = 1.0,
         workers: int = 0,
         pin: bool = False,
     ) -> None:
-        self._seed = seed
+        self._order = EpochOrder(len(images), seed, repeats)
         self._rank, self._world = rank, world
         self._chunk = batch_size * world
         self.examples_per_step = self._chunk * accumulate
-        full, short = divmod(len(images), self._chunk)
+        full, short = divmod(self._order.length, self._chunk)
         self._used = full * self._chunk + (0 if drop_last or short < 2 * world else short)
         if self._used == 0:
             raise ValueError(
@@ -185,20 +187,9 @@ class ShuffledStream:
                 f"{world} rank(s)"
             )
         self.steps_per_epoch = -(-self._used // self.examples_per_step)
-        self._images = images
         self._keys = _Keys()
         self._loader = _loader(images, self._keys, workers, pin)
         self.note: Callable[[str], None] = _unheard
-        self._order: tuple[int, torch.Tensor] | None = None
-
-    def _permutation(self, epoch: int) -> torch.Tensor:
-        if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
-            self._order = (
-                epoch,
-                torch.randperm(len(self._images), generator=generator)[: self._used],
-            )
-        return self._order[1]
 
     def _shares(self, position: int) -> list[tuple[slice, int]]:
         """Return each micro-batch of a window as this rank's slice of the epoch's order, and its
@@ -209,9 +200,12 @@ class ShuffledStream:
         shares = []
         for chunk in range(start, end, self._chunk):
             size = min(self._chunk, end - chunk)
-            first = chunk + self._rank * size // self._world
-            last = chunk + (self._rank + 1) * size // self._world
-            shares.append((slice(first, last), last - first))
+            if self._order.repeats > 1:
+                taken = range(chunk + self._rank, chunk + size, self._world)
+            else:
+                first = chunk + self._rank * size // self._world
+                taken = range(first, chunk + (self._rank + 1) * size // self._world)
+            shares.append((slice(taken.start, taken.stop, taken.step), len(taken)))
         return shares
 
     def window(self, epoch: int, position: int) -> Window:
@@ -224,9 +218,9 @@ class ShuffledStream:
 
     def batches(self, epoch: int, position: int) -> Iterator[Batch]:
         """Yield this rank's micro-batches from the window at `position` on."""
-        order = self._permutation(epoch).tolist()
+        keys = self._order.keys(epoch)
         self._keys.batches = [
-            [(epoch, index) for index in order[share]]
+            keys[share]
             for at in range(position, self.steps_per_epoch)
             for share, _ in self._shares(at)
         ]
@@ -238,8 +232,9 @@ class ShuffledStream:
 
     def describe(self, epoch: int, position: int) -> str:
         """Name the examples of a window by their index in the training split."""
-        order = self._permutation(epoch)
+        order = self._order.indices(epoch)
         shown = [int(i) for share, _ in self._shares(position) for i in order[share]]
+        shown = list(dict.fromkeys(shown))  # each once, however many copies there are
         return f"training examples {', '.join(map(str, shown[:8]))}{' …' if len(shown) > 8 else ''}"
 
 

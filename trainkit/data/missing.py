@@ -16,7 +16,8 @@ from torch import Tensor
 
 from trainkit.config.data_source import MissingSpec
 from trainkit.config.recipe import Recipe
-from trainkit.data.loader import Images, Key, Keyed, Rows
+from trainkit.data.loader import Images, Keyed, Rows
+from trainkit.data.order import Key
 from trainkit.errors import UserError
 from trainkit.hooks.run import Batch
 from trainkit.seeds import derive_seed

@@ -29,6 +29,7 @@ def make_streams(
     targets: Literal["classes", "numbers"] = "classes",
     missing: bool = False,
     columns: Mapping[str, int] | None = None,
+    repeats: float = 1.0,
 ) -> Data:
     """Return the streams over two sets of examples, of which `data.missing` hides entries.
 
@@ -43,6 +44,7 @@ def make_streams(
         targets: `classes` [N], or `numbers` [N, outputs].
         missing: inputs hold NaN where an entry is not there, whatever `data.missing` hides.
         columns: of rows of features: the place of each column of numbers among them.
+        repeats: copies of each training example that follow one another.
 
     Raises:
         UserError: there are too few examples, or the recipe hides what they do not have.
@@ -62,6 +64,7 @@ def make_streams(
             batch_size=spec.batch_size,
             accumulate=recipe.train.accumulate,
             drop_last=spec.drop_last,
+            repeats=repeats,
             **shared,
         )
         ordered = OrderedStream(val, batch_size=spec.eval_batch_size or spec.batch_size, **shared)

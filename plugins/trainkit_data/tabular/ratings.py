@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from trainkit.config.recipe import Recipe
-from trainkit.data.loader import Key
+from trainkit.data.order import Key
 from trainkit.data.streams import make_streams
 from trainkit.data.types import Data
 from trainkit.errors import UserError
