@@ -76,7 +76,7 @@ def test_every_argument_that_is_taken_reaches_the_groups(
         ),
         (
             ["optimizer.args.fallback_list=[head.*]"],
-            "args.fallback_list: the parameter groups are made before",
+            "args.fallback_list: say it as optimizer.fallback",
         ),
         (
             ["optimizer.args.layer_decay_min_scale=0.1"],

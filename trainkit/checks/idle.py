@@ -21,7 +21,7 @@ def idle_notes(run: Run) -> Iterator[str]:
     yield from _of_train(run)
     yield from _of_checkpoints(run)
     for hook, spec, names in (
-        ("build_optimizer", run.recipe.optimizer, ("momentum", "args")),
+        ("build_optimizer", run.recipe.optimizer, ("momentum", "fallback", "args")),
         ("build_scheduler", run.recipe.scheduler, tuple(SchedulerSpec.model_fields)),
     ):
         yield from _replaced(run, hook, spec, names)

@@ -12,9 +12,9 @@ from trainkit.commands.plan_data import (
     augmentation_words,
     data_facts,
     loss_words,
-    lr_words,
     schedule_words,
 )
+from trainkit.commands.plan_optimizer import group_rows, optimizer_words
 from trainkit.config.raw import Given
 from trainkit.errors import Location, PluginError
 from trainkit.hooks.guard import ask
@@ -82,9 +82,9 @@ def make_plan(given: Given, overrides: Sequence[str]) -> dict[str, Any]:
                 managers[0], "compute_loss", recipe.where("train", "loss"), locations
             ),
         },
-        "groups": _groups(run, managers[0], locations),
+        "groups": group_rows(run, managers[0], locations),
         "optimizer": {
-            "is": "; ".join(filter(None, [type(run.optimizer).__name__, _rate(run)])),
+            "is": optimizer_words(run),
             "from": _provider(managers[0], "build_optimizer", recipe.where("optimizer"), locations),
         },
         "scheduler": {
@@ -175,39 +175,6 @@ def _some(names: Sequence[str], order: Sequence[str]) -> str:
         if name in set(names):
             shown.append(name or "(the model)")
     return ", ".join(shown[:4]) + (f" … {shown[-1]}" if len(shown) > 4 else "")
-
-
-def _groups(
-    run: Run, manager: pluggy.PluginManager, locations: dict[str, Location]
-) -> list[dict[str, Any]]:
-    decay = run.recipe.where("optimizer", "weight_decay")
-    by = []
-    for i in manager.hook.build_param_groups.get_hookimpls():
-        if i.plugin_name in locations:
-            by.append(locations[i.plugin_name])
-    rows = []
-    for group in run.optimizer.param_groups:
-        # The schedule has already set the first step's rate; a group's own is its peak.
-        peak = group.get("initial_lr", group["lr"]) * group.get("lr_scale", 1.0)
-        rows.append(
-            {
-                "name": group.get("name", "?"),
-                "tensors": len(group["params"]),
-                "parameters": sum(map(nn.Parameter.numel, group["params"])),
-                "lr": peak,
-                "weight_decay": group.get("weight_decay", 0.0),
-                "rule": group.get("rule", "set by a plugin"),
-                "from": ", ".join(map(str, [decay, *by])),
-            }
-        )
-    return rows
-
-
-def _rate(run: Run) -> str:
-    rates = [group.get("initial_lr") for group in run.optimizer.param_groups]
-    if run.peak_lr not in rates:  # a plugin's optimizer has a rate of its own
-        return ""
-    return lr_words(run.recipe.optimizer, run.data.train.examples_per_step)
 
 
 def _provider(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainkit.config.optimizer import OptimizerSpec, SchedulerSpec
+from trainkit.config.optimizer import SchedulerSpec
 from trainkit.config.recipe import LossSpec
 from trainkit.data.images import AugmentSpec
 from trainkit.data.policies import leaves_jitter_out
@@ -141,15 +141,3 @@ def schedule_words(spec: SchedulerSpec) -> str:
     if spec.interval == "epoch":
         parts.append("changed between epochs only")
     return ", ".join([*parts, *(f"{name} {value}" for name, value in spec.args.items())])
-
-
-def lr_words(spec: OptimizerSpec, examples: int) -> str:
-    """Say how the peak learning rate of steps on so many examples comes about; nothing where it is
-    written.
-    """
-    if spec.lr_base is None:
-        return ""
-    factor = f"{examples:,} / {spec.lr_base_size:,} examples a step"
-    if spec.lr_rule == "sqrt":
-        factor = f"the square root of {factor}"
-    return f"peak lr {spec.peak_lr(examples):g} = lr_base {spec.lr_base:g} times {factor}"

@@ -13,7 +13,9 @@ class OptimizerSpec(BaseModel):
     """The `optimizer:` section: an optimizer of timm's factory (unless a plugin provides one)."""
 
     model_config = STRICT
-    name: str = Field("adamw", min_length=1, description="timm's name of the optimizer")
+    name: str = Field(
+        "adamw", min_length=1, description="timm's name of the optimizer, also lookahead_NAME"
+    )
     lr: float | None = Field(
         1e-3, gt=0, description="peak learning rate; null where lr_base says it"
     )
@@ -37,6 +39,10 @@ class OptimizerSpec(BaseModel):
     )
     layer_decay_no_opt_scale: float | None = Field(
         None, gt=0, le=1, description="layer_decay: layers with a factor below it are not trained"
+    )
+    fallback: tuple[str, ...] | None = Field(
+        None,
+        description="muon: what its second rule moves, as [head.*]; default: all but hidden layers",
     )
     args: dict[str, Any] = Field(
         {}, description="further arguments of the optimizer, such as betas"

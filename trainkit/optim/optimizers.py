@@ -21,19 +21,19 @@ from trainkit.config.optimizer import OptimizerSpec
 from trainkit.config.recipe import Recipe
 from trainkit.errors import Problem, RecipeError, first_line, suggest
 from trainkit.hooks.run import ParamGroups
+from trainkit.optim.lookahead import Lookahead, base_name
 from trainkit.seeds import isolated
 
 _ELSEWHERE = {"opt": "name", "lr": "lr", "weight_decay": "weight_decay", "momentum": "momentum"}
 _ELSEWHERE |= {"layer_decay": "layer_decay"}
 _ELSEWHERE |= {"layer_decay_min_scale": "layer_decay_min_scale"}
-_ELSEWHERE |= {"layer_decay_no_opt_scale": "layer_decay_no_opt_scale"}
+_ELSEWHERE |= {"layer_decay_no_opt_scale": "layer_decay_no_opt_scale", "fallback_list": "fallback"}
 _OF_GROUPS = (
     "params",
     "model_or_params",
     "param_group_fn",
     "filter_bias_and_bn",
     "weight_decay_exclude_1d",
-    "fallback_list",
     "fallback_no_weight_decay",
 )
 _SHARES = ("betas", "betas_1d")  # each of them is the share of an average that a step keeps
@@ -76,11 +76,14 @@ def build_optimizer(
 
 def _create(groups: Any, spec: OptimizerSpec, lr: float) -> Optimizer:
     arguments: dict[str, Any] = dict(spec.args)
-    if timm.optim.get_optimizer_info(spec.name).has_momentum:
+    name = base_name(spec.name)
+    if timm.optim.get_optimizer_info(name).has_momentum:
         arguments["momentum"] = spec.momentum
     made = timm.optim.create_optimizer_v2(
-        groups, opt=spec.name, lr=lr, weight_decay=spec.weight_decay, **arguments
+        groups, opt=name, lr=lr, weight_decay=spec.weight_decay, **arguments
     )
+    if name != spec.name:
+        made = Lookahead(made)
     return cast(Optimizer, made)
 
 
@@ -89,10 +92,9 @@ def _problems(recipe: Recipe) -> list[Problem]:
     there.
     """
     spec = recipe.optimizer
-    info = timm.optim.get_optimizer_info(spec.name)
-    known = dict(
-        inspect.signature(timm.optim.get_optimizer_class(spec.name, bind_defaults=False)).parameters
-    )
+    info = timm.optim.get_optimizer_info(base_name(spec.name))
+    made = timm.optim.get_optimizer_class(base_name(spec.name), bind_defaults=False)
+    known = dict(inspect.signature(made).parameters)
     for name, has in (
         ("betas", info.has_betas),
         ("eps", info.has_eps),

@@ -4,7 +4,7 @@ groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import timm.optim
 from torch import nn
@@ -13,36 +13,56 @@ from trainkit.config.optimizer import OptimizerSpec
 from trainkit.hooks.run import ParamGroups
 from trainkit.models.anatomy import decaying_parameters, exempt_names
 
+_KINDS = {
+    "decay": "matrices and kernels",
+    "no_decay": "vectors, biases, the model's own exceptions",
+}
 
-def decay_groups(model: nn.Module, weight_decay: float) -> ParamGroups:
+
+def decay_groups(
+    model: nn.Module, weight_decay: float, fallback: Collection[str] = ()
+) -> ParamGroups:
     """Split trainable parameters into those that decay and those that do not.
 
-    As in timm, vectors, scalars, biases and what the model exempts do not.
+    As in timm, vectors, scalars, biases and what the model exempts do not. Parameters named in
+    `fallback` have groups of their own, marked with `use_fallback`.
     """
     decaying = decaying_parameters(model)
-    decay: list[nn.Parameter] = []
-    keep: list[nn.Parameter] = []
+    members: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (decay if name in decaying else keep).append(parameter)
-    groups: ParamGroups = [
-        {
-            "params": decay,
-            "weight_decay": weight_decay,
-            "name": "decay",
-            "rule": "matrices and kernels",
-        },
-        {
-            "params": keep,
-            "weight_decay": 0.0,
-            "name": "no_decay",
-            "rule": "vectors, biases, the model's own exceptions",
-        },
-    ]
-    return [group for group in groups if group["params"]]
+            kind = "decay" if name in decaying else "no_decay"
+            members.setdefault((kind, name in fallback), []).append(parameter)
+    groups: ParamGroups = []
+    for left in (False, True):
+        for kind, rule in _KINDS.items():
+            params = members.get((kind, left), [])
+            decay = weight_decay if kind == "decay" else 0.0
+            group = {"params": params, "weight_decay": decay, "name": kind, "rule": rule}
+            if left:
+                group |= {"name": f"{kind}_fallback", "use_fallback": True}
+            if params:
+                groups.append(group)
+    return groups
 
 
-def layer_groups(model: nn.Module, spec: OptimizerSpec) -> ParamGroups:
+def name_fallback(groups: ParamGroups, words: str) -> None:
+    """Say in the groups' rules which parameters the optimizer's second rule moves.
+
+    Args:
+        groups: of an optimizer that has one.
+        words: which they are; nothing where the shape alone decides.
+    """
+    for group in groups:
+        if group.get("use_fallback"):
+            group["rule"] += f"; by the optimizer's fallback: {words}"
+        else:
+            group["rule"] += "; made orthogonal where the shape allows it"
+
+
+def layer_groups(
+    model: nn.Module, spec: OptimizerSpec, fallback: Collection[str] = ()
+) -> ParamGroups:
     """Split trainable parameters by layer too: timm's groups, each with an `lr_scale` for the
     schedule to multiply.
 
@@ -54,6 +74,7 @@ def layer_groups(model: nn.Module, spec: OptimizerSpec) -> ParamGroups:
         model,
         weight_decay=spec.weight_decay,
         no_weight_decay_list=exempt_names(model),
+        fallback_list=fallback,
         layer_decay=spec.layer_decay,
         min_scale=spec.layer_decay_min_scale,
         no_opt_scale=spec.layer_decay_no_opt_scale,
@@ -68,6 +89,9 @@ def layer_groups(model: nn.Module, spec: OptimizerSpec) -> ParamGroups:
             "weight_decay": group["weight_decay"],
             "lr_scale": scale,
         }
+        if group.get("use_fallback"):
+            kind = f"{kind}_fallback"
+            keep["use_fallback"] = True
         groups.append(keep | {"name": f"{kind}_{len(groups)}", "rule": rule})
     return groups
 

@@ -29,6 +29,7 @@ from trainkit.hooks.order import Entry
 from trainkit.hooks.run import ParamGroups, Run
 from trainkit.hooks.specs import Hooks
 from trainkit.log.records import Log
+from trainkit.optim.lookahead import PREFIX, EpochEnds
 from trainkit.seeds import derive_seed, seed_everything
 from trainkit.training.defaults import Autocast, Defaults, check_names
 from trainkit.training.device import Device
@@ -87,6 +88,8 @@ def build(
     if problems:
         raise RecipeError(problems)
     manager.register(Autocast(), "precision")  # last, and so around everybody else
+    if recipe.optimizer.name.startswith(PREFIX):
+        manager.register(EpochEnds(), "lookahead")
     if registered is not None:
         registered(manager)
     writes = folder is not None and device.is_main

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +22,15 @@ from trainkit.hooks.specs import hookimpl
 from trainkit.models.arguments import model_problems
 from trainkit.models.row_models import register, row_models
 from trainkit.models.weights import note_new_classifier, start_from
+from trainkit.optim.fallback import fallback_of, has_fallback
+from trainkit.optim.lookahead import PREFIX, base_name
 from trainkit.optim.optimizers import build_optimizer
-from trainkit.optim.param_groups import decay_groups, idle_layer_decay, layer_groups
+from trainkit.optim.param_groups import (
+    decay_groups,
+    idle_layer_decay,
+    layer_groups,
+    name_fallback,
+)
 from trainkit.optim.schedules import build_scheduler
 from trainkit.training.metrics import classification_metrics, criterion, regression_metrics
 from trainkit.training.trainable import optimized, trained
@@ -46,18 +53,22 @@ def check_names(raw: RawRecipe) -> list[Problem]:
         message = f"timm {timm.__version__} has no model {model!r}{near} (see timm.list_models())"
         problems.append(Problem(raw.nearest("model", "name"), "model.name", message))
     known = timm.optim.list_optimizers()
-    if optimizer and optimizer not in known:
-        message = (
-            f"timm {timm.__version__} has no optimizer {optimizer!r}{suggest(optimizer, known)}"
-        )
+    if optimizer and base_name(optimizer) not in known:
+        message = f"timm {timm.__version__} has no optimizer {optimizer!r}{_near(optimizer, known)}"
         problems.append(Problem(raw.nearest("optimizer", "name"), "optimizer.name", message))
-    elif optimizer and timm.optim.get_optimizer_info(optimizer).second_order:
+    elif optimizer and timm.optim.get_optimizer_info(base_name(optimizer)).second_order:
         message = (
             f"{optimizer} differentiates the gradient again, which the loop does not prepare for; "
             "choose another"
         )
         problems.append(Problem(raw.nearest("optimizer", "name"), "optimizer.name", message))
     return problems
+
+
+def _near(optimizer: str, known: Sequence[str]) -> str:
+    if optimizer.startswith(PREFIX):
+        known = [PREFIX + name for name in known]
+    return suggest(optimizer, known)
 
 
 def _name(section: Any) -> str | None:
@@ -141,15 +152,19 @@ class Defaults:
     @hookimpl(trylast=True)
     def build_param_groups(self, model: nn.Module, run: Run) -> ParamGroups:
         """Weight decay for matrices and kernels, none for vectors and what the model exempts;
-        timm's layer decay.
+        timm's layer decay; Muon's fallback.
         """
         spec = run.recipe.optimizer
+        fallback, words = fallback_of(model, run.recipe)
         if spec.layer_decay is None:
-            return decay_groups(model, spec.weight_decay)
-        before = len(trained(model))
-        groups = layer_groups(model, spec)
-        for note in idle_layer_decay(spec, groups, before, len(trained(model))):
-            run.log.note(note)
+            groups = decay_groups(model, spec.weight_decay, fallback)
+        else:
+            before = len(trained(model))
+            groups = layer_groups(model, spec, fallback)
+            for note in idle_layer_decay(spec, groups, before, len(trained(model))):
+                run.log.note(note)
+        if has_fallback(spec.name):
+            name_fallback(groups, words)
         return groups
 
     @hookimpl(trylast=True)
