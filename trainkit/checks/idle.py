@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,6 +13,8 @@ from trainkit.data.loader import ShuffledStream
 from trainkit.errors import PluginError
 from trainkit.hooks.guard import ask
 from trainkit.hooks.run import Run
+
+_LOSS = ("compute_loss", "compute_output", "compute_criterion")
 
 
 def idle_notes(run: Run) -> Iterator[str]:
@@ -53,6 +56,12 @@ def _of_train(run: Run) -> Iterator[str]:
                 f"train.accumulate: {spec.accumulate} micro-batches, and an epoch has {most}: each "
                 "is one step"
             )
+    losses = chain.from_iterable(_others(run, hook) for hook in _LOSS)
+    if run.data.aug_splits > 1 and not any(losses):
+        yield (
+            f"data.augment.splits: the loss is the mean over all {run.data.aug_splits} splits, "
+            "because no plugin makes another of them"
+        )
     if spec.channels_last and len(run.data.input_size) != 3:
         yield "train.channels_last: does nothing, because these data are no images"
 
@@ -76,11 +85,7 @@ def _replaced(
     run: Run, hook: str, spec: OptimizerSpec | SchedulerSpec, names: tuple[str, ...]
 ) -> Iterator[str]:
     """Yield a note for each setting of what a plugin makes in core's place."""
-    providers = []
-    for i in getattr(run.hook, hook).get_hookimpls():
-        if not i.wrapper:
-            providers.append(i.plugin_name)
-    others = [name for name in providers if name != "core"]
+    others = _others(run, hook)
     section = hook.removeprefix("build_")
     for name in names if others else ():
         if _is_set(spec, name):
@@ -91,6 +96,15 @@ def _replaced(
             if section == "optimizer":
                 taken = spec.name
             yield f"{others[0]} takes the place of {taken}: {section}.{name} {verb} not used"
+
+
+def _others(run: Run, hook: str) -> list[str]:
+    """Return the plugins that answer a value hook in core's place."""
+    providers = []
+    for i in getattr(run.hook, hook).get_hookimpls():
+        if not i.wrapper and i.plugin_name != "core":
+            providers.append(i.plugin_name)
+    return providers
 
 
 def _is_set(spec: BaseModel, name: str) -> bool:

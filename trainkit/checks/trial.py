@@ -67,12 +67,12 @@ def _is_core(run: Run, hook: str) -> bool:
 
 
 def _batch_sizes(run: Run) -> list[int]:
-    """Return the sizes of this rank's smallest and largest training batch."""
+    """Return how many inputs this rank's smallest and largest training batch have."""
     stream, sizes = run.data.train, set()
     for position in {0, stream.steps_per_epoch - 1}:
         window = stream.window(0, position)
         sizes |= {round(weight * window.examples / run.device.world) for weight in window.weights}
-    return sorted({min(sizes), max(sizes)})
+    return sorted({min(sizes) * run.data.aug_splits, max(sizes) * run.data.aug_splits})
 
 
 def _forward(run: Run, size: int) -> tuple[Any, Exception | None]:
@@ -85,7 +85,8 @@ def _forward(run: Run, size: int) -> tuple[Any, Exception | None]:
             for name, t in _tensors(run.model):
                 tensors[name] = t.to("meta")
             return functional_call(run.model, tensors, (inputs,), tie_weights=False), None
-    shape = (min(size, _MOST), *run.data.input_size)
+    most = max(1, _MOST // run.data.aug_splits) * run.data.aug_splits  # of each split as many
+    shape = (min(size, most), *run.data.input_size)
     with run.untouched(), torch.no_grad(), run.device.autocast():
         try:
             output = run.model(torch.randn(shape, device=run.device.torch))

@@ -96,6 +96,11 @@ def augmentation_words(spec: AugmentSpec | None) -> str:
             f"{spec.repeats:g} versions of an image, one after the other over the ranks; an epoch "
             f"has {1 / spec.repeats:.0%} of the images"
         )
+    if spec.splits > 1:
+        parts.append(
+            f"each batch {spec.splits} times over: cropped and flipped alone, then "
+            f"{spec.splits - 1} times with all of this"
+        )
     return "; ".join(parts)
 
 

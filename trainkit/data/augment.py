@@ -35,7 +35,8 @@ def random_transform(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> AsMode:
-    """Return the transform, from an image to a tensor of `shape`: channels, height and width.
+    """Return the transform, from an image to a tensor of `shape`: channels, height and width; with
+    splits to one [splits, C, H, W].
 
     Raises:
         UserError: timm cannot make it, or not apply it.
@@ -49,10 +50,10 @@ def random_transform(
     try:
         with isolated(0, torch.device("cpu")):
             image = Image.frombytes("L", (32, 32), random.randbytes(32 * 32))
-            tried = AsMode(timm.data.create_transform(shape, **options | certain), shape[0])
+            tried = AsMode(_made(spec, shape, options | certain), shape[0])
             for _ in range(_DRAWS):
                 tried(image)
-        made = timm.data.create_transform(shape, **options)
+        made = _made(spec, shape, options)
     except Exception as error:  # what the policies of timm raise is of any kind
         keys = ("data", "augment", *(("auto_augment",) if spec.auto_augment else ()))
         wrong = f"timm cannot augment so: {first_line(error)}"
@@ -60,9 +61,48 @@ def random_transform(
     return AsMode(made, shape[0])
 
 
+def _made(spec: AugmentSpec, shape: tuple[int, int, int], options: dict[str, Any]) -> Any:
+    if spec.splits == 1:
+        return timm.data.create_transform(shape, **options)
+    return SplitTransform(shape, spec.splits, spec.resplit, options)
+
+
+class SplitTransform:
+    """Show an image several times: first only cropped and flipped, then each time augmented as
+    well.
+
+    All share one crop and its flips, as in timm's `AugMixDataset`.
+
+    Args:
+        shape: channels, height and width of one tensor.
+        splits: how often the image is shown.
+        resplit: do not erase in the first.
+        options: of timm's `create_transform`.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], splits: int, resplit: bool, options: dict[str, Any]
+    ) -> None:
+        self._base, self._augment, self._finish = timm.data.create_transform(
+            shape, separate=True, **options
+        )
+        self._finish_clean, self._augmented = self._finish, splits - 1
+        if resplit:
+            unerased = options | {"re_prob": 0.0}
+            *_, self._finish_clean = timm.data.create_transform(shape, separate=True, **unerased)
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Return the tensors of the splits [splits, C, H, W]."""
+        base = self._base(image)
+        shown = [self._finish_clean(base)]
+        for _ in range(self._augmented):
+            shown.append(self._finish(self._augment(base)))
+        return torch.stack(shown)
+
+
 def timm_options(spec: AugmentSpec) -> dict[str, Any]:
     """Return the settings as timm's `create_transform` takes them."""
-    options = spec.model_dump(exclude={"repeats"})
+    options = spec.model_dump(exclude={"repeats", "splits", "resplit"})
     options["train_crop_mode"] = options.pop("crop_mode")
     options["color_jitter"] = spec.color_jitter or None  # timm reads 0 as its default
     return options | {"is_training": True}
@@ -92,3 +132,7 @@ def _idle(spec: AugmentSpec, channels: int) -> Iterator[tuple[str, bool, str]]:
     for name, unset in (("re_mode", "const"), ("re_count", 1)):
         waits = getattr(spec, name) != unset and not spec.re_prob
         yield name, waits, "re_prob is 0: nothing is erased"
+    yield "resplit", spec.resplit and not spec.re_prob, "re_prob is 0: nothing is erased"
+    differs = (spec.auto_augment, spec.grayscale_prob, spec.gaussian_blur_prob, spec.re_prob)
+    alike = spec.splits > 1 and not jitters and not any(differs)
+    yield "splits", alike, "crop and flips are those of the first split, and all else is off"

@@ -76,6 +76,7 @@ def image_data(splits: Splits, spec: ImageSource, recipe: Recipe, device: Device
         augmented,
         None if spec.augment is None else derive_seed(recipe.seed, "augment"),
         cache=splits.fits,
+        splits=1 if spec.augment is None else spec.augment.splits,
     )
     val = Images(splits.val, plain, None, cache=splits.fits)
     count = (
@@ -94,6 +95,7 @@ def image_data(splits: Splits, spec: ImageSource, recipe: Recipe, device: Device
     )
     return replace(
         data,
+        aug_splits=train.splits,
         class_names=splits.class_names,
         train_counts=splits.train_counts,
         val_counts=splits.val_counts,

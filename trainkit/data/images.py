@@ -72,6 +72,14 @@ class AugmentSpec(BaseModel):
         description="copies of an image, each augmented by itself, that follow one another over "
         "the ranks (repeated augmentation); an epoch stays as long, and so has fewer images",
     )
+    splits: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="parts of a batch that show its images in turn: the first only cropped and "
+        "flipped, each further one augmented anew (AugMix: 3); 1: one part, augmented",
+    )
+    resplit: bool = Field(False, description="erase in the further splits alone")
 
     @field_validator("scale", "ratio")
     @classmethod
@@ -80,6 +88,16 @@ class AugmentSpec(BaseModel):
         if not 0 < low <= high <= (1 if info.field_name == "scale" else 1000):
             most = " <= 1" if info.field_name == "scale" else ""
             raise ValueError(f"is two numbers with 0 < low <= high{most}; got [{low:g}, {high:g}]")
+        return value
+
+    @field_validator("resplit")
+    @classmethod
+    def _check_resplit(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("splits") == 1:
+            raise ValueError(
+                "spares the first of several splits, and there is one; set splits (AugMix: 3), or "
+                "leave it out"
+            )
         return value
 
     @field_validator("auto_augment")

@@ -73,10 +73,15 @@ class Images(Dataset[Batch]):
         transform: from an image to a tensor [C, H, W].
         seed: seed of the random transforms; None says that the transform draws nothing.
         cache: keep all transformed images in memory (only where nothing is random).
+        splits: how many tensors [splits, C, H, W] the transform makes of an image, where they are
+            more than one. A batch has the first of all its images, then the second of all …
     """
 
-    def __init__(self, examples: Examples, transform: Any, seed: int | None, cache: bool) -> None:
+    def __init__(
+        self, examples: Examples, transform: Any, seed: int | None, cache: bool, splits: int = 1
+    ) -> None:
         self.examples = examples
+        self.splits = splits
         self.transform = transform
         self.seed = seed
         batch = (
@@ -101,7 +106,10 @@ class Images(Dataset[Batch]):
                 image, target = self.examples[index]
                 images.append(self.transform(image))
             targets.append(int(target))
-        return Batch(torch.stack(images), torch.tensor(targets))
+        inputs = torch.stack(images)
+        if self.splits > 1:
+            inputs, targets = inputs.transpose(0, 1).flatten(0, 1), targets * self.splits
+        return Batch(inputs, torch.tensor(targets))
 
 
 class _Keys(Sampler[list[Key]]):

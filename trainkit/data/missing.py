@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -87,9 +88,9 @@ class Hidden:
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """Return the batch of the examples with these keys."""
         inputs, targets = self.examples.__getitems__(keys)
-        hidden = [
-            mask(x, self.spec, (self.split, i)) for x, (_, i) in zip(inputs, keys, strict=True)
-        ]
+        hidden = []
+        for x, (_, i) in zip(inputs, cycle(keys), strict=False):  # once for each split of the batch
+            hidden.append(mask(x, self.spec, (self.split, i)))
         return Batch(inputs.masked_fill(torch.stack(hidden), math.nan), targets)
 
 

@@ -69,6 +69,8 @@ class Data:
         val_counts: how many validation examples, likewise.
         preparation: how validation images are prepared, and where the model was made for something
             else, in lines.
+        aug_splits: how often a training batch of N examples has each of them: its inputs are
+            [aug_splits * N, ...], one split after the other, its targets repeated likewise.
         notes: what the user should know of the files, such as what in them was left out; core logs
             them.
     """
@@ -84,6 +86,7 @@ class Data:
     train_counts: tuple[int, ...] = ()
     val_counts: tuple[int, ...] = ()
     preparation: tuple[str, ...] = ()
+    aug_splits: int = 1
     notes: tuple[str, ...] = ()
 
     def close(self) -> None:

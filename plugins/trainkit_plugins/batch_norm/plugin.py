@@ -58,8 +58,9 @@ class _Summers(Plugin):
 
 
 def _micro_batch(run: Run) -> int:
-    """Return how many examples a full micro-batch has on one rank."""
-    return run.data.train.examples_per_step // (run.recipe.train.accumulate * run.device.world)
+    """Return how many inputs a full micro-batch has on one rank."""
+    examples = run.data.train.examples_per_step // (run.recipe.train.accumulate * run.device.world)
+    return examples * run.data.aug_splits
 
 
 class GhostBatchNorm(_Summers):
