@@ -1,6 +1,7 @@
 """The `mixup` plugin: timm's mixing on streams of the plugin's own."""
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -56,21 +57,34 @@ def prepare(plugin: Mixup, run: Run, batch: Any) -> Any:
     return stop.value.value
 
 
+def built(plugin: Mixup, run: Run) -> Any:
+    """Send the data of `run` through the plugin's wrapper as pluggy does."""
+    wrapper = plugin.build_data(run)
+    next(wrapper)
+    with pytest.raises(StopIteration) as stop:
+        wrapper.send(run.data)
+    return stop.value.value
+
+
 def soft(targets: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(targets, CLASSES).float()
 
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
-@pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"mixup_alpha": 0.8},
+        {"mixup_alpha": 0.0, "cutmix_alpha": 1.0},
+        {"mixup_alpha": 0.8, "cutmix_alpha": 1.0},
+        {"mixup_alpha": 0.0, "cutmix_minmax": (0.2, 0.8)},
+        {"mixup_alpha": 0.8, "cutmix_minmax": (0.2, 0.8)},
+    ],
+)
 def test_it_is_timms_mixup_drawn_from_the_plugins_own_stream(
-    mode: Any, alphas: tuple[float, float]
+    mode: Any, how: dict[str, Any]
 ) -> None:
-    options: dict[str, Any] = {
-        "mixup_alpha": alphas[0],
-        "cutmix_alpha": alphas[1],
-        "mode": mode,
-        "prob": 0.7,
-    }
+    options: dict[str, Any] = how | {"mode": mode, "prob": 0.7}
     plugin, twin = mixup(**options, label_smoothing=0.1), mixup()
     timms = TimmMixup(**options, label_smoothing=0.1, num_classes=CLASSES)
     for n in (6, 8, 8, 4):
@@ -79,6 +93,21 @@ def test_it_is_timms_mixup_drawn_from_the_plugins_own_stream(
         mixed = prepare(plugin, make_run(), images(n))
         assert torch.equal(mixed.inputs, x)
         assert torch.equal(mixed.targets, y)
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+def test_mixing_ends_as_in_timms_script_and_smoothing_goes_on(mode: Any) -> None:
+    plugin = mixup(mixup_alpha=1.0, mode=mode, off_epoch=2, label_smoothing=0.1)
+    timms = TimmMixup(mixup_alpha=1.0, mode=mode, label_smoothing=0.1, num_classes=CLASSES)
+    run, batch = make_run(), images(6)
+    for epoch in range(4):
+        run.epoch = epoch
+        timms.mixup_enabled = epoch < 2  # "epoch >= mixup_off_epoch", counted from 0
+        mixed = prepare(plugin, run, batch)
+        assert torch.equal(mixed.inputs, batch.inputs) == (epoch >= 2)
+        if epoch >= 2:
+            assert torch.equal(mixed.targets, timms(batch.inputs.clone(), batch.targets)[1])
+            assert torch.equal(prepare(plugin, run, images(5)).inputs, images(5).inputs)
 
 
 def test_mixed_images_are_convex_combinations_of_opposite_ones() -> None:
@@ -187,10 +216,46 @@ def test_losses_that_misread_mixed_labels_are_refused(
     options: dict[str, Any], loss: dict[str, Any], message: str | None
 ) -> None:
     if message is None:
-        mixup(**options).on_fit_start(make_run(loss=loss))
+        built(mixup(**options), make_run(loss=loss))
     else:
         with pytest.raises(UserError, match=message):
-            mixup(**options).on_fit_start(make_run(loss=loss))
+            built(mixup(**options), make_run(loss=loss))
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "message"),
+    [
+        ({}, {"aug_splits": 3}, r"data\.augment\.splits: shows each image 3 times in a batch"),
+        ({"prob": 0.0}, {"aug_splits": 3}, None),
+        (
+            {"cutmix_minmax": (0.2, 0.22)},
+            {},
+            r"plugins\.mixup\.cutmix_minmax: its shares leave no choice on images of 8 pixels",
+        ),
+        ({"cutmix_minmax": (0.2, 0.5)}, {"input_size": (3, 12, 8)}, None),
+    ],
+)
+def test_data_that_cannot_be_mixed_are_refused(
+    options: dict[str, Any], data: dict[str, Any], message: str | None
+) -> None:
+    run = make_run()
+    run.data = replace(run.data, **data)
+    if message is None:
+        assert built(mixup(**options), run) is run.data
+    else:
+        with pytest.raises(UserError, match=message):
+            built(mixup(**options), run)
+
+
+def test_an_end_of_mixing_that_never_comes_is_said() -> None:
+    run = make_run()  # of 10 epochs
+    assert not mixup(off_epoch=9).idle(run)
+    assert mixup(off_epoch=10).idle(run) == {
+        "off_epoch": "is 10, and this run has 10 epochs, all mixed"
+    }
+    assert mixup(off_epoch=3, prob=0.0).idle(run) == {
+        "off_epoch": "does nothing, because prob is 0"
+    }
 
 
 @pytest.mark.parametrize(
@@ -201,6 +266,9 @@ def test_losses_that_misread_mixed_labels_are_refused(
         ({"prob": 1.5}, "prob"),
         ({"mode": "half"}, "mode"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"cutmix_alpha": 1.0, "cutmix_minmax": (0.2, 0.8)}, "timm would ignore the first"),
+        ({"cutmix_minmax": (0.8, 0.2)}, "is two shares with 0 <= low < high <= 1; got"),
+        ({"off_epoch": -1}, "off_epoch"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
@@ -215,3 +283,5 @@ def test_plan_says_what_is_mixed() -> None:
     assert line.startswith(
         "mixes 60% of pairs of images by mixup (alpha 0.4) and 20% by CutMix (alpha 1)"
     )
+    (line,) = mixup(cutmix_minmax=(0.2, 0.8), off_epoch=3).explain(make_run())
+    assert "50% by CutMix (sides of 20% to 80%) up to the end of epoch 3, and none" in line

@@ -6,9 +6,9 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from trainkit import Batch, Plugin, Run, hookimpl
+from trainkit import Batch, Data, Plugin, Run, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +52,11 @@ class Mixup(Plugin):
         ge=0,
         description="alpha of CutMix's Beta distribution; 0 switches CutMix off",
     )
+    cutmix_minmax: tuple[float, float] | None = Field(
+        None,
+        description="CutMix with a rectangle whose sides are uniform between these shares of the "
+        "image's, in place of `cutmix_alpha`; null: by `cutmix_alpha`",
+    )
     prob: float = Field(
         1.0, ge=0, le=1, description="probability of mixing (per batch, pair or image: `mode`)"
     )
@@ -69,19 +74,66 @@ class Mixup(Plugin):
         description="smoothing of the labels before mixing (instead of train.loss.smoothing)",
     )
 
+    off_epoch: int = Field(
+        0,
+        ge=0,
+        description="mixing ends with this epoch, from 1; labels are smoothed until the end; "
+        "0: never (timm's mixup_off_epoch)",
+    )
+
     _mix: Any = PrivateAttr(default=None)
+
+    @field_validator("cutmix_minmax")
+    @classmethod
+    def _check_shares(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 <= value[0] < value[1] <= 1:
+            raise ValueError(
+                f"is two shares with 0 <= low < high <= 1; got [{value[0]:g}, {value[1]:g}]"
+            )
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Mixup:
-        if self.prob > 0 and self.mixup_alpha == 0 and self.cutmix_alpha == 0:
+        if self.prob > 0 and self.mixup_alpha == 0 and not self._cuts:
             raise ValueError(
                 "mixup_alpha and cutmix_alpha are both 0, so nothing would be mixed; set one above "
                 "0, or prob to 0"
             )
+        if self.cutmix_minmax is not None and self.cutmix_alpha:
+            raise ValueError(
+                "cutmix_alpha and cutmix_minmax both say how large CutMix's rectangles are, and "
+                "timm would ignore the first; leave one of them out"
+            )
         return self
 
-    @hookimpl
-    def on_fit_start(self, run: Run) -> None:
+    @property
+    def _cuts(self) -> bool:
+        return self.cutmix_alpha > 0 or self.cutmix_minmax is not None
+
+    @hookimpl(wrapper=True)
+    def build_data(self, run: Run) -> Generator[None, Data, Data]:
+        """Refuse what could not be mixed."""
+        data = yield
+        self._refuse_losses(run)
+        if self._off:
+            return data
+        if data.aug_splits > 1:
+            self.refuse(
+                run,
+                "splits",
+                f"shows each image {data.aug_splits} times in a batch, and {self.name} would mix "
+                f"these with others; set it to 1, or drop {self.name}",
+                section="data.augment",
+            )
+        side = min(data.input_size[1:], default=0)
+        if self.cutmix_minmax is not None and side:
+            low, high = (int(side * share) for share in self.cutmix_minmax)
+            if low == high:
+                why = f"leave no choice on images of {side} pixels: {low} to {high}; set them apart"
+                self.refuse(run, "cutmix_minmax", f"its shares {why}")
+        return data
+
+    def _refuse_losses(self, run: Run) -> None:
         """Refuse losses that would take mixed labels for something else."""
         loss = run.recipe.train.loss
         if self._off:
@@ -128,7 +180,7 @@ class Mixup(Plugin):
         if self._mix is None:
             self._mix = self._make(run)
         with self._own_numpy_stream(run.device.rank):
-            return self._mixed(batch)
+            return self._mixed(batch, ended=0 < self.off_epoch <= run.epoch)
 
     def _make(self, run: Run) -> Any:
         from timm.data.mixup import Mixup as TimmMixup
@@ -136,6 +188,7 @@ class Mixup(Plugin):
         return TimmMixup(
             mixup_alpha=self.mixup_alpha,
             cutmix_alpha=self.cutmix_alpha,
+            cutmix_minmax=self.cutmix_minmax,
             prob=self.prob,
             switch_prob=self.switch_prob,
             mode=self.mode,
@@ -143,12 +196,12 @@ class Mixup(Plugin):
             num_classes=run.recipe.model.num_classes or run.data.num_classes,
         )
 
-    def _mixed(self, batch: Batch) -> Batch:
+    def _mixed(self, batch: Batch, *, ended: bool) -> Batch:
         import torch
         from timm.data.mixup import mixup_target
 
         inputs, targets = batch
-        even = len(inputs) // 2 * 2
+        even = 0 if ended else len(inputs) // 2 * 2
         own: Tensor = mixup_target(
             targets[even:], self._mix.num_classes, smoothing=self.label_smoothing
         )
@@ -180,22 +233,38 @@ class Mixup(Plugin):
 
     def idle(self, run: Run) -> dict[str, str]:
         """Say what waits for another option."""
-        alone = not (self.mixup_alpha > 0 and self.cutmix_alpha > 0)
+        idle = {}
+        alone = not (self.mixup_alpha > 0 and self._cuts)
         if alone and self.switch_prob != type(self).model_fields["switch_prob"].default:
-            return {
-                "switch_prob": "does nothing unless mixup_alpha and cutmix_alpha are both above 0"
-            }
-        return {}
+            idle["switch_prob"] = (
+                "does nothing unless mixup_alpha and cutmix_alpha (or cutmix_minmax) are both on"
+            )
+        epochs = run.recipe.train.epochs
+        if self.off_epoch >= epochs:
+            idle["off_epoch"] = f"is {self.off_epoch}, and this run has {epochs} epochs, all mixed"
+        if self.off_epoch and self.prob == 0:
+            idle["off_epoch"] = "does nothing, because prob is 0"
+        return idle
 
     def explain(self, run: Run) -> list[str]:
         """Say what share of batches is mixed how, and what becomes of an odd image."""
-        both = self.mixup_alpha > 0 and self.cutmix_alpha > 0
-        cutmix = self.prob * (self.switch_prob if both else float(self.cutmix_alpha > 0))
+        both = self.mixup_alpha > 0 and self._cuts
+        cutmix = self.prob * (self.switch_prob if both else float(self._cuts))
+        until = ""
+        if self.off_epoch:
+            until = f" up to the end of epoch {self.off_epoch}, and none from then on"
         unit = {"batch": "batches", "pair": "pairs of images", "elem": "images"}[self.mode]
         return [
             (
                 f"mixes {self.prob - cutmix:.0%} of {unit} by mixup (alpha {self.mixup_alpha:g}) "
-                f"and {cutmix:.0%} by CutMix (alpha {self.cutmix_alpha:g}); the last image of an "
+                f"and {cutmix:.0%} by CutMix ({self._sizes}){until}; the last image of an "
                 "odd batch stays as it is"
             ),
         ]
+
+    @property
+    def _sizes(self) -> str:
+        if self.cutmix_minmax is None:
+            return f"alpha {self.cutmix_alpha:g}"
+        low, high = self.cutmix_minmax
+        return f"sides of {low:.0%} to {high:.0%}"
